@@ -1,0 +1,158 @@
+"""The `seam` command."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
+RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+train_app = typer.Typer(no_args_is_help=True, help="Train one stage, or everything from nothing.")
+app.add_typer(train_app, name="train")
+
+Files = Annotated[list[Path], typer.Argument(help="Audio files, of any length and sample rate.")]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at once.")]
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, with dots between nested keys.")]
+
+
+@contextmanager
+def one_sentence_errors():
+    """Bad input ends the command with one sentence on standard error and exit status 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def load(model: str):
+    """Model and processor of a checkpoint."""
+    from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+
+    return SeamForSpeechRecognition.from_pretrained(model).eval(), SeamProcessor.from_pretrained(model)
+
+
+@app.command()
+def transcribe(
+    files: Files,
+    model: Model = str(CHECKPOINT),
+    batch_size: BatchSize = 8,
+    llm: Annotated[bool, typer.Option("--llm/--no-llm", help="Let the LLM write, or stop after Stage 1.")] = True,
+    first_token_guidance: Annotated[bool, typer.Option(help="Give the LLM Stage 1's first token.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: file, seconds, stage1, text.")
+    ] = False,
+):
+    """Write down what is said in audio files."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.evaluation import transcription
+
+    disable_progress_bar()
+    with one_sentence_errors():
+        seam, processor = load(model)
+        waveforms = [processor.load_audio(file) for file in files]  # every file is read before any long work
+        results = transcription.transcribe(
+            seam,
+            processor,
+            waveforms,
+            batch_size=batch_size,
+            progress=sys.stderr.isatty(),
+            use_llm=llm,
+            first_token_guidance=first_token_guidance,
+        )
+    for file, result in zip(files, results, strict=True):
+        if as_json:
+            row = {"file": str(file), "seconds": round(result.seconds, 3), "stage1": result.stage1, "text": result.text}
+            print(json.dumps(row, ensure_ascii=False))
+        else:
+            print(f"{file}: {result.text}" if len(files) > 1 else result.text)
+
+
+@app.command()
+def demo(
+    files: Annotated[list[Path] | None, typer.Argument(help="Your own recordings, transcribed as well.")] = None,
+    model: Model = str(CHECKPOINT),
+):
+    """Transcribe the recordings that come with the repository, and any others given, and print a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.data.manifest import read_manifest
+    from seam.evaluation import transcription
+    from seam.evaluation.scoring import word_errors
+
+    disable_progress_bar()
+    with one_sentence_errors():
+        seam, processor = load(model)
+        shipped = read_manifest(RECORDINGS / "manifest.jsonl")
+        sources = [one.audio for one in shipped] + list(files or [])
+        references = [one.text for one in shipped] + [None] * len(files or [])
+        results = transcription.transcribe(seam, processor, [processor.load_audio(source) for source in sources])
+    table = Table("file", "reference", "Stage 1 heard", "transcript", "WER %")
+    for source, reference, result in zip(sources, references, results, strict=True):
+        rate = "" if reference is None else f"{word_errors([reference], [result.text]).rate:.0f}"
+        table.add_row(source.name, reference or "", result.stage1, result.text, rate)
+    total = word_errors([one.text for one in shipped], [one.text for one in results[: len(shipped)]])
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.words} words")
+
+
+def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[str] | None):
+    """Load a recipe and run it; print what came out."""
+    from seam.train.recipe import load_recipe
+
+    with one_sentence_errors():
+        result = main(load_recipe(recipe_class, path, overrides or []))
+    print(json.dumps(result, indent=1, default=str))
+
+
+@train_app.command("alignment")
+def train_alignment(recipe: Recipe, overrides: Overrides = None):
+    """Stage 1: the aligner learns the LLM's embeddings (Eq. 3)."""
+    from seam.train import alignment
+    from seam.train.recipe import StageRecipe
+
+    run_recipe(StageRecipe, alignment.main, recipe, overrides)
+
+
+@train_app.command("instruction")
+def train_instruction(recipe: Recipe, overrides: Overrides = None):
+    """Stage 2: LoRA learns to write transcripts (Eq. 4)."""
+    from seam.train import instruction
+    from seam.train.recipe import StageRecipe
+
+    run_recipe(StageRecipe, instruction.main, recipe, overrides)
+
+
+@train_app.command("refinement")
+def train_refinement(recipe: Recipe, overrides: Overrides = None):
+    """Stage 3: LoRA learns from what Stage 1 really heard (Eq. 5)."""
+    from seam.train import refinement
+    from seam.train.recipe import StageRecipe
+
+    run_recipe(StageRecipe, refinement.main, recipe, overrides)
+
+
+@train_app.command("demo")
+def train_demo(recipe: Recipe, overrides: Overrides = None):
+    """Everything from nothing: synthetic speech, tiny foundations, the three stages, and a table."""
+    from seam.train import demo
+    from seam.train.recipe import load_recipe
+
+    with one_sentence_errors():
+        demo.main(load_recipe(demo.DemoRecipe, recipe, overrides or []))
+
+
+if __name__ == "__main__":
+    app(prog_name="seam")

@@ -1,0 +1,164 @@
+"""Configuration of SEAM: a speech encoder, an alignment decoder and a language model."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
+from transformers.configuration_utils import SubConfigSpec
+
+ALIGNMENT_REDUCTIONS = ("sum", "mean")
+LLM_INPUTS = ("nearest", "continuous")
+
+
+@strict
+class SeamConfig(PreTrainedConfig):
+    r"""
+    The sizes and settings of a [`SeamForSpeechRecognition`]. The defaults are the paper's: the encoder of
+    Whisper-large-v2, an alignment decoder of 32 layers x 20 heads x 1280, and Qwen3-4B (Section 3.4, Table 2).
+
+    Args:
+        audio_config (`dict` or `WhisperConfig`, *optional*):
+            The speech encoder: any Whisper-family encoder. `max_source_positions` fixes the window it hears:
+            `2 * max_source_positions` mel frames of 10 ms.
+        aligner_config (`dict` or `WhisperConfig`, *optional*):
+            The alignment decoder. Only `d_model`, the `decoder_*` fields, the dropouts, `activation_function`,
+            `init_std` and `max_target_positions` matter; it has no vocabulary table.
+        text_config (`dict` or `PreTrainedConfig`, *optional*):
+            The language model: anything `AutoModelForCausalLM` can build.
+        boa_token_id (`int`, *optional*, defaults to 151644):
+            Id whose embedding starts Stage 1 (`<BOA>`, Algorithm 1). Default: `<|im_start|>` of Qwen3.
+        eoa_token_id (`int`, *optional*, defaults to 151645):
+            Id that ends Stage 1 (`<EOA>`). Default: `<|im_end|>` of Qwen3.
+        audio_token_id (`int`, *optional*, defaults to 151669):
+            The placeholder in the prompt that is replaced by the aligned embeddings. It needs no row in the
+            embedding table.
+        prompt_token_ids (`list[int]`, *optional*):
+            The default prompt with exactly one `audio_token_id` in it, used by `generate` when it is given none.
+        lookup_excluded_ids (`list[int]`, *optional*):
+            Ids that the nearest-neighbour lookup never returns: special tokens and rows that no text uses.
+            `eoa_token_id` is always reachable.
+        alignment_lambda (`float`, *optional*, defaults to 0.5):
+            Weight of the squared distance against the cosine term (lambda of Eq. 3 and Eq. 7).
+        alignment_reduction (`str`, *optional*, defaults to `"sum"`):
+            `"sum"`: the squared distance is summed over dimensions, as Eq. 3 is printed; `"mean"`: averaged.
+        llm_inputs (`str`, *optional*, defaults to `"nearest"`):
+            What the language model receives as aligned embeddings: the embeddings of the nearest tokens, or the
+            aligner's own `"continuous"` predictions.
+        mask_speech_padding (`bool`, *optional*, defaults to `True`):
+            Whether speech states past the end of the audio are hidden from the aligner.
+        lora_rank (`int`, *optional*, defaults to 32):
+            Rank of the LoRA adapters on the language model; 0 builds none.
+        lora_alpha (`int`, *optional*, defaults to 64): Scaling of the LoRA adapters.
+        lora_dropout (`float`, *optional*, defaults to 0.1): Dropout before the LoRA adapters.
+        lora_target_modules (`list[str]`, *optional*): Linear layers that get an adapter.
+    """
+
+    model_type = "seam"
+    sub_configs_defaults = {
+        "audio_config": SubConfigSpec(
+            config_class=WhisperConfig,
+            init_kwargs={
+                "d_model": 1280,
+                "encoder_layers": 32,
+                "encoder_attention_heads": 20,
+                "encoder_ffn_dim": 5120,
+                "decoder_layers": 32,
+                "decoder_attention_heads": 20,
+                "decoder_ffn_dim": 5120,
+            },
+        ),
+        "aligner_config": SubConfigSpec(
+            config_class=WhisperConfig,
+            init_kwargs={"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120},
+        ),
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="qwen3",
+            init_kwargs={
+                "vocab_size": 151936,
+                "hidden_size": 2560,
+                "intermediate_size": 9728,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "tie_word_embeddings": True,
+            },
+        ),
+    }
+
+    audio_config: dict | PreTrainedConfig | None = None
+    aligner_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    boa_token_id: int = 151644
+    eoa_token_id: int = 151645
+    audio_token_id: int = 151669
+    prompt_token_ids: list[int] | None = None
+    lookup_excluded_ids: list[int] | None = None
+    alignment_lambda: float | int = 0.5
+    alignment_reduction: str = "sum"
+    llm_inputs: str = "nearest"
+    mask_speech_padding: bool = True
+    lora_rank: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float | int = 0.1
+    lora_target_modules: list[str] | tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        # Caches are sized by `num_hidden_layers`, which Whisper maps to `encoder_layers`; the aligner has no encoder.
+        self.aligner_config.encoder_layers = self.aligner_config.decoder_layers
+        self.aligner_config.encoder_attention_heads = self.aligner_config.decoder_attention_heads
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "SeamConfig":
+        """Raises `ValueError` for the config of another architecture, which transformers would only warn about."""
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(f"this is a checkpoint of architecture {model_type!r}, not of {cls.model_type!r}.")
+        return super().from_dict(config_dict, **kwargs)
+
+    def validate_architecture(self):
+        """Check that the parts fit together. Raises `ValueError` that names the field and what is accepted."""
+        if self.audio_config.d_model != self.aligner_config.d_model:
+            raise ValueError(
+                f"aligner_config.d_model is {self.aligner_config.d_model} but the speech encoder yields states of size "
+                f"{self.audio_config.d_model}; the alignment decoder attends to them directly, so they must be equal."
+            )
+        if self.aligner_config.d_model % self.aligner_config.decoder_attention_heads:
+            raise ValueError(
+                f"aligner_config.d_model ({self.aligner_config.d_model}) must be a multiple of "
+                f"aligner_config.decoder_attention_heads ({self.aligner_config.decoder_attention_heads})."
+            )
+        vocab_size = self.get_text_config().vocab_size
+        for name in ("boa_token_id", "eoa_token_id"):
+            if not 0 <= getattr(self, name) < vocab_size:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, outside the language model's vocabulary of {vocab_size} ids."
+                )
+        if self.boa_token_id == self.eoa_token_id:
+            raise ValueError(f"boa_token_id and eoa_token_id are both {self.boa_token_id}; they must be two ids.")
+        if self.prompt_token_ids is not None and self.prompt_token_ids.count(self.audio_token_id) != 1:
+            raise ValueError(
+                f"prompt_token_ids must hold audio_token_id ({self.audio_token_id}) exactly once, "
+                f"found {self.prompt_token_ids.count(self.audio_token_id)} times."
+            )
+        outside = [i for i in self.lookup_excluded_ids or () if not 0 <= i < vocab_size]
+        if outside:
+            raise ValueError(f"lookup_excluded_ids holds {outside[0]}, outside the vocabulary of {vocab_size} ids.")
+        for name, accepted in (("alignment_reduction", ALIGNMENT_REDUCTIONS), ("llm_inputs", LLM_INPUTS)):
+            if getattr(self, name) not in accepted:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        if not 0 <= self.alignment_lambda <= 1:
+            raise ValueError(f"alignment_lambda is {self.alignment_lambda}; accepted: 0 to 1.")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank is {self.lora_rank}; accepted: 0 (no LoRA) or more.")
+
+
+AutoConfig.register(SeamConfig.model_type, SeamConfig, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Manifests, synthetic speech, augmentation and batching."""

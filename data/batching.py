@@ -1,0 +1,106 @@
+"""From utterances to the tensors that the trainers feed to the model."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+
+from seam.data.manifest import Utterance
+
+
+class SpeechDataset(Dataset):
+    """
+    Features and transcript ids of utterances, decoded when asked for.
+
+    Args:
+        utterances: what to read. Longer audio than the encoder's window raises `ValueError` when it is read.
+        processor ([`SeamProcessor`]): makes features and ids.
+        casing: applied to each transcript (one of `seam.data.manifest.CASINGS`).
+    """
+
+    def __init__(self, utterances: Sequence[Utterance], processor, casing: Callable[[str], str] = str.lower):
+        self.utterances = utterances
+        self.processor = processor
+        self.casing = casing
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        utterance = self.utterances[index]
+        try:
+            features = self.processor(audio=utterance.audio)
+            token_ids = self.processor.transcript_ids(self.casing(utterance.text))
+        except ValueError as error:
+            raise ValueError(f"{utterance.audio}: {error}") from error
+        return {
+            "input_features": features["input_features"][0],
+            "attention_mask": features["attention_mask"][0],
+            "token_ids": torch.tensor(token_ids),
+        }
+
+
+class ListDataset(Dataset):
+    """Items that were computed once and are kept in memory."""
+
+    def __init__(self, items: list[dict[str, torch.Tensor]]):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.items[index]
+
+
+class SpeechCollator:
+    """
+    Batches items of a [`SpeechDataset`], or items whose features were replaced by `speech_states` `(speech, d_speech)`.
+
+    Args:
+        end_token_id: appended to every transcript: `eoa_token_id` in Stage 1, the end of the turn in Stages 2 and 3.
+    """
+
+    def __init__(self, end_token_id: int):
+        self.end_token_id = end_token_id
+
+    def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict:
+        end = torch.tensor([self.end_token_id])
+        batch = {"labels": pad_sequence([torch.cat([i["token_ids"], end]) for i in items], True, padding_value=-100)}
+        if "speech_states" in items[0]:
+            states = [item["speech_states"] for item in items]
+            batch["speech_states"] = pad_sequence(states, True)
+            batch["speech_mask"] = pad_sequence([torch.ones(len(s), dtype=torch.long) for s in states], True)
+        else:
+            batch["input_features"] = torch.stack([item["input_features"] for item in items])
+            batch["attention_mask"] = torch.stack([item["attention_mask"] for item in items])
+        if "alignment_ids" in items[0]:
+            batch["alignment_ids"] = pad_sequence([i["alignment_ids"] for i in items], True, padding_value=-100)
+        return batch
+
+
+def keep_in_memory(dataset: Dataset, workers: int = 2) -> ListDataset:
+    """Read every item once, in `workers` processes."""
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers)
+    # Clones: tensors that arrive from a worker keep one shared-memory file open each.
+    items = [{k: v.clone() for k, v in item.items()} for item in tqdm(loader, desc="features", leave=False)]
+    return ListDataset(items)
+
+
+@torch.no_grad()
+def keep_encoder_states(model, dataset: Dataset, batch_size: int = 32, workers: int = 2) -> ListDataset:
+    """
+    Run the frozen encoder once over a [`SpeechDataset`] and keep the states in memory, cut to each audio's own length.
+    """
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    model.eval()
+    items = []
+    for batch in tqdm(loader, desc="encoder states", leave=False):
+        features = torch.stack([item["input_features"] for item in batch]).to(model.device)
+        attention_mask = torch.stack([item["attention_mask"] for item in batch]).to(model.device)
+        speech_states, mask = model.encode(features, attention_mask)
+        for item, states, keep in zip(batch, speech_states, mask.bool(), strict=True):
+            items.append({"speech_states": states[keep].cpu().clone(), "token_ids": item["token_ids"].clone()})
+    return ListDataset(items)

@@ -1,0 +1,86 @@
+"""Manifests: one JSON object a line, one utterance each."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+CASINGS = {"lower": str.lower, "keep": str}
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """
+    Args:
+        audio: path of the recording.
+        text: its transcript.
+        duration: seconds.
+        speaker, corpus, split: labels to select and to report by; empty where unknown.
+    """
+
+    audio: Path
+    text: str
+    duration: float
+    speaker: str = ""
+    corpus: str = ""
+    split: str = ""
+
+
+def read_manifest(path: str | Path, split: str | None = None, corpus: str | None = None) -> list[Utterance]:
+    """
+    Read a manifest (JSON Lines with `audio`, `text`, `duration`, and optionally `speaker`, `corpus`, `split`), or the
+    `metadata.jsonl` of a `datasets` audiofolder, whose names for the first and third are `file_name` and `seconds`.
+    Audio paths are relative to the manifest.
+
+    Args:
+        split, corpus: keep only these.
+
+    Raises:
+        FileNotFoundError: no such manifest.
+        ValueError: a line that is not JSON or lacks a field (named with its line number), or nothing left.
+    """
+    path = Path(path)
+    path = path / "metadata.jsonl" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such manifest.")
+    utterances = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            utterance = Utterance(
+                audio=path.parent / (row["audio"] if "audio" in row else row["file_name"]),
+                text=row["text"],
+                duration=float(row["duration"] if "duration" in row else row["seconds"]),
+                speaker=row.get("speaker", ""),
+                corpus=row.get("corpus", ""),
+                split=row.get("split", ""),
+            )
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+        except KeyError as error:
+            raise ValueError(f"{path}, line {number} lacks the field {error}.") from error
+        if split in (None, utterance.split) and corpus in (None, utterance.corpus):
+            utterances.append(utterance)
+    if not utterances:
+        raise ValueError(f"{path} holds no utterance" + (f" of split {split!r}." if split else "."))
+    return utterances
+
+
+def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> Path:
+    """Write a manifest with audio paths relative to it, to a temporary name and then renamed."""
+    path = Path(path)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for one in utterances:
+            row = {
+                "audio": os.path.relpath(one.audio, path.parent),
+                "text": one.text,
+                "duration": round(one.duration, 3),
+                "speaker": one.speaker,
+                "corpus": one.corpus,
+                "split": one.split,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+    return path

@@ -1,0 +1,252 @@
+"""Synthetic speech from espeak-ng: voices, one speaker object, and whole corpora with a manifest.
+
+The library comes with the package `espeakng-loader` (extra `demo`); Linux and macOS.
+"""
+
+import _ctypes
+import ctypes
+import json
+import logging
+import multiprocessing
+import os
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+from tqdm import tqdm
+
+from .accents import RESPELLED_DIGITS, respell
+from .augmentation import augment
+
+SAMPLE_RATE = 16000
+_ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-us-nyc")
+_HELD_OUT_ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland")
+# Intelligible variants only: no robots, whispers, strong echoes or overdriven ones. A variant and its near copies
+# (steph and steph2, Michael and Mario, robert and rob, m7 and Nguyen ...) are all on one side, or in neither list.
+_TRAINING_VARIANTS = (
+    "f2", "f4", "f5", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "klatt", "klatt2", "klatt3", "klatt4", "adam",
+    "benjamin", "david", "Reed", "Alex", "Andrea", "Denis", "Diogo", "antonio", "aunty", "grandma", "linda", "max",
+    "miguel", "pablo", "paul", "shelby", "victor",
+)  # fmt: skip
+_HELD_OUT_VARIANTS = ("f1", "steph", "Annie", "m5", "edward", "Gene", "Michael", "robert")
+_ACCENTED_VARIANTS = ("f2", "f4", "f5", "m1", "m3", "m4", "m7", "klatt3", "linda", "max")
+
+_FASTEST = 260  # words per minute; beyond it espeak-ng slurs
+_PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
+_OUTPUT_SYNCHRONOUS, _CHARACTERS_UTF8 = 2, 1
+
+logger = logging.getLogger(__name__)
+
+_SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_library_lock = threading.Lock()
+
+
+def training_voices() -> list[str]:
+    """English voices to train on, every accent with every training variant."""
+    return [f"{accent}+{variant}" for variant in _TRAINING_VARIANTS for accent in _ACCENTS]
+
+
+def held_out_voices() -> list[str]:
+    """English voices for tests: their variants, and near copies of them, occur in no training voice."""
+    return [f"{accent}+{variant}" for variant in _HELD_OUT_VARIANTS for accent in _HELD_OUT_ACCENTS]
+
+
+def accented_voices() -> list[str]:
+    """Training voices of other languages, which can only speak English digits, with their accent."""
+    return [f"{language}+{variant}" for variant in _ACCENTED_VARIANTS for language in RESPELLED_DIGITS]
+
+
+@cache
+def _loader() -> ModuleType:
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise ImportError("synthetic speech needs espeakng-loader: pip install 'seam[demo]'") from error
+    return espeakng_loader
+
+
+class Speaker:
+    """Speaks texts with espeak-ng, the same waveform for the same arguments whatever was spoken before."""
+
+    def __init__(self) -> None:
+        self._library_path = _loader().get_library_path()
+        self._data_path = _loader().get_data_path()
+        variants = Path(self._data_path, "voices", "!v")
+        self._variants = {path.name for path in variants.iterdir()}
+
+    def speak(self, text: str, voice: str, rate: int = 175, pitch: int = 50) -> np.ndarray:
+        """Speaks one text.
+
+        Args:
+            text: Lower-case words; digit words only where the voice is of another language than English.
+            voice: Language and variant, such as "en-us+f2".
+            rate: Words per minute, 80 to 450.
+            pitch: 0 to 100.
+
+        Returns:
+            float32 mono audio at 16 kHz, shape (samples,), in [-1, 1], without silence at its ends.
+
+        Raises:
+            ValueError: For an unknown voice, or a text the voice cannot speak.
+            RuntimeError: When espeak-ng fails or says nothing.
+        """
+        language, _, variant = voice.partition("+")
+        # espeak-ng ignores an unknown variant without a word.
+        if variant and variant not in self._variants:
+            raise ValueError(f"unknown variant {variant!r} in voice {voice!r}")
+        if language in RESPELLED_DIGITS:
+            text = respell(text, language)
+        elif language.split("-")[0] != "en":
+            raise ValueError(f"the voice {voice!r} is neither English nor one of {', '.join(RESPELLED_DIGITS)}")
+        with _library_lock:
+            native, native_rate = self._synthesize(text, voice, rate, pitch)
+        audio = soxr.resample(native.astype(np.float32) / 32768, native_rate, SAMPLE_RATE)
+        return np.clip(_trimmed(audio), -1, 1)
+
+    def _synthesize(self, text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, int]:
+        """int16 audio, shape (samples,), and its sample rate in Hz."""
+        # Flutter and noise go on from one utterance to the next in variables that no call resets. Only a library
+        # loaded anew (half a millisecond) makes an utterance independent of those before it.
+        library = ctypes.CDLL(self._library_path)
+        try:
+            return self._synthesize_with(library, text, voice, rate, pitch)
+        finally:
+            library.espeak_Terminate()
+            _ctypes.dlclose(library._handle)
+
+    def _synthesize_with(
+        self, library: ctypes.CDLL, text: str, voice: str, rate: int, pitch: int
+    ) -> tuple[np.ndarray, int]:
+        pieces: list[np.ndarray] = []
+
+        @_SynthCallback
+        def collect(samples, count, _events):  # the signature is the library's
+            if samples and count > 0:
+                # Copied: the library writes the next piece into the same buffer.
+                pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            return 0
+
+        native_rate = library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, os.fsencode(self._data_path), 0)
+        if native_rate <= 0:
+            raise RuntimeError(f"espeak-ng could not be initialised from {self._data_path}")
+        library.espeak_SetSynthCallback(collect)
+        # Two sources of randomness: its own, seeded by the clock, and the C library's.
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))
+        library.srand(1)
+        if library.espeak_SetVoiceByName(voice.encode()):
+            raise ValueError(f"espeak-ng does not know the voice {voice!r}")
+        for parameter, value in ((_PARAMETER_RATE, rate), (_PARAMETER_PITCH, pitch)):
+            if library.espeak_SetParameter(parameter, int(value), 0):
+                raise RuntimeError(f"espeak-ng refused rate {rate} or pitch {pitch}")
+        encoded = text.encode() + b"\0"
+        failed = library.espeak_Synth(encoded, ctypes.c_size_t(len(encoded)), 0, 1, 0, _CHARACTERS_UTF8, None, None)
+        if failed or not pieces:
+            raise RuntimeError(f"espeak-ng could not speak {text!r} with the voice {voice!r}")
+        return np.concatenate(pieces), native_rate
+
+
+def _trimmed(audio: np.ndarray) -> np.ndarray:
+    """Without the silence at both ends: all but 20 ms of what is 50 dB below the peak."""
+    magnitude = np.abs(audio)
+    loud = np.flatnonzero(magnitude > 0.003 * magnitude.max(initial=0))
+    if not loud.size:
+        raise RuntimeError("espeak-ng produced silence only")
+    margin = SAMPLE_RATE // 50
+    return audio[max(loud[0] - margin, 0) : loud[-1] + margin]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One utterance to synthesize; `seed` decides its rate, pitch and augmentation."""
+
+    text: str
+    voice: str
+    corpus: str
+    split: str
+    seed: int
+    augment: bool
+
+
+class Corpus(NamedTuple):
+    """What `synthesize` did: the manifest, utterances written, jobs left out as too long, seconds of audio."""
+
+    manifest: Path
+    written: int
+    left_out: int
+    seconds: float
+
+
+def synthesize(jobs: Sequence[Job], folder: str | os.PathLike, *, workers: int = 2, max_seconds: float = 3.0) -> Corpus:
+    """Writes `folder/audio/NNNNNN.wav` (16 kHz, 16 bit; N the number of the job) and `folder/manifest.jsonl`.
+
+    The manifest appears at the end, complete, in the order of the jobs. Files do not depend on `workers`.
+
+    Args:
+        jobs: What to speak.
+        folder: Created where missing; files of the same names are replaced.
+        workers: Processes.
+        max_seconds: An utterance that is longer is spoken faster, and left out (and counted) when still too long.
+
+    Returns:
+        Where the manifest is and what was left out.
+    """
+    folder = Path(folder)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    run = partial(_run_job, folder=folder, max_seconds=max_seconds)
+    progress = partial(tqdm, total=len(jobs), desc="speech", unit="utterance", mininterval=1)
+    if workers > 1:
+        with multiprocessing.Pool(workers) as pool:
+            entries = list(progress(pool.imap(run, enumerate(jobs), chunksize=16)))
+    else:
+        entries = list(progress(map(run, enumerate(jobs))))
+
+    written = [entry for entry in entries if entry is not None]
+    manifest = folder / "manifest.jsonl"
+    temporary = manifest.with_suffix(".jsonl.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in written)
+    os.replace(temporary, manifest)
+    left_out = len(jobs) - len(written)
+    if left_out:
+        logger.warning("%d of %d utterances are longer than %g s: left out", left_out, len(jobs), max_seconds)
+    return Corpus(manifest, len(written), left_out, sum(entry["duration"] for entry in written))
+
+
+@cache
+def _speaker() -> Speaker:
+    """The speaker of this process."""
+    return Speaker()
+
+
+def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> dict[str, str | float] | None:
+    """Writes the audio of one job and returns its manifest entry; None when it is too long."""
+    number, job = numbered
+    rng = random.Random(job.seed)
+    rate, pitch = rng.randint(120, 210), rng.randint(20, 80)
+    for attempt in (rate, *(faster for faster in (230, _FASTEST) if faster > rate)):
+        audio = _speaker().speak(job.text, job.voice, attempt, pitch)
+        if job.augment:
+            # A new generator for every attempt: the same augmentation, whatever the rate.
+            audio = augment(audio, np.random.default_rng(job.seed))
+        if len(audio) <= max_seconds * SAMPLE_RATE:
+            break
+    else:
+        return None
+    name = f"audio/{number:06d}.wav"
+    soundfile.write(folder / name, audio, SAMPLE_RATE, subtype="PCM_16")
+    return {
+        "audio": name,
+        "text": job.text,
+        "duration": round(len(audio) / SAMPLE_RATE, 4),
+        "speaker": job.voice,
+        "corpus": job.corpus,
+        "split": job.split,
+    }

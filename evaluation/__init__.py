@@ -1,0 +1,1 @@
+"""Decoding a corpus, scoring and reports."""

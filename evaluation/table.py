@@ -1,0 +1,117 @@
+"""The paper's Table 1 in small: every system on every test set, as JSON, Markdown and a plot."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from tqdm.auto import tqdm
+
+from seam.data.manifest import Utterance
+from seam.evaluation.scoring import word_errors
+from seam.evaluation.transcription import transcribe
+
+WHISPER = "Whisper, its own decoder"
+STAGE1 = "SEAM w/o LLM (Stage 1)"
+FULL = "SEAM full, w/o FTG"
+GUIDED = "SEAM full, w/ FTG"
+
+
+def compare_systems(
+    model, processor, whisper, whisper_processor, tests: dict[str, Sequence[Utterance]]
+) -> dict[str, Any]:
+    """
+    Args:
+        model, processor: a trained SEAM.
+        whisper: `WhisperForConditionalGeneration` whose encoder SEAM uses.
+        whisper_processor: its feature extractor and tokenizer.
+        tests: test sets by name.
+
+    Returns:
+        `{"wer": {system: {test: percent}}, "words": {test: count}, "notes": [sentence]}`.
+    """
+    wer: dict[str, dict[str, float]] = {name: {} for name in (WHISPER, STAGE1, FULL, GUIDED)}
+    words = {}
+    for name, utterances in tqdm(sorted(tests.items()), desc="test sets"):
+        references = [utterance.text.lower() for utterance in utterances]
+        sources = [utterance.audio for utterance in utterances]
+        guided = transcribe(model, processor, sources, batch_size=32)
+        unguided = transcribe(model, processor, sources, batch_size=32, first_token_guidance=False)
+        hypotheses = {
+            WHISPER: whisper_texts(whisper, whisper_processor, [processor.load_audio(source) for source in sources]),
+            STAGE1: [one.stage1 for one in guided],
+            FULL: [one.text for one in unguided],
+            GUIDED: [one.text for one in guided],
+        }
+        for system, texts in hypotheses.items():
+            count = word_errors(references, texts)
+            wer[system][name] = count.rate
+            words[name] = count.words
+    return {"wer": wer, "words": words, "notes": notes(wer, words)}
+
+
+def whisper_texts(whisper, whisper_processor, waveforms: list[np.ndarray], batch_size: int = 32) -> list[str]:
+    """What Whisper's own decoder writes, greedily."""
+    feature_extractor, tokenizer = whisper_processor
+    texts = []
+    for start in range(0, len(waveforms), batch_size):
+        features = feature_extractor(
+            waveforms[start : start + batch_size], sampling_rate=feature_extractor.sampling_rate, return_tensors="pt"
+        )
+        ids = whisper.eval().generate(features.input_features)
+        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return texts
+
+
+def notes(wer: dict[str, dict[str, float]], words: dict[str, int]) -> list[str]:
+    """One honest sentence per comparison that the paper makes: whether the LLM and FTG help here, and where."""
+
+    def verdict(what: str, before: str, after: str) -> str:
+        sides: dict[str, list[str]] = {"lower": [], "higher": [], "equal": []}
+        for test in wer[before]:
+            change = wer[after][test] - wer[before][test]
+            side = "equal" if abs(change) < 0.05 else ("lower" if change < 0 else "higher")
+            sides[side].append(f"{test} ({change:+.1f})" if side != "equal" else test)
+        said = [f"{side} on {', '.join(names)}" for side, names in sides.items() if names]
+        return f"{what}: word error rate " + "; ".join(said) + "."
+
+    return [
+        verdict("The LLM after Stage 3, against Stage 1", STAGE1, FULL),
+        verdict("First Token Guidance", FULL, GUIDED),
+    ]
+
+
+def write_table(table: dict[str, Any], folder: Path) -> None:
+    """Write `table.json`, `table.md` and `table.png` into `folder`."""
+    tests = sorted(table["words"])
+    lines = [
+        "| WER % | " + " | ".join(f"{test} ({table['words'][test]} words)" for test in tests) + " |",
+        "|---|" + "---|" * len(tests),
+    ]
+    for system, rates in table["wer"].items():
+        lines.append(f"| {system} | " + " | ".join(f"{rates[test]:.1f}" for test in tests) + " |")
+    lines += ["", *table["notes"], ""]
+    for name, text in (("table.json", json.dumps(table, indent=1)), ("table.md", "\n".join(lines))):
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / name)
+    _plot(table, tests, folder / "table.png")
+
+
+def _plot(table: dict[str, Any], tests: list[str], path: Path) -> None:
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(2.2 * len(tests) + 2, 4), layout="constrained")
+    width = 0.8 / len(table["wer"])
+    for index, (system, rates) in enumerate(table["wer"].items()):
+        bars = axes.bar(np.arange(len(tests)) + index * width, [rates[test] for test in tests], width, label=system)
+        axes.bar_label(bars, fmt="%.1f", fontsize=7)
+    axes.set_xticks(np.arange(len(tests)) + 0.4 - width / 2, tests)
+    axes.set_ylabel("word error rate, %")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

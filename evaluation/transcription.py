@@ -1,0 +1,59 @@
+"""Transcribe any audio with a model and its processor: the path of the command line and of every evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm.auto import tqdm
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """
+    Args:
+        seconds: length of the audio.
+        stage1: what the alignment decoder heard (Algorithm 1).
+        text: the transcript (Algorithm 2, or Stage 1's with `use_llm=False`).
+    """
+
+    seconds: float
+    stage1: str
+    text: str
+
+
+def transcribe(
+    model,
+    processor,
+    sources: Sequence,
+    batch_size: int = 8,
+    progress: bool = False,
+    **generate_kwargs,
+) -> list[Transcription]:
+    """
+    Transcribe audio of any length: longer audio than the window is cut at quiet places and the texts are joined.
+
+    Args:
+        model ([`SeamForSpeechRecognition`]), processor ([`SeamProcessor`]): of one checkpoint.
+        sources: what `SeamProcessor.load_audio` takes.
+        generate_kwargs: of `SeamForSpeechRecognition.generate`.
+    """
+    waveforms = [processor.load_audio(source) for source in sources]
+    pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
+    heard, written = [[] for _ in sources], [[] for _ in sources]
+    model.eval()
+    for start in tqdm(range(0, len(pieces), batch_size), desc="transcribing", leave=False, disable=not progress):
+        batch = pieces[start : start + batch_size]
+        inputs = processor(audio=[piece for _, piece in batch]).to(model.device)
+        with torch.no_grad():
+            output = model.generate(**inputs, return_dict_in_generate=True, **generate_kwargs)
+        stage1_ids = [
+            row[keep.bool()] for row, keep in zip(output.alignment_sequences, output.alignment_mask, strict=True)
+        ]
+        stage1, texts = processor.batch_decode(stage1_ids), processor.batch_decode(output.sequences)
+        for (owner, _), one_heard, one_written in zip(batch, stage1, texts, strict=True):
+            heard[owner].append(one_heard.strip())
+            written[owner].append(one_written.strip())
+    return [
+        Transcription(len(waveform) / processor.sampling_rate, " ".join(filter(None, h)), " ".join(filter(None, w)))
+        for waveform, h, w in zip(waveforms, heard, written, strict=True)
+    ]

@@ -1,0 +1,123 @@
+"""The alignment decoder (Section 3.4): a Whisper decoder driven by projected LLM embeddings (Eq. 2)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, WhisperConfig
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperPositionalEmbedding
+from transformers.utils import ModelOutput
+
+from .nearest import NearestToken
+
+
+@dataclass
+class SeamAlignerOutput(ModelOutput):
+    """
+    Args:
+        logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
+            Minus the alignment distance to every token, when a lookup is given: argmax is the nearest neighbour.
+        aligned_embeds (`torch.FloatTensor` of shape `(batch, seq, d_llm)`):
+            The predicted embeddings.
+        past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of both attentions.
+    """
+
+    logits: torch.FloatTensor | None = None
+    aligned_embeds: torch.FloatTensor | None = None
+    past_key_values: EncoderDecoderCache | None = None
+
+
+class SeamAligner(PreTrainedModel, GenerationMixin):
+    """
+    Predicts the LLM embedding of the next token from the tokens so far and the speech states.
+
+    It is an encoder-decoder without an encoder whose logits are minus the alignment distance, so that the stock
+    greedy search of `GenerationMixin` *is* Algorithm 1. The layers are transformers' own `WhisperDecoderLayer`s; they
+    are run here rather than by `WhisperDecoder`, which has a vocabulary table and takes no mask over the speech.
+
+    Args:
+        config: `WhisperConfig`, of which the decoder's fields are used.
+        llm_dim: size of the LLM's embeddings, d_llm.
+    """
+
+    config: WhisperConfig
+    base_model_prefix = "aligner"
+    main_input_name = "input_features"  # never given: `generate` takes `encoder_outputs`
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WhisperDecoderLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: WhisperConfig, llm_dim: int):
+        super().__init__(config)
+        self.input_projection = nn.Linear(llm_dim, config.d_model, bias=False)  # W_E-proj
+        self.embed_positions = WhisperPositionalEmbedding(config.max_target_positions, config.d_model)
+        self.layers = nn.ModuleList([WhisperDecoderLayer(config, index) for index in range(config.decoder_layers)])
+        self.layer_norm = nn.LayerNorm(config.d_model)
+        self.output_projection = nn.Linear(config.d_model, llm_dim, bias=False)  # W_out
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        decoder_input_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        encoder_outputs: ModelOutput | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        use_cache: bool | None = None,
+        lookup: NearestToken | None = None,
+        **kwargs,
+    ) -> SeamAlignerOutput:
+        """
+        Args:
+            decoder_input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): tokens so far; needs `lookup`.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, d_llm)`, *optional*): their embeddings instead.
+            encoder_outputs (`BaseModelOutput`): speech states `(batch, speech, d_model)` as `last_hidden_state`.
+            attention_mask (`torch.Tensor` of shape `(batch, speech)`, *optional*): 1 for states that hold audio.
+            decoder_attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 1 for real tokens.
+            lookup (`NearestToken`, *optional*): when given, `logits` are computed.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = lookup.embed(decoder_input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        speech_states = encoder_outputs.last_hidden_state
+
+        hidden_states = self.input_projection(inputs_embeds)
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        position_ids = past_length + torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        hidden_states = hidden_states + self.embed_positions(hidden_states, position_ids=position_ids)
+        hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
+
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=decoder_attention_mask,
+            past_key_values=past_key_values,
+        )
+        speech_mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            encoder_hidden_states=speech_states,
+        )
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                encoder_hidden_states=speech_states,
+                encoder_attention_mask=speech_mask,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        aligned_embeds = self.output_projection(self.layer_norm(hidden_states))
+        return SeamAlignerOutput(
+            logits=-lookup.distances(aligned_embeds) if lookup is not None else None,
+            aligned_embeds=aligned_embeds,
+            past_key_values=past_key_values,
+        )

@@ -1,0 +1,196 @@
+"""Two-level autoregression: Algorithm 1 (Stage 1), Algorithm 2 (the full model) and First Token Guidance (Eq. 6)."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from .nearest import alignment_distance
+from .prompt import splice
+
+
+@dataclass
+class AlignmentOutput(ModelOutput):
+    """
+    What Stage 1 heard.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch, tokens)`): ids without `<BOA>` and `<EOA>`, padded at the end.
+        mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
+        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): predicted embeddings.
+        distances (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): Eq. 7 to the chosen tokens.
+    """
+
+    sequences: torch.LongTensor | None = None
+    mask: torch.LongTensor | None = None
+    aligned_embeds: torch.FloatTensor | None = None
+    distances: torch.FloatTensor | None = None
+
+
+@dataclass
+class SeamGenerateOutput(ModelOutput):
+    """
+    Args:
+        sequences (`torch.LongTensor` of shape `(batch, tokens)`): transcript ids, padded at the end.
+        alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`].
+    """
+
+    sequences: torch.LongTensor | None = None
+    alignment_sequences: torch.LongTensor | None = None
+    alignment_mask: torch.LongTensor | None = None
+    alignment_distances: torch.FloatTensor | None = None
+    aligned_embeds: torch.FloatTensor | None = None
+
+
+class SeamGenerationMixin(GenerationMixin):
+    """`generate` of [`SeamForSpeechRecognition`]."""
+
+    @torch.no_grad()
+    def align(
+        self,
+        speech_states: torch.FloatTensor,
+        speech_mask: torch.Tensor | None = None,
+        return_distances: bool = False,
+        **kwargs,
+    ) -> AlignmentOutput:
+        """
+        Algorithm 1: the nearest token of each predicted embedding, fed back, until `<EOA>`.
+
+        The loop is the stock one of `GenerationMixin` on the aligner, whose logits are minus the distances.
+
+        Args:
+            speech_states, speech_mask: what `encode` returned.
+            return_distances: also return distances and predicted embeddings, from one parallel pass over the tokens.
+            kwargs: of `GenerationMixin.generate`; greedy search by default.
+        """
+        generation_config = GenerationConfig(
+            decoder_start_token_id=self.config.boa_token_id,
+            eos_token_id=self.config.eoa_token_id,
+            pad_token_id=self.config.eoa_token_id,
+            max_new_tokens=self.config.aligner_config.max_target_positions - 1,
+        )
+        kwargs = generation_config.update(**kwargs)
+        sequences = self.aligner.generate(
+            encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
+            attention_mask=speech_mask,
+            lookup=self.lookup,
+            generation_config=generation_config,
+            **kwargs,
+        )[:, 1:]
+        ended = (sequences == self.config.eoa_token_id).cumsum(-1) > 0
+        longest = int((~ended).sum(-1).max())
+        sequences, mask = sequences[:, :longest], (~ended[:, :longest]).long()
+        output = AlignmentOutput(sequences=sequences, mask=mask)
+        if return_distances:
+            output.aligned_embeds = self.teacher_forced(speech_states, speech_mask, sequences)[:, :-1]
+            output.distances = alignment_distance(
+                output.aligned_embeds,
+                self.lookup.embed(sequences),
+                self.config.alignment_lambda,
+                self.config.alignment_reduction,
+            )
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        speech_states: torch.FloatTensor | None = None,
+        speech_mask: torch.Tensor | None = None,
+        first_token_guidance: bool = True,
+        use_llm: bool = True,
+        return_dict_in_generate: bool = False,
+        generation_config: GenerationConfig | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> torch.LongTensor | SeamGenerateOutput:
+        """
+        Transcribe (Algorithm 2).
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): log-mel features.
+            attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): 1 for frames that hold audio.
+            input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
+                Prompts with one `audio_token_id` each (`SeamProcessor.apply_transcription_request`); by default the
+                one in the config.
+            prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
+            speech_states, speech_mask (*optional*): what `encode` returned, instead of `input_features`.
+            first_token_guidance (`bool`, *optional*, defaults to `True`): Eq. 6.
+            use_llm (`bool`, *optional*, defaults to `True`): `False` gives Stage 1's tokens ("SEAM w/o LLM").
+            return_dict_in_generate (`bool`, *optional*, defaults to `False`): also return what Stage 1 heard.
+            generation_config, kwargs: of `GenerationMixin.generate`, for the loop that writes the transcript: the
+                language model's, or Stage 1's with `use_llm=False`.
+            labels: ignored; `Trainer` passes the whole batch.
+
+        Returns:
+            Transcript ids `(batch, tokens)` padded at the end, or a [`SeamGenerateOutput`]. Where Stage 1 heard
+            nothing the transcript is empty: nothing is invented.
+        """
+        speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
+        alignment = self.align(
+            speech_states, speech_mask, return_distances=return_dict_in_generate, **({} if use_llm else kwargs)
+        )
+        pad = self._pad_token_id(generation_config)
+        sequences = alignment.sequences.masked_fill(alignment.mask == 0, pad)
+        if use_llm and alignment.mask.any():
+            prompts = self.prompt_rows(len(sequences), input_ids, prompt_attention_mask)
+            aligned = self.embed_alignment(
+                alignment.sequences.masked_fill(alignment.mask == 0, -100),
+                speech_states=speech_states,
+                speech_mask=speech_mask,
+            )
+            sequences = self._write(alignment, aligned, prompts, first_token_guidance, generation_config, pad, kwargs)
+        if not return_dict_in_generate:
+            return sequences
+        return SeamGenerateOutput(
+            sequences=sequences,
+            alignment_sequences=alignment.sequences,
+            alignment_mask=alignment.mask,
+            alignment_distances=alignment.distances,
+            aligned_embeds=alignment.aligned_embeds,
+        )
+
+    def _pad_token_id(self, generation_config: GenerationConfig | None) -> int:
+        for config in (generation_config, self.generation_config):
+            if config is not None and config.pad_token_id is not None:
+                return config.pad_token_id
+        return self.config.eoa_token_id
+
+    def _write(
+        self, alignment, aligned_embeds, prompts, first_token_guidance, generation_config, pad, kwargs
+    ) -> torch.LongTensor:
+        """The language model's loop over the rows in which Stage 1 heard something."""
+        heard = alignment.mask.any(-1).nonzero().flatten().tolist()
+        kept = [alignment.mask[row].bool() for row in heard]
+        guides = [alignment.sequences[row][: int(first_token_guidance)] for row in heard]
+        embeds, mask = splice(
+            self.get_input_embeddings(),
+            [prompts[row] for row in heard],
+            self.config.audio_token_id,
+            [aligned_embeds[row][keep] for row, keep in zip(heard, kept, strict=True)],
+            guides,
+        )
+        generation_config = copy.deepcopy(generation_config or self.generation_config)
+        generation_config.pad_token_id = pad
+        kwargs = generation_config.update(**kwargs)
+        if first_token_guidance:
+            # The guide is a part of the transcript: it counts, and `input_ids` shows it to streamers and processors.
+            kwargs["input_ids"] = torch.stack(guides)
+            if generation_config.max_new_tokens is not None:
+                generation_config.max_new_tokens -= 1
+        if generation_config.max_new_tokens == 0:
+            written = torch.stack(guides)
+        else:
+            written = self.language_model.generate(
+                inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
+            )
+        per_row = len(written) // len(heard)  # num_return_sequences
+        sequences = written.new_full((len(alignment.sequences), per_row, written.shape[1]), pad)
+        sequences[heard] = written.unflatten(0, (len(heard), per_row))
+        return sequences.flatten(0, 1)

@@ -1,0 +1,378 @@
+"""SEAM (Oh and Kim, Findings of EACL 2026): composition, training forward and loading."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import ModelOutput, logging
+
+from .aligner import SeamAligner
+from .generation import SeamGenerationMixin
+from .nearest import NearestToken, alignment_distance
+from .prompt import splice
+
+logger = logging.get_logger(__name__)
+
+# Above this cosine, EOA and another returnable token can hardly be told apart by the lookup.
+EOA_COSINE_LIMIT = 0.98
+
+
+@dataclass
+class SeamOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Eq. 3 with `use_llm=False`, else Eq. 4 and Eq. 5.
+        logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
+            With `use_llm=True` the language model's, at the positions of the reply (one per label).
+        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): what the aligner predicted.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    aligned_embeds: torch.FloatTensor | None = None
+
+
+class SeamPreTrainedModel(PreTrainedModel):
+    """Weight initialisation and the flags that transformers reads; the config class comes from the registry."""
+
+    config_class = CONFIG_MAPPING["seam"]
+    base_model_prefix = "model"
+    main_input_name = "input_features"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WhisperEncoderLayer", "WhisperDecoderLayer", "Qwen3DecoderLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+
+class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
+    """
+    A frozen speech encoder, a trainable aligner and a frozen language model with LoRA.
+
+    Args:
+        config ([`SeamConfig`]): sizes and settings.
+    """
+
+    accepts_loss_kwargs = True  # `forward` divides by `num_items_in_batch` itself
+
+    def __init__(self, config):
+        super().__init__(config)
+        text_config = config.get_text_config()
+        self.encoder = WhisperEncoder(config.audio_config)
+        self.aligner = SeamAligner(config.aligner_config, text_config.hidden_size)
+        self.language_model = _with_lora(AutoModelForCausalLM.from_config(text_config), config)
+        self._lookup: tuple | None = None
+        self.post_init()
+        # The backbones are frozen throughout; what a stage trains, its trainer switches on.
+        self.encoder.requires_grad_(False)
+        self.language_model.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        As in transformers, except that a weight that is missing, unexpected or of another shape raises `ValueError`
+        instead of being initialised at random.
+        """
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info[problem]:
+                names = ", ".join(sorted(str(key) for key in info[problem])[:3])
+                raise ValueError(
+                    f"{pretrained_model_name_or_path} does not fit its config: {len(info[problem])} "
+                    f"{problem.replace('_', ' ')} ({names})."
+                )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def from_backbones(cls, encoder: str, llm: str, processor=None, **config) -> "SeamForSpeechRecognition":
+        """
+        Build a model around two pretrained backbones, with a fresh aligner and fresh LoRA.
+
+        Args:
+            encoder: Hub id or folder of a Whisper-family checkpoint (its decoder, if any, is left behind).
+            llm: Hub id or folder of a causal language model.
+            processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
+            config: fields of [`SeamConfig`]. Without `aligner_config` the aligner has the encoder's width and the
+                shape of the checkpoint's own decoder.
+
+        Raises:
+            ValueError: when a backbone's weights are not all found in its checkpoint, or the parts do not fit.
+        """
+        if processor is not None:
+            vocab_size = AutoConfig.from_pretrained(llm).get_text_config().vocab_size
+            config = {
+                "boa_token_id": processor.boa_token_id,
+                "eoa_token_id": processor.eoa_token_id,
+                "audio_token_id": processor.audio_token_id,
+                "prompt_token_ids": processor.prompt_ids(),
+                "lookup_excluded_ids": processor.lookup_excluded_ids(vocab_size),
+                **config,
+            }
+        # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
+        whisper = _load_every_weight(AutoModel, encoder, expected=r"^encoder\.")
+        language_model = _load_every_weight(AutoModelForCausalLM, llm, expected="")
+        config.setdefault("aligner_config", whisper.config.to_dict())
+        config = cls.config_class(audio_config=whisper.config, text_config=language_model.config, **config)
+        with torch.device("meta"):  # the shell only: every part is put in below
+            model = cls(config)
+        model.encoder = whisper.get_encoder().requires_grad_(False)
+        model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size)
+        model.language_model = _with_lora(language_model, config).requires_grad_(False)
+        model.generation_config = GenerationConfig(
+            max_new_tokens=config.aligner_config.max_target_positions - 1,
+            num_beams=1,
+            eos_token_id=language_model.generation_config.eos_token_id,
+            pad_token_id=_first(language_model.generation_config.pad_token_id, config.eoa_token_id),
+        )
+        model.warn_if_eoa_is_ambiguous()
+        return model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        return self.encoder
+
+    @property
+    def lookup(self) -> NearestToken:
+        """The embedding table as Stage 1 sees it; rebuilt when the table's weights have changed."""
+        table = self.get_input_embeddings().weight
+        key = (table.data_ptr(), table._version, table.dtype, table.device)
+        if self._lookup is None or self._lookup[0] != key:
+            excluded = [i for i in self.config.lookup_excluded_ids or () if i != self.config.eoa_token_id]
+            self._lookup = (
+                key,
+                NearestToken(table, self.config.alignment_lambda, self.config.alignment_reduction, excluded),
+            )
+        return self._lookup[1]
+
+    def warn_if_eoa_is_ambiguous(self):
+        """Warn when `<EOA>` has a near twin in the table, so that Stage 1 could not tell when to stop."""
+        other, cosine = self.lookup.closest_other(self.config.eoa_token_id)
+        if cosine > EOA_COSINE_LIMIT:
+            logger.warning(
+                f"eoa_token_id {self.config.eoa_token_id} is nearly the same embedding as id {other} (cosine "
+                f"{cosine:.3f}): Stage 1 may not know when to stop. Choose a special token that the LLM was trained on."
+            )
+
+    def encode(
+        self, input_features: torch.FloatTensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.FloatTensor, torch.LongTensor]:
+        """
+        Speech states S (Section 3.3), cut after the longest audio of the batch.
+
+        Args:
+            input_features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): log-mel features.
+            attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): 1 for frames that hold audio.
+
+        Returns:
+            The states `(batch, speech, d_speech)` and the mask `(batch, speech)` that is 1 for those that the aligner
+            may attend to.
+        """
+        states = self.encoder(input_features.to(self.encoder.conv1.weight.dtype)).last_hidden_state
+        if attention_mask is None or not self.config.mask_speech_padding:
+            return states, states.new_ones(states.shape[:2], dtype=torch.long)
+        lengths = self.encoder._get_feat_extract_output_lengths(attention_mask.sum(-1))
+        longest = int(lengths.max())
+        mask = (torch.arange(longest, device=states.device) < lengths[:, None]).long()
+        return states[:, :longest], mask
+
+    def speech(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        speech_states: torch.FloatTensor | None = None,
+        speech_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.FloatTensor, torch.LongTensor | None]:
+        """Speech states and their mask: the given ones, or those of `input_features` (see `encode`)."""
+        if speech_states is not None:
+            return speech_states, speech_mask
+        if input_features is None:
+            raise ValueError("one of input_features and speech_states is required.")
+        return self.encode(input_features, attention_mask)
+
+    def teacher_forced(
+        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor | None, token_ids: torch.LongTensor
+    ) -> torch.FloatTensor:
+        """
+        Eq. 1: the aligner's predictions when fed `<BOA>` and the given tokens.
+
+        Args:
+            token_ids (`torch.LongTensor` of shape `(batch, tokens)`): padded on the right with any id below 0.
+
+        Returns:
+            `(batch, tokens + 1, d_llm)`: position t predicts token t, the last one `<EOA>`.
+        """
+        start = token_ids.new_full((len(token_ids), 1), self.config.boa_token_id)
+        inputs = torch.cat([start, token_ids.clamp_min(0)], dim=1)
+        return self.aligner(
+            inputs_embeds=self.lookup.embed(inputs),
+            encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
+            attention_mask=speech_mask,
+        ).aligned_embeds
+
+    def llm_inputs(self, aligned_embeds: torch.FloatTensor) -> torch.FloatTensor:
+        """What the language model is given for predictions `(..., d_llm)`: `config.llm_inputs`."""
+        if self.config.llm_inputs == "continuous":
+            return aligned_embeds
+        return self.lookup.embed(self.lookup.nearest(aligned_embeds))
+
+    @torch.no_grad()
+    def embed_alignment(self, token_ids: torch.LongTensor, **speech) -> torch.FloatTensor:
+        """
+        What the language model is given for tokens that Stage 1 wrote.
+
+        Args:
+            token_ids (`torch.LongTensor` of shape `(batch, tokens)`): padded on the right with any id below 0.
+            speech: see `speech`; only `llm_inputs="continuous"` needs it.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, tokens, d_llm)`.
+        """
+        if self.config.llm_inputs == "nearest":
+            return self.lookup.embed(token_ids.clamp_min(0))
+        return self.teacher_forced(*self.speech(**speech), token_ids)[:, :-1]
+
+    def forward(
+        self,
+        input_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        prompt_attention_mask: torch.Tensor | None = None,
+        speech_states: torch.FloatTensor | None = None,
+        speech_mask: torch.Tensor | None = None,
+        aligned_embeds: torch.FloatTensor | None = None,
+        aligned_mask: torch.Tensor | None = None,
+        use_llm: bool = True,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> SeamOutput:
+        """
+        The teacher-forced pass of the three stages.
+
+        Args:
+            input_features, attention_mask: see `encode`.
+            labels (`torch.LongTensor` of shape `(batch, tokens + 1)`):
+                The transcript's ids and its end: `eoa_token_id` with `use_llm=False` (Stage 1), the language model's
+                end of turn with `use_llm=True`. Padded on the right with -100.
+            input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
+                Prompts with one `audio_token_id` each; `config.prompt_token_ids` by default.
+            prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
+            speech_states, speech_mask (*optional*): what `encode` returned, instead of `input_features`.
+            aligned_embeds (`torch.FloatTensor` of shape `(batch, n, d_llm)`, *optional*):
+                What the language model receives (Stage 3). By default the aligner's teacher-forced predictions.
+            aligned_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): 0 leaves an aligned embedding out.
+            use_llm (`bool`, *optional*, defaults to `True`): `False` for Stage 1.
+            num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
+                batch's own, so that the loss is a mean over tokens.
+        """
+        if labels is None:
+            raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
+        is_label = labels != -100
+        count = is_label.sum() if num_items_in_batch is None else num_items_in_batch
+        predictions = None
+        if aligned_embeds is None:
+            speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
+            predictions = self.teacher_forced(speech_states, speech_mask, labels[:, :-1])
+        if not use_llm:
+            targets = self.lookup.embed(labels.clamp_min(0))
+            distances = alignment_distance(
+                predictions, targets, self.config.alignment_lambda, self.config.alignment_reduction
+            )
+            return SeamOutput(loss=(distances * is_label).sum() / count, aligned_embeds=predictions)
+        if aligned_embeds is None:
+            # The prediction at the last label of a row is that of <EOA>: no part of what the LLM reads.
+            aligned_embeds, aligned_mask = self.llm_inputs(predictions[:, :-1]), is_label[:, 1:]
+        return self._reply_loss(labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask)
+
+    def _reply_loss(
+        self, labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask
+    ) -> SeamOutput:
+        """Cross-entropy on the assistant's reply only (Eq. 4, Eq. 5)."""
+        prompts = self.prompt_rows(len(labels), input_ids, prompt_attention_mask)
+        if aligned_mask is None:
+            aligned_mask = aligned_embeds.new_ones(aligned_embeds.shape[:2])
+        aligned = [row[keep.bool()] for row, keep in zip(aligned_embeds, aligned_mask, strict=True)]
+        # The label at i is predicted from the reply up to i - 1; the first from the prompt's own last position.
+        replies = [row[keep][:-1] for row, keep in zip(labels, is_label, strict=True)]
+        embeds, mask = splice(self.get_input_embeddings(), prompts, self.config.audio_token_id, aligned, replies)
+        longest = int(is_label.sum(-1).max())
+        logits = self.language_model(
+            inputs_embeds=embeds,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+            use_cache=False,
+            logits_to_keep=longest,
+        ).logits.float()
+        # Rows are left-padded, so their replies end together: bring the labels to the same side.
+        targets = torch.full_like(labels[:, :longest], -100)
+        for row, (label, keep) in enumerate(zip(labels, is_label, strict=True)):
+            targets[row, longest - int(keep.sum()) :] = label[keep]
+        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        return SeamOutput(loss=loss / count, logits=logits, aligned_embeds=aligned_embeds)
+
+    def prompt_rows(
+        self, batch_size: int, input_ids: torch.LongTensor | None, prompt_attention_mask: torch.Tensor | None
+    ) -> list[torch.LongTensor]:
+        """Each row's prompt ids without padding: the given ones, or the default prompt of the config."""
+        if input_ids is None:
+            if self.config.prompt_token_ids is None:
+                raise ValueError(
+                    "no prompt: give input_ids, or set config.prompt_token_ids (SeamProcessor.prompt_ids)."
+                )
+            default = torch.tensor(self.config.prompt_token_ids, device=self.device)
+            return [default] * batch_size
+        if prompt_attention_mask is None:
+            return list(input_ids)
+        return [row[keep.bool()] for row, keep in zip(input_ids, prompt_attention_mask, strict=True)]
+
+
+def _first(*values):
+    """The first value that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def _with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
+    """Add the LoRA adapters of the config (Section 4.2), in place. They must exist before weights are loaded."""
+    if config.lora_rank:
+        language_model.add_adapter(
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=list(config.lora_target_modules),
+            )
+        )
+    return language_model
+
+
+def _load_every_weight(auto_class, name: str, expected: str) -> PreTrainedModel:
+    """Load a backbone; raise when a weight whose name matches `expected` was not in the checkpoint."""
+    model, info = auto_class.from_pretrained(name, output_loading_info=True)
+    lost = [key for key in (*info["missing_keys"], *info["mismatched_keys"]) if re.search(expected, str(key))]
+    if lost:
+        raise ValueError(
+            f"{name} lacks {len(lost)} of the weights of {type(model).__name__}: {sorted(map(str, lost))[:5]}"
+        )
+    return model

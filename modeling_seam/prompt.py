@@ -1,0 +1,46 @@
+"""The one place where the prompt's ids become the embeddings that the language model reads."""
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+
+def left_pad(rows: list[torch.Tensor], padding_value: float = 0) -> tuple[torch.Tensor, torch.LongTensor]:
+    """Rows of shape `(length, ...)` to `(batch, longest, ...)`, padded on the left, and the `(batch, longest)` mask."""
+    padded = pad_sequence([row.flip(0) for row in rows], batch_first=True, padding_value=padding_value).flip(1)
+    mask = pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True).flip(1)
+    return padded, mask
+
+
+def splice(
+    embed_tokens: nn.Module,
+    prompt_ids: list[torch.LongTensor],
+    audio_token_id: int,
+    aligned_embeds: list[torch.FloatTensor],
+    reply_ids: list[torch.LongTensor],
+) -> tuple[torch.FloatTensor, torch.LongTensor]:
+    """
+    `[T, E-hat, <assistant>, reply]` of Eq. 4 to Eq. 6 for a batch, left-padded. In training the reply is the
+    transcript; at inference it is the guiding first token, or nothing.
+
+    Args:
+        embed_tokens: the language model's embedding layer.
+        prompt_ids: per row `(prompt,)` ids that hold `audio_token_id` exactly once.
+        aligned_embeds: per row `(tokens, d_llm)`, put in the place of `audio_token_id`.
+        reply_ids: per row `(reply,)` ids of the assistant's turn, possibly none.
+
+    Returns:
+        Embeddings `(batch, seq, d_llm)` and their mask `(batch, seq)`.
+
+    Raises:
+        ValueError: when a prompt does not hold `audio_token_id` exactly once.
+    """
+    rows = []
+    for ids, aligned, reply in zip(prompt_ids, aligned_embeds, reply_ids, strict=True):
+        place = (ids == audio_token_id).nonzero()
+        if len(place) != 1:
+            raise ValueError(f"a prompt must hold the audio token ({audio_token_id}) exactly once, found {len(place)}.")
+        place = int(place)
+        before, after = embed_tokens(ids[:place]), embed_tokens(torch.cat([ids[place + 1 :], reply]))
+        rows.append(torch.cat([before, aligned.to(before.dtype), after]))
+    return left_pad(rows)

@@ -1,0 +1,275 @@
+"""Waveform -> log-mel features, instruction -> prompt ids, transcript <-> ids: the one place for each."""
+
+import io
+from pathlib import Path
+
+import librosa
+import numpy as np
+import soundfile
+import torch
+from transformers import (
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    BatchFeature,
+    ProcessorMixin,
+)
+
+DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
+# Padding cuts of long audio are looked for in the last part of the window, at the quietest stretch of this length.
+CUT_SEARCH_SECONDS = 0.4
+CUT_STRETCH_SECONDS = 0.1
+
+AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list | dict
+
+
+class SeamProcessor(ProcessorMixin):
+    r"""
+    Prepares everything that [`SeamForSpeechRecognition`] reads, and turns its ids back into text.
+
+    Args:
+        feature_extractor (`WhisperFeatureExtractor`): log-mel features of the speech encoder.
+        tokenizer (`PreTrainedTokenizerFast`): the language model's tokenizer, with a chat template.
+        instruction (`str`, *optional*): the task instruction T of the default prompt.
+        boa_token (`str`, *optional*): token whose embedding starts Stage 1.
+        eoa_token (`str`, *optional*): token that ends Stage 1.
+        audio_token (`str`, *optional*): placeholder of the audio in the prompt; added to the tokenizer when new.
+    """
+
+    def __init__(
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        chat_template=None,
+        instruction: str = DEFAULT_INSTRUCTION,
+        boa_token: str = "<|im_start|>",
+        eoa_token: str = "<|im_end|>",
+        audio_token: str = "<|audio|>",
+    ):
+        tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
+        vocabulary = tokenizer.get_vocab()
+        for name, token in (("boa_token", boa_token), ("eoa_token", eoa_token)):
+            if token not in vocabulary:
+                raise ValueError(
+                    f"{name} {token!r} is not one token of the tokenizer; choose one of its special tokens."
+                )
+        self.instruction = instruction
+        self.boa_token, self.boa_token_id = boa_token, vocabulary[boa_token]
+        self.eoa_token, self.eoa_token_id = eoa_token, vocabulary[eoa_token]
+        self.audio_token, self.audio_token_id = audio_token, vocabulary[audio_token]
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_backbones(cls, encoder: str, llm: str, **kwargs) -> "SeamProcessor":
+        """The feature extractor of `encoder` and the tokenizer of `llm` (Hub ids or folders)."""
+        return cls(AutoFeatureExtractor.from_pretrained(encoder), AutoTokenizer.from_pretrained(llm), **kwargs)
+
+    @property
+    def sampling_rate(self) -> int:
+        """Of the waveforms that the feature extractor takes, in Hz."""
+        return self.feature_extractor.sampling_rate
+
+    @property
+    def max_seconds(self) -> float:
+        """Length of the window that the encoder hears, in seconds."""
+        return self.feature_extractor.chunk_length
+
+    @property
+    def end_of_turn_id(self) -> int:
+        """Id that ends the assistant's reply."""
+        return self.tokenizer.eos_token_id
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_features", "attention_mask", "input_ids", "prompt_attention_mask"]
+
+    def lookup_excluded_ids(self, vocab_size: int) -> list[int]:
+        """
+        Ids that Stage 1 must not return: special tokens other than `<EOA>`, and rows of an embedding table of
+        `vocab_size` that the tokenizer never uses (they are untrained and nearly identical).
+        """
+        vocabulary = self.tokenizer.get_vocab()
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.eoa_token_id}
+        returnable = set(vocabulary.values()) - special
+        return [i for i in range(vocab_size) if i not in returnable]
+
+    # ---- audio ----
+
+    def load_audio(self, source: AudioSource, sampling_rate: int | None = None) -> np.ndarray:
+        """
+        Decode, mix down to mono and resample.
+
+        Args:
+            source: a path, the bytes of an audio file, a waveform of shape `(samples,)` or `(channels, samples)`, or a
+                dict with `array` (or `raw`) and `sampling_rate`, as `datasets` and the ASR pipeline make them.
+            sampling_rate: of a bare waveform, in Hz; by default the feature extractor's.
+
+        Returns:
+            `np.ndarray` of shape `(samples,)`, float32, at `self.sampling_rate`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not audio, no samples, or NaN or infinite samples.
+        """
+        name = str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
+        if isinstance(source, dict):
+            sampling_rate = source["sampling_rate"]
+            source = source["array"] if "array" in source else source["raw"]
+        if isinstance(source, (str, Path, bytes)):
+            if not isinstance(source, bytes) and not Path(source).is_file():
+                raise FileNotFoundError(f"{name}: no such audio file.")
+            try:
+                waveform, sampling_rate = soundfile.read(
+                    io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
+                )
+            except soundfile.LibsndfileError as error:
+                raise ValueError(f"{name} cannot be read as audio: {error.error_string}") from error
+            waveform = waveform.mean(axis=1)
+        else:
+            waveform = np.asarray(source, dtype=np.float32)
+            waveform = waveform.mean(axis=0) if waveform.ndim == 2 else waveform
+            if waveform.ndim != 1:
+                raise ValueError(f"a waveform has shape (samples,) or (channels, samples), got {waveform.shape}.")
+        if waveform.size == 0:
+            raise ValueError(f"{name} holds no audio samples.")
+        if not np.isfinite(waveform).all():
+            raise ValueError(f"{name} holds NaN or infinite samples.")
+        if sampling_rate is not None and sampling_rate != self.sampling_rate:
+            waveform = librosa.resample(waveform, orig_sr=sampling_rate, target_sr=self.sampling_rate)
+        return np.ascontiguousarray(waveform, dtype=np.float32)
+
+    def split(self, waveform: np.ndarray) -> list[np.ndarray]:
+        """
+        Cut a waveform (at `self.sampling_rate`) into pieces that fit the window, each at the quietest stretch near
+        the window's end. Joined, the pieces are the waveform: nothing is lost and nothing is doubled.
+        """
+        window = int(self.max_seconds * self.sampling_rate)
+        stretch = int(CUT_STRETCH_SECONDS * self.sampling_rate)
+        pieces = []
+        while len(waveform) > window:
+            first = window - int(CUT_SEARCH_SECONDS * window)
+            power = np.convolve(waveform[first:window].astype(np.float64) ** 2, np.ones(stretch), mode="valid")
+            cut = first + int(power.argmin()) + stretch // 2
+            pieces.append(waveform[:cut])
+            waveform = waveform[cut:]
+        return [*pieces, waveform]
+
+    # ---- prompt and transcript ----
+
+    def prompt_ids(self, instruction: str | None = None) -> list[int]:
+        """
+        The prompt `[T, audio, <assistant>]` of Section 3.5 in the language model's own chat template, up to where the
+        reply begins. The only prompt builder: training and inference both call it.
+
+        Args:
+            instruction: the task instruction T. It may hold `self.audio_token` to say where the audio goes; by
+                default the audio follows it.
+        """
+        instruction = self.instruction if instruction is None else instruction
+        if self.audio_token not in instruction:
+            instruction = f"{instruction}{self.audio_token}"
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": instruction}],
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+            enable_thinking=False,  # hybrid models answer at once; other templates ignore it
+        )
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if ids.count(self.audio_token_id) != 1:
+            raise ValueError(
+                f"a prompt must hold {self.audio_token} exactly once, found {ids.count(self.audio_token_id)}."
+            )
+        return ids
+
+    def transcript_ids(self, text: str) -> list[int]:
+        """
+        Ids of a transcript, without any end token: Stage 1's targets and the assistant's reply alike.
+
+        Raises:
+            ValueError: when the text is empty.
+        """
+        ids = self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+        if not ids:
+            raise ValueError("a transcript is empty.")
+        return ids
+
+    def __call__(
+        self,
+        audio: AudioSource | list[AudioSource] | None = None,
+        text: str | list[str] | None = None,
+        sampling_rate: int | None = None,
+        prompt: str | list[str] | None = None,
+        return_tensors: str = "pt",
+        **kwargs,
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: one audio source or a list of them (see `load_audio`), each at most `max_seconds` long.
+            text: transcripts, one per audio.
+            sampling_rate: of bare waveforms, in Hz.
+            prompt: task instructions, one for all or one per audio; without it the model uses its default prompt.
+
+        Returns:
+            `BatchFeature` with, as asked for:
+            - `input_features` `(batch, n_mels, frames)` and `attention_mask` `(batch, frames)`, 1 where there is audio;
+            - `labels` `(batch, tokens)`: transcript ids, padded on the right with -100;
+            - `input_ids` and `prompt_attention_mask` `(batch, prompt)`, padded on the left.
+
+        Raises:
+            ValueError: for audio longer than the window (see `split`), or unreadable audio.
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}; accepted: 'pt'.")
+        if audio is None and text is None:
+            raise ValueError("give audio, text or both.")
+        data = {}
+        if audio is not None:
+            is_batch = isinstance(audio, (list, tuple)) and not np.isscalar(audio[0] if audio else 0.0)
+            waveforms = [self.load_audio(one, sampling_rate) for one in (audio if is_batch else [audio])]
+            data |= self._features(waveforms)
+            if prompt is not None:
+                data |= self._prompts(prompt, len(waveforms))
+        if text is not None:
+            rows = [torch.tensor(self.transcript_ids(one)) for one in ([text] if isinstance(text, str) else text)]
+            data["labels"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+        return BatchFeature(data)
+
+    def _features(self, waveforms: list[np.ndarray]) -> dict[str, torch.Tensor]:
+        for waveform in waveforms:
+            if len(waveform) > self.max_seconds * self.sampling_rate:
+                raise ValueError(
+                    f"audio of {len(waveform) / self.sampling_rate:.1f} s is longer than the encoder's window of "
+                    f"{self.max_seconds} s; cut it with SeamProcessor.split."
+                )
+        features = self.feature_extractor(
+            waveforms, sampling_rate=self.sampling_rate, return_attention_mask=True, return_tensors="pt"
+        )
+        return {"input_features": features.input_features, "attention_mask": features.attention_mask.long()}
+
+    def _prompts(self, prompt: str | list[str], count: int) -> dict[str, torch.Tensor]:
+        prompts = [prompt] * count if isinstance(prompt, str) else prompt
+        if len(prompts) != count:
+            raise ValueError(f"{count} audio inputs but {len(prompts)} prompts.")
+        rows = [torch.tensor(self.prompt_ids(one)) for one in prompts]
+        longest = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        return {
+            "input_ids": torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0), value=pad) for r in rows]),
+            "prompt_attention_mask": torch.stack(
+                [torch.nn.functional.pad(torch.ones_like(r), (longest - len(r), 0)) for r in rows]
+            ),
+        }
+
+    def apply_transcription_request(
+        self, audio: AudioSource | list[AudioSource], prompt: str | list[str] | None = None, **kwargs
+    ) -> BatchFeature:
+        """Everything `generate` needs to transcribe `audio`, the prompt included; `prompt` replaces the instruction."""
+        return self(audio=audio, prompt=self.instruction if prompt is None else prompt, **kwargs)
+
+    def batch_decode(self, sequences, **kwargs) -> list[str]:
+        """Ids `(batch, tokens)` to text."""
+        return self.tokenizer.batch_decode(sequences, **{"skip_special_tokens": True, **kwargs})
+
+    def decode(self, token_ids, **kwargs) -> str:
+        """Ids `(tokens,)` to text."""
+        return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})

@@ -1,0 +1,100 @@
+"""Tiny random models of the real classes. Small, but initialised wide: audio and words must make a difference."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402
+from seam.train import foundations  # noqa: E402
+
+SENTENCES = ["turn on the light in the kitchen", "one two three", "the old goat eats the hay", "stop the music please"]
+WHISPER_SIZES = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "num_mel_bins": 16,
+    "max_target_positions": 24,
+    "init_std": 0.3,
+}
+QWEN_SIZES = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.125,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real recordings and texts beside the checkout; tests that need it are skipped without it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "speech" / "metadata.jsonl").is_file():
+        pytest.skip("no ../shared/speech beside the checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbones(tmp_path_factory) -> tuple[str, str]:
+    """Folders of a tiny Whisper with a window of 2 s and of a tiny Qwen3."""
+    folder = tmp_path_factory.mktemp("backbones")
+    torch.manual_seed(0)
+    tokenizer = foundations.make_tokenizer(SENTENCES * 20, 340)
+    whisper, feature_extractor = foundations.make_whisper(tokenizer, 2, **WHISPER_SIZES)
+    language_model = foundations.make_qwen3(tokenizer, **QWEN_SIZES)
+    return (
+        foundations.save_foundation(folder / "whisper", whisper, tokenizer, feature_extractor),
+        foundations.save_foundation(folder / "llm", language_model, tokenizer),
+    )
+
+
+@pytest.fixture(scope="session")
+def processor(backbones) -> SeamProcessor:
+    return SeamProcessor.from_backbones(*backbones)
+
+
+@pytest.fixture(scope="session")
+def build_model(backbones, processor) -> Callable[..., SeamForSpeechRecognition]:
+    """Makes a model of one's own, to be changed."""
+
+    def build(**config) -> SeamForSpeechRecognition:
+        torch.manual_seed(1)
+        model = SeamForSpeechRecognition.from_backbones(*backbones, processor, **{"lora_rank": 4, **config}).eval()
+        with torch.no_grad():  # LoRA starts as a no-op; a test must see it
+            for name, parameter in model.language_model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.05)
+        return model
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def model(build_model) -> SeamForSpeechRecognition:
+    """Shared by all tests: read only."""
+    return build_model()
+
+
+@pytest.fixture(scope="session")
+def waveforms() -> list[np.ndarray]:
+    """Sounds of different lengths, all shorter than the window of 2 s: tones that move, in noise."""
+    rng = np.random.default_rng(0)
+    sounds = []
+    for samples in (6400, 12345, 20000, 31000):
+        time = np.arange(samples) / 16000
+        tone = np.sin(2 * np.pi * rng.uniform(150, 900) * time * (1 + 0.5 * np.sin(3 * time)))
+        sounds.append((0.3 * tone + 0.05 * rng.standard_normal(samples)).astype(np.float32))
+    return sounds

@@ -1,0 +1,192 @@
+"""Algorithms 1 and 2 and First Token Guidance against loops written out here."""
+
+import pytest
+import torch
+
+
+def naive_stage1(model, states, mask, limit):
+    """Algorithm 1, line by line: no cache, no stock loop, one utterance."""
+    tokens = [model.config.boa_token_id]
+    while len(tokens) <= limit:
+        ids = torch.tensor([tokens[1:]], dtype=torch.long)
+        predicted = model.teacher_forced(states, mask, ids)[0, -1]
+        nearest = int(model.lookup.distances(predicted).argmin())
+        tokens.append(nearest)
+        if nearest == model.config.eoa_token_id:
+            break
+    return [token for token in tokens[1:] if token != model.config.eoa_token_id]
+
+
+def naive_llm(model, prompt, aligned, guide, limit):
+    """Algorithm 2 from the prompt on: embeddings in, argmax, no cache."""
+    embed = model.get_input_embeddings()
+    place = prompt.index(model.config.audio_token_id)
+    embeds = torch.cat(
+        [embed(torch.tensor(prompt[:place])), aligned, embed(torch.tensor(prompt[place + 1 :])), embed(guide)]
+    )
+    written = guide.tolist()
+    while len(written) < limit:
+        token = int(model.language_model(inputs_embeds=embeds[None]).logits[0, -1].argmax())
+        written.append(token)
+        if token == model.generation_config.eos_token_id:
+            break
+        embeds = torch.cat([embeds, embed(torch.tensor([token]))])
+    return written
+
+
+def rows(sequences, mask):
+    return [row[keep.bool()].tolist() for row, keep in zip(sequences, mask, strict=True)]
+
+
+def trimmed(row, *ends):
+    row = row.tolist() if torch.is_tensor(row) else row
+    return row[: min([row.index(end) for end in ends if end in row], default=len(row))]
+
+
+@pytest.fixture(scope="module")
+def batch(processor, waveforms):
+    return processor(audio=waveforms)
+
+
+@pytest.fixture(scope="module")
+def short_model(build_model, model, batch):
+    """
+    A model whose Stage 1 ends early and after different lengths: its <EOA> is a token that the random model writes at
+    different places for different sounds.
+    """
+    written = model.align(*model.encode(**batch)).sequences.tolist()
+    for token in sorted({token for row in written for token in row}):
+        lengths = {row.index(token) if token in row else len(row) for row in written}
+        if len(lengths) > 1 and 0 not in lengths:
+            return build_model(eoa_token_id=token)
+    pytest.fail("no token of the random model ends its rows at different places")
+
+
+@pytest.mark.parametrize("which", ["model", "short_model"])
+def test_stock_greedy_search_is_algorithm_1(request, which, batch):
+    model = request.getfixturevalue(which)
+    states, mask = model.encode(**batch)
+    alignment = model.align(states, mask)
+    limit = model.config.aligner_config.max_target_positions - 1
+    expected = [naive_stage1(model, states[i : i + 1], mask[i : i + 1], limit) for i in range(len(states))]
+    assert rows(alignment.sequences, alignment.mask) == expected
+    if which == "short_model":
+        assert len({len(one) for one in expected}) > 1, "the test needs outputs of different lengths"
+
+
+@pytest.mark.parametrize("llm_inputs", ["nearest", "continuous"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_generate_is_algorithm_2(build_model, processor, batch, llm_inputs, guided):
+    model = build_model(llm_inputs=llm_inputs)
+    output = model.generate(**batch, first_token_guidance=guided, max_new_tokens=9, return_dict_in_generate=True)
+    eos = model.generation_config.eos_token_id
+    for i, heard in enumerate(rows(output.alignment_sequences, output.alignment_mask)):
+        heard = torch.tensor(heard)
+        predicted = output.aligned_embeds[i, : len(heard)]
+        aligned = predicted if llm_inputs == "continuous" else model.get_input_embeddings()(heard)
+        expected = naive_llm(model, processor.prompt_ids(), aligned, heard[: int(guided)], 9)
+        assert trimmed(output.sequences[i], eos) == trimmed(expected, eos)
+        if guided:
+            assert output.sequences[i, 0] == heard[0]
+
+
+@pytest.mark.parametrize("which", ["model", "short_model"])
+@pytest.mark.parametrize("kwargs", [{}, {"use_llm": False}, {"first_token_guidance": False}])
+def test_batch_equals_single(request, which, processor, waveforms, batch, kwargs):
+    model = request.getfixturevalue(which)
+    together = model.generate(**batch, return_dict_in_generate=True, **kwargs)
+    pad = model.generation_config.pad_token_id
+    for i, waveform in enumerate(waveforms):
+        alone = model.generate(**processor(audio=waveform), return_dict_in_generate=True, **kwargs)
+        assert rows(alone.alignment_sequences, alone.alignment_mask) == rows(
+            together.alignment_sequences[i : i + 1], together.alignment_mask[i : i + 1]
+        )
+        length = alone.sequences.shape[1]
+        assert alone.sequences[0].tolist() == together.sequences[i, :length].tolist()
+        assert (together.sequences[i, length:] == pad).all()
+        kept = int(alone.alignment_mask.sum())
+        torch.testing.assert_close(
+            alone.alignment_distances[0], together.alignment_distances[i, :kept], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_padding_after_the_encoder_changes_nothing(model, batch):
+    states, mask = model.encode(**batch)
+    longer = torch.nn.functional.pad(states, (0, 0, 0, 15), value=3.0)
+    longer_mask = torch.nn.functional.pad(mask, (0, 15))
+    one = model.generate(speech_states=states, speech_mask=mask)
+    assert torch.equal(one, model.generate(speech_states=longer, speech_mask=longer_mask))
+    assert torch.equal(one, model.generate(**batch))
+
+
+def test_unmasked_padding_is_heard(build_model, processor, waveforms):
+    model = build_model(mask_speech_padding=False)
+    states, mask = model.encode(**processor(audio=waveforms[:1]))
+    assert states.shape[1] == model.config.audio_config.max_source_positions and mask.all()
+
+
+def test_empty_stage1_gives_an_empty_transcript(build_model, processor, batch):
+    model = build_model()
+    with torch.no_grad():  # every prediction is <EOA> itself
+        model.aligner.layer_norm.weight.zero_()
+        model.aligner.layer_norm.bias.fill_(1.0)
+        eoa = model.get_input_embeddings().weight[model.config.eoa_token_id]
+        width = model.aligner.output_projection.weight.shape[1]
+        model.aligner.output_projection.weight.copy_(eoa[:, None].expand(-1, width) / width)
+    for kwargs in ({}, {"use_llm": False}):
+        assert processor.batch_decode(model.generate(**batch, **kwargs)) == [""] * len(batch["input_features"])
+
+
+def test_a_silent_row_among_others_stays_empty(short_model, batch):
+    states, mask = short_model.encode(**batch)
+    alignment = short_model.align(states, mask)
+    alignment.mask[1] = 0
+    short_model.align, original = (lambda *args, **kwargs: alignment), short_model.align
+    try:
+        sequences = short_model.generate(speech_states=states, speech_mask=mask)
+    finally:
+        short_model.align = original
+    assert (sequences[1] == short_model.generation_config.pad_token_id).all()
+    whole = short_model.generate(speech_states=states, speech_mask=mask)
+    length = min(whole.shape[1], sequences.shape[1])
+    assert torch.equal(whole[[0, 2, 3], :length], sequences[[0, 2, 3], :length])
+
+
+def test_stage1_tokens_are_text_or_end(model, processor, batch):
+    alignment = model.align(*model.encode(**batch))
+    assert not set(alignment.sequences.flatten().tolist()) & set(model.config.lookup_excluded_ids)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "shape"),
+    [
+        ({"max_new_tokens": 1}, (4, 1)),
+        ({"max_new_tokens": 4}, (4, 4)),
+        ({"num_beams": 2, "max_new_tokens": 4}, (4, 4)),
+        ({"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 4}, (8, 4)),
+        ({"use_llm": False, "num_beams": 2, "max_new_tokens": 4}, (4, 4)),
+    ],
+)
+def test_generation_arguments(model, batch, kwargs, shape):
+    sequences = model.generate(**batch, **kwargs)
+    assert sequences.shape[0] == shape[0] and sequences.shape[1] <= shape[1]
+
+
+def test_given_prompts_of_different_lengths(model, processor, waveforms):
+    """A batch with two prompts is two batches with one each."""
+    prompts = ["Transcribe the following audio:", "stop the music please turn on the light"]
+    both = processor.apply_transcription_request(waveforms[:2], prompt=prompts)
+    together = model.generate(**both, max_new_tokens=6)
+    for i, prompt in enumerate(prompts):
+        alone = model.generate(**processor.apply_transcription_request(waveforms[i], prompt=prompt), max_new_tokens=6)
+        assert alone[0].tolist() == together[i, : alone.shape[1]].tolist()
+
+
+def test_the_default_prompt_is_the_processors(model, processor, waveforms):
+    asked = processor.apply_transcription_request(waveforms[:2])
+    assert torch.equal(model.generate(**asked), model.generate(**processor(audio=waveforms[:2])))
+
+
+def test_no_input_is_named(model):
+    with pytest.raises(ValueError, match="input_features and speech_states"):
+        model.generate()

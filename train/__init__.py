@@ -1,0 +1,1 @@
+"""The three stages, one module each, and the tiny foundations of the demo."""

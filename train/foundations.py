@@ -1,0 +1,262 @@
+"""
+The foundations of the demo, made offline: a tiny Whisper, a tiny Qwen3 and their tokenizer, of the real classes.
+
+Pretrained checkpoints are what a user has; these stand in for them, so that the whole method can be trained and tested
+from nothing. They are saved as ordinary folders, which the stages read like any backbone from the Hub.
+"""
+
+import random
+import string
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainingArguments,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+from transformers.utils import ModelOutput
+
+PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHARACTERS = string.ascii_lowercase + "' "
+MEL_FRAMES_PER_SECOND = 100
+
+
+def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with Qwen's special tokens and chat format, trained on `texts`."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[PAD, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD, padding_side="left")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_whisper(
+    tokenizer: PreTrainedTokenizerFast, window_seconds: int, **sizes
+) -> tuple[WhisperForConditionalGeneration, WhisperFeatureExtractor]:
+    """A random Whisper that hears `window_seconds`, and its feature extractor. `sizes`: fields of `WhisperConfig`."""
+    start, end = tokenizer.convert_tokens_to_ids([START, END])
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        max_source_positions=window_seconds * MEL_FRAMES_PER_SECOND // 2,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=start,
+        eos_token_id=end,
+        decoder_start_token_id=start,
+        begin_suppress_tokens=None,
+        **sizes,
+    )
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        decoder_start_token_id=start,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=config.max_target_positions - 2,
+        num_beams=1,
+    )
+    return model, WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=window_seconds)
+
+
+def make_qwen3(tokenizer: PreTrainedTokenizerFast, **sizes) -> Qwen3ForCausalLM:
+    """A randomly initialised Qwen3 with tied embeddings. `sizes`: `Qwen3Config`."""
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        **sizes,
+    )
+    model = Qwen3ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=False
+    )
+    return model
+
+
+class WhisperWithCTC(nn.Module):
+    """
+    Whisper with two auxiliary CTC heads on its encoder, over characters and over tokens, thrown away after training:
+    they make the encoder hear sounds and words rather than memorise sentences.
+
+    Args:
+        whisper: trained in place.
+        ctc_weight: share of the two CTC losses against the decoder's cross-entropy.
+    """
+
+    def __init__(self, whisper: WhisperForConditionalGeneration, ctc_weight: float = 0.5):
+        super().__init__()
+        self.whisper = whisper
+        self.ctc_weight = ctc_weight
+        self.character_head = nn.Linear(whisper.config.d_model, len(CHARACTERS) + 1)
+        self.token_head = nn.Linear(whisper.config.d_model, whisper.config.vocab_size + 1)
+
+    def forward(self, input_features, attention_mask, labels, characters) -> ModelOutput:
+        """
+        Args:
+            input_features `(batch, n_mels, frames)`, attention_mask `(batch, frames)`.
+            labels `(batch, tokens)`: transcript ids and the end token, padded with -100.
+            characters `(batch, letters)`: indices into `CHARACTERS`, padded with -100.
+        """
+        output = self.whisper(input_features, attention_mask=attention_mask, labels=labels)
+        states = output.encoder_last_hidden_state
+        lengths = self.whisper._get_feat_extract_output_lengths(attention_mask.sum(-1))
+        tokens = labels.masked_fill(labels == self.whisper.config.eos_token_id, -100)
+        ctc = sum(
+            self._ctc(head(states), lengths, targets)
+            for head, targets in ((self.character_head, characters), (self.token_head, tokens))
+        )
+        return ModelOutput(loss=(1 - self.ctc_weight) * output.loss + self.ctc_weight * ctc / 2)
+
+    @staticmethod
+    def _ctc(logits: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """CTC per target symbol; the blank is the last class."""
+        is_target = targets != -100
+        return nn.functional.ctc_loss(
+            logits.float().log_softmax(-1).transpose(0, 1),
+            targets[is_target],
+            lengths,
+            is_target.sum(-1),
+            blank=logits.shape[-1] - 1,
+            zero_infinity=True,
+        )
+
+
+def character_ids(text: str) -> torch.LongTensor:
+    """Indices into `CHARACTERS`; anything else is left out."""
+    return torch.tensor([CHARACTERS.index(c) for c in text.lower() if c in CHARACTERS], dtype=torch.long)
+
+
+def train_whisper(
+    whisper: WhisperForConditionalGeneration, dataset: Dataset, tokenizer, arguments: TrainingArguments
+) -> float:
+    """
+    Train on items of a [`SpeechDataset`]. SpecAugment is on while training (`WhisperConfig.apply_spec_augment`).
+
+    Returns:
+        The mean training loss.
+    """
+    end = torch.tensor([whisper.config.eos_token_id])
+
+    def collate(items):
+        letters = [character_ids(tokenizer.decode(item["token_ids"])) for item in items]
+        return {
+            "input_features": torch.stack([item["input_features"] for item in items]),
+            "attention_mask": torch.stack([item["attention_mask"] for item in items]),
+            "labels": pad_sequence([torch.cat([i["token_ids"], end]) for i in items], True, padding_value=-100),
+            "characters": pad_sequence(letters, True, padding_value=-100),
+        }
+
+    model = WhisperWithCTC(whisper)
+    result = Trainer(model=model, args=arguments, data_collator=collate, train_dataset=dataset).train()
+    return result.training_loss
+
+
+class TextTasks(Dataset):
+    """
+    What the tiny language model reads: plain sentences, and chats in which it repeats or corrects them. Copies of
+    random token strings are what makes it copy at all.
+
+    Args:
+        tokenizer: with a chat template.
+        sentences: the text of every domain.
+        size: number of examples of one epoch.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, sentences: list[str], size: int, seed: int):
+        self.tokenizer = tokenizer
+        self.sentences = sentences
+        self.size = size
+        self.seed = seed
+        special = set(tokenizer.all_special_ids)
+        self.plain_ids = [i for i in range(len(tokenizer)) if i not in special]
+        self.words = sorted({word for sentence in sentences for word in sentence.split()})
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict[str, torch.LongTensor]:
+        rng = random.Random(f"{self.seed}-{index}")
+        sentence, task = rng.choice(self.sentences), rng.random()
+        if task < 0.3:
+            ids = self.tokenizer(sentence + END).input_ids
+            return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
+        if task < 0.6:
+            given = reply = self.tokenizer.decode(rng.choices(self.plain_ids, k=rng.randint(1, 12)))
+            request = "Repeat the following:"
+        elif task < 0.75:
+            given, reply, request = sentence, sentence, "Repeat the following:"
+        else:
+            given, reply, request = self._corrupt(sentence, rng), sentence, "Correct the following:"
+        prompt = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": f"{request}{given}"}], add_generation_prompt=True, tokenize=False
+        )
+        prompt_ids = self.tokenizer(prompt).input_ids
+        reply_ids = self.tokenizer(reply + END).input_ids
+        return {
+            "input_ids": torch.tensor(prompt_ids + reply_ids),
+            # The prompt is learned too: every special token and every word must have a trained embedding.
+            "labels": torch.tensor(prompt_ids + reply_ids),
+        }
+
+    def _corrupt(self, sentence: str, rng: random.Random) -> str:
+        """Substitute, delete or insert about every sixth word."""
+        words = []
+        for word in sentence.split():
+            chance = rng.random()
+            if chance < 0.10:
+                words.append(rng.choice(self.words))
+            elif chance < 0.14:
+                continue
+            elif chance < 0.17:
+                words += [word, rng.choice(self.words)]
+            else:
+                words.append(word)
+        return " ".join(words) or sentence
+
+
+def train_qwen3(model: Qwen3ForCausalLM, dataset: TextTasks, arguments: TrainingArguments) -> float:
+    """Train on [`TextTasks`]. Returns the mean training loss."""
+    pad = model.config.pad_token_id
+
+    def collate(items):
+        ids = pad_sequence([item["input_ids"] for item in items], True, padding_value=pad)
+        labels = pad_sequence([item["labels"] for item in items], True, padding_value=-100)
+        lengths = torch.tensor([len(item["input_ids"]) for item in items])
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+        }
+
+    return Trainer(model=model, args=arguments, data_collator=collate, train_dataset=dataset).train().training_loss
+
+
+def save_foundation(folder: str | Path, model, *parts) -> str:
+    """Save a model with its tokenizer and, if any, feature extractor, as one backbone folder."""
+    for part in (model, *parts):
+        part.save_pretrained(folder)
+    return str(folder)

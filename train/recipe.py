@@ -1,0 +1,155 @@
+"""Typed settings of a training run, from YAML and `key=value`."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from seam.data.manifest import CASINGS
+
+T = TypeVar("T")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run, in one sentence."""
+
+
+@dataclass
+class DataSettings:
+    """
+    Args:
+        train, validation: manifests (see `seam.data.manifest.read_manifest`).
+        train_split, validation_split: keep only the utterances of this split.
+        casing: of the transcripts, `lower` or `keep`. LibriSpeech ships upper case, which costs 46 % more tokens.
+        keep_encoder_states: run the frozen encoder once and keep its states in memory.
+        train_limit, validation_limit: at most so many utterances, taken evenly.
+        eval_batch_size: utterances decoded at once for the word error rate.
+    """
+
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    train_split: str | None = None
+    validation_split: str | None = None
+    casing: str = "lower"
+    keep_encoder_states: bool = False
+    train_limit: int | None = None
+    validation_limit: int | None = None
+    eval_batch_size: int = 16
+
+    def __post_init__(self):
+        if self.casing not in CASINGS:
+            raise RecipeError(f"data.casing is {self.casing!r}; accepted: {', '.join(CASINGS)}.")
+
+
+@dataclass
+class StageRecipe:
+    """
+    One stage of training.
+
+    Args:
+        training: fields of `transformers.TrainingArguments`.
+        data: see `DataSettings`.
+        model: checkpoint of the stage before (Stages 2 and 3), or one whose aligner is trained on (Stage 1).
+        encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1).
+        config: fields of `SeamConfig` for a new model.
+        processor: arguments of `SeamProcessor` for a new model.
+        masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
+    """
+
+    training: TrainingArguments
+    data: DataSettings
+    model: str | None = None
+    encoder: str | None = None
+    llm: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    masking_probability: float = 0.05
+    deletion_probability: float = 0.1
+
+    def __post_init__(self):
+        for name in ("masking_probability", "deletion_probability"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
+
+
+def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """
+    A dataclass from nested dictionaries.
+
+    Raises:
+        RecipeError: for a key that does not exist, naming the closest one that does, or a value of the wrong type.
+    """
+    if not isinstance(values, dict):
+        raise RecipeError(f"{where.rstrip('.') or 'the recipe'} must be a mapping of keys to values, got {values!r}.")
+    hints, names = get_type_hints(cls), [f.name for f in dataclasses.fields(cls) if f.init]
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {where}{close[0]}?" if close else f"accepted: {', '.join(names[:12])}."
+            raise RecipeError(f"unknown recipe key {where}{key}; {hint}")
+    if cls is TrainingArguments:
+        return _training_arguments(values, where)
+    nested = {
+        key: build(hints[key], value, f"{where}{key}.") if dataclasses.is_dataclass(hints[key]) else value
+        for key, value in values.items()
+    }
+    for name in names:
+        if name not in nested and dataclasses.is_dataclass(hints[name]):
+            nested[name] = build(hints[name], {}, f"{where}{name}.")
+    try:
+        return cls(**nested)
+    except TypeError as error:
+        raise RecipeError(f"{where.rstrip('.') or 'the recipe'}: {error}.") from error
+
+
+def _training_arguments(values: dict[str, Any], where: str) -> TrainingArguments:
+    # YAML 1.1 reads 5e-4, as everyone writes it, as a string.
+    values = {key: _number(value) for key, value in values.items()}
+    # Batches are made of our own items, and the seed decides everything random.
+    values = {"remove_unused_columns": False, "report_to": "none", **values}
+    try:
+        return HfArgumentParser(TrainingArguments).parse_dict(values)[0]
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where.rstrip('.')}: {error}") from error
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
+    """
+    Read a recipe.
+
+    Args:
+        cls: the dataclass that it fills.
+        path: YAML file.
+        overrides: `key=value`, with dots between nested keys; values are YAML.
+
+    Raises:
+        RecipeError: no such file, not YAML, an unknown key or an override that is not `key=value`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise RecipeError(f"{override!r} is not of the form key=value.")
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(value)
+    return build(cls, values)

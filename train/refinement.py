@@ -1,0 +1,109 @@
+"""
+Stage 3, refinement tuning (Section 3.5, Eq. 5): the LoRA adapters go on learning, now from what Stage 1 really heard
+by itself, with some of its embeddings masked or deleted.
+
+    seam train refinement RECIPE.yaml [key=value ...]
+"""
+
+import logging
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import BatchFeature
+
+from seam.data.batching import ListDataset, SpeechCollator
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.recipe import RecipeError, StageRecipe
+from seam.train.stage import StageTrainer, llm_adapters, load_checkpoint, run
+
+logger = logging.getLogger(__name__)
+
+
+def perturb(
+    aligned_embeds: torch.FloatTensor,
+    aligned_mask: torch.Tensor,
+    masking_probability: float,
+    deletion_probability: float,
+) -> tuple[torch.FloatTensor, torch.Tensor]:
+    """
+    Delete aligned embeddings with probability p_d and overwrite others by the zero vector with probability p_m.
+
+    Args:
+        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`): from Stage 1's own decoding.
+        aligned_mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
+
+    Returns:
+        The perturbed embeddings and their mask, in which deleted ones are 0. No row loses its last embedding: a
+        deletion that would leave a row empty is not made.
+    """
+    kept = aligned_mask.bool() & (torch.rand(aligned_mask.shape, device=aligned_mask.device) >= deletion_probability)
+    kept = torch.where(kept.any(-1, keepdim=True), kept, aligned_mask.bool())
+    blank = torch.rand(aligned_mask.shape, device=aligned_mask.device) < masking_probability
+    return aligned_embeds.masked_fill(blank[..., None], 0.0), kept.to(aligned_mask.dtype)
+
+
+class RefinementTrainer(StageTrainer):
+    """
+    Trains the LoRA adapters with Eq. 5 on perturbed Stage-1 outputs.
+
+    Args:
+        masking_probability, deletion_probability: p_m and p_d.
+    """
+
+    use_llm = True
+
+    def __init__(self, *, masking_probability: float = 0.05, deletion_probability: float = 0.1, **kwargs):
+        self.masking_probability = masking_probability
+        self.deletion_probability = deletion_probability
+        super().__init__(**kwargs)
+
+    @staticmethod
+    def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+        return llm_adapters(model)
+
+    @staticmethod
+    def settings(recipe: StageRecipe) -> dict[str, float]:
+        return {
+            "masking_probability": recipe.masking_probability,
+            "deletion_probability": recipe.deletion_probability,
+        }
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        labels, alignment_ids = inputs.pop("labels"), inputs.pop("alignment_ids")
+        aligned = self.accelerator.unwrap_model(model).embed_alignment(alignment_ids, **inputs)
+        mask = (alignment_ids != -100).long()
+        if model.training:
+            aligned, mask = perturb(aligned, mask, self.masking_probability, self.deletion_probability)
+        inputs = {"labels": labels, "aligned_embeds": aligned, "aligned_mask": mask}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+@torch.no_grad()
+def decode_stage1(model: SeamForSpeechRecognition, dataset: Dataset, batch_size: int = 64) -> ListDataset:
+    """
+    Add to every item what Stage 1 hears by itself (Algorithm 1), as `alignment_ids`. Items in which it hears nothing
+    are left out, and counted in the log: such audio gets an empty transcript, which the language model never sees.
+    """
+    model.eval()
+    items = []
+    collate = SpeechCollator(model.config.eoa_token_id)
+    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=lambda batch: (batch, collate(batch)))
+    for batch, tensors in tqdm(loader, desc="Stage 1 decoding", leave=False):
+        del tensors["labels"]
+        alignment = model.align(*model.speech(**BatchFeature(tensors).to(model.device)))
+        for item, ids, keep in zip(batch, alignment.sequences, alignment.mask.bool(), strict=True):
+            if keep.any():
+                items.append({**item, "alignment_ids": ids[keep].cpu()})
+    if not items:
+        raise RecipeError("Stage 1 heard nothing in any utterance: train it longer before Stage 3.")
+    if len(items) < len(dataset):
+        logger.warning(
+            "Stage 1 heard nothing in %d of %d utterances; left out.", len(dataset) - len(items), len(dataset)
+        )
+    return ListDataset(items)
+
+
+def main(recipe: StageRecipe) -> dict[str, float]:
+    """Run Stage 3 on the checkpoint of Stage 2."""
+    return run(recipe, RefinementTrainer, *load_checkpoint(recipe), prepare=decode_stage1)

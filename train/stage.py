@@ -1,0 +1,149 @@
+"""What the three stages share: reading the data, the word error rate on a held-out split, and the run itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import Trainer, set_seed
+
+from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
+from seam.data.manifest import CASINGS, Utterance, read_manifest
+from seam.evaluation.scoring import word_errors
+from seam.evaluation.transcription import transcribe
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train.recipe import DataSettings, RecipeError, StageRecipe
+
+
+class StageTrainer(Trainer, ABC):
+    """
+    A `Trainer` of one stage of SEAM. Beside the loss, `evaluate` reports the word error rate of the held-out
+    utterances, decoded as a user would decode them.
+
+    Args:
+        processor ([`SeamProcessor`]): saved with every checkpoint.
+        validation (`list[Utterance]`): held-out utterances for the word error rate.
+        data (`DataSettings`): casing and batch size of the decoding.
+        kwargs: of `Trainer`.
+    """
+
+    use_llm: bool
+
+    def __init__(self, *, processor, validation: list[Utterance], data: DataSettings, **kwargs):
+        self.validation = validation
+        self.data = data
+        super().__init__(processing_class=processor, **kwargs)
+        self.model.requires_grad_(False)
+        for parameter in self.trained_parameters(self.model):
+            parameter.requires_grad_(True)
+
+    @staticmethod
+    @abstractmethod
+    def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+        """The parameters that this stage trains; all others stay frozen."""
+
+    @staticmethod
+    def settings(recipe: StageRecipe) -> dict:
+        """Arguments of this trainer that come from the recipe."""
+        return {}
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return super().compute_loss(model, {**inputs, "use_llm": self.use_llm}, *args, **kwargs)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        rates = {f"{metric_key_prefix}_{name}": rate for name, rate in self.word_error_rates().items()}
+        self.log(rates)
+        return {**metrics, **rates}
+
+    def word_error_rates(self) -> dict[str, float]:
+        """Word error rates (%) on held-out utterances: `stage1_wer`, and `wer` when the LLM is a part of the stage."""
+        casing = CASINGS[self.data.casing]
+        references = [casing(utterance.text) for utterance in self.validation]
+        results = transcribe(
+            self.model,
+            self.processing_class,
+            [utterance.audio for utterance in self.validation],
+            batch_size=self.data.eval_batch_size,
+            progress=True,
+            use_llm=self.use_llm,
+        )
+        rates = {"stage1_wer": word_errors(references, [result.stage1 for result in results]).rate}
+        if self.use_llm:
+            rates["wer"] = word_errors(references, [result.text for result in results]).rate
+        return rates
+
+
+def llm_adapters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+    """The LoRA parameters: what Stages 2 and 3 train."""
+    parameters = [parameter for name, parameter in model.language_model.named_parameters() if "lora_" in name]
+    if not parameters:
+        raise RecipeError("the model has no LoRA adapters to train; build it with config.lora_rank above 0.")
+    return parameters
+
+
+def load_checkpoint(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """The model of the stage before."""
+    if recipe.model is None:
+        raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
+    return SeamForSpeechRecognition.from_pretrained(recipe.model), SeamProcessor.from_pretrained(recipe.model)
+
+
+def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:
+    """Training and validation utterances of a recipe. Raises `RecipeError` when one of them is not given."""
+    for name in ("train", "validation"):
+        if not getattr(data, name):
+            raise RecipeError(f"the recipe names no data.{name} manifest.")
+    train = [u for path in data.train for u in read_manifest(path, data.train_split)]
+    validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
+    return taken_evenly(train, data.train_limit), taken_evenly(validation, data.validation_limit)
+
+
+def taken_evenly(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
+    """At most `limit` utterances, from everywhere in the list."""
+    if limit is None or limit >= len(utterances):
+        return utterances
+    return [utterances[index * len(utterances) // limit] for index in range(limit)]
+
+
+def run(
+    recipe: StageRecipe,
+    trainer_class: type[StageTrainer],
+    model: SeamForSpeechRecognition,
+    processor: SeamProcessor,
+    prepare: Callable = lambda model, dataset: dataset,
+) -> dict[str, float]:
+    """
+    Train one stage and save the result in `training.output_dir`, from where the next stage and `from_pretrained` load.
+
+    Args:
+        prepare: makes the training items of a stage from the (possibly encoded) data set.
+
+    Returns:
+        The metrics of the last evaluation.
+    """
+    set_seed(recipe.training.seed)
+    train, validation = read_utterances(recipe.data)
+    casing = CASINGS[recipe.data.casing]
+    datasets = [SpeechDataset(utterances, processor, casing) for utterances in (train, validation)]
+    if recipe.data.keep_encoder_states:
+        datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
+    end = processor.end_of_turn_id if trainer_class.use_llm else processor.eoa_token_id
+    trainer = trainer_class(
+        model=model,
+        args=recipe.training,
+        data_collator=SpeechCollator(end),
+        train_dataset=prepare(model, datasets[0]),
+        eval_dataset=prepare(model, datasets[1]),
+        processor=processor,
+        validation=validation,
+        data=recipe.data,
+        **trainer_class.settings(recipe),
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    model.save_pretrained(recipe.training.output_dir)
+    processor.save_pretrained(recipe.training.output_dir)
+    trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    return {**metrics, "output_dir": str(Path(recipe.training.output_dir))}
