@@ -33,13 +33,6 @@ def one_sentence_errors():
         raise typer.Exit(1) from error
 
 
-def load(model: str):
-    """Model and processor of a checkpoint."""
-    from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-
-    return SeamForSpeechRecognition.from_pretrained(model).eval(), SeamProcessor.from_pretrained(model)
-
-
 @app.command()
 def transcribe(
     files: Files,
@@ -58,7 +51,7 @@ def transcribe(
 
     disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = load(model)
+        seam, processor = transcription.load_checkpoint(model)
         waveforms = [processor.load_audio(file) for file in files]  # every file is read before any long work
         results = transcription.transcribe(
             seam,
@@ -93,7 +86,7 @@ def demo(
 
     disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = load(model)
+        seam, processor = transcription.load_checkpoint(model)
         shipped = read_manifest(RECORDINGS / "manifest.jsonl")
         sources = [one.audio for one in shipped] + list(files or [])
         references = [one.text for one in shipped] + [None] * len(files or [])

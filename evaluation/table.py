@@ -50,7 +50,7 @@ def compare_systems(
             count = word_errors(references, texts)
             wer[system][name] = count.rate
             words[name] = count.words
-    return {"wer": wer, "words": words, "notes": notes(wer, words)}
+    return {"wer": wer, "words": words, "notes": notes(wer)}
 
 
 def whisper_texts(whisper, whisper_processor, waveforms: list[np.ndarray], batch_size: int = 32) -> list[str]:
@@ -66,7 +66,7 @@ def whisper_texts(whisper, whisper_processor, waveforms: list[np.ndarray], batch
     return texts
 
 
-def notes(wer: dict[str, dict[str, float]], words: dict[str, int]) -> list[str]:
+def notes(wer: dict[str, dict[str, float]]) -> list[str]:
     """One honest sentence per comparison that the paper makes: whether the LLM and FTG help here, and where."""
 
     def verdict(what: str, before: str, after: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from tqdm.auto import tqdm
 
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+
 
 @dataclass(frozen=True)
 class Transcription:
@@ -21,9 +23,22 @@ class Transcription:
     text: str
 
 
+def load_checkpoint(name: str) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """
+    Model and processor of a folder or a Hub id.
+
+    Raises:
+        OSError: when it cannot be found; ValueError: when it is no SEAM checkpoint, or not a whole one.
+    """
+    try:
+        return SeamForSpeechRecognition.from_pretrained(name).eval(), SeamProcessor.from_pretrained(name)
+    except OSError as error:
+        raise OSError(f"cannot load the checkpoint {name!r}: {error}") from error
+
+
 def transcribe(
-    model,
-    processor,
+    model: SeamForSpeechRecognition,
+    processor: SeamProcessor,
     sources: Sequence,
     batch_size: int = 8,
     progress: bool = False,
@@ -33,7 +48,7 @@ def transcribe(
     Transcribe audio of any length: longer audio than the window is cut at quiet places and the texts are joined.
 
     Args:
-        model ([`SeamForSpeechRecognition`]), processor ([`SeamProcessor`]): of one checkpoint.
+        model, processor: of one checkpoint.
         sources: what `SeamProcessor.load_audio` takes.
         generate_kwargs: of `SeamForSpeechRecognition.generate`.
     """

@@ -6,9 +6,10 @@ Stage 1, speech-conditioning alignment (Section 3.5, Eq. 3): only the aligner le
 
 import torch
 
+from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import RecipeError, StageRecipe
-from seam.train.stage import StageTrainer, load_checkpoint, run
+from seam.train.stage import StageTrainer, run
 
 
 class AlignmentTrainer(StageTrainer):
@@ -24,7 +25,7 @@ class AlignmentTrainer(StageTrainer):
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 1: on a new model around `encoder` and `llm`, or on an existing `model`."""
     if recipe.model is not None:
-        model, processor = load_checkpoint(recipe)
+        model, processor = load_checkpoint(recipe.model)
     elif recipe.encoder is None or recipe.llm is None:
         raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
     else:

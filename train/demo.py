@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.dataclasses import strict
 from transformers import (
     AutoFeatureExtractor,
     AutoTokenizer,
@@ -28,22 +29,23 @@ from transformers import (
 )
 
 from seam.data.batching import SpeechDataset, keep_in_memory
-from seam.data.grammar import DOMAINS, VOCABULARY, sample
+from seam.data.grammar import VOCABULARY, sample
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.data.recordings import write_strings, write_training
 from seam.data.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
 from seam.evaluation.table import compare_systems, write_table
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.evaluation.transcription import load_checkpoint
+from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.train import alignment, foundations, instruction, refinement
 from seam.train.recipe import StageRecipe, build
 
 logger = logging.getLogger(__name__)
 
-SOURCE_DOMAINS = ("commands", "digits")
 TARGET_DOMAIN = "stories"
 
 
+@strict
 @dataclass
 class SpeechSettings:
     """
@@ -75,6 +77,7 @@ class SpeechSettings:
     test: int = 150
 
 
+@strict
 @dataclass
 class FoundationSettings:
     """
@@ -91,6 +94,7 @@ class FoundationSettings:
     sentences: int = 15000
 
 
+@strict
 @dataclass
 class DemoRecipe:
     """
@@ -123,7 +127,7 @@ class Parts:
 
     def run(self, name: str, settings: Any, work: Callable[[], Any]):
         settings = json.loads(json.dumps(settings, default=str, sort_keys=True))
-        if not self.changed and self.done.get(name, {}).get("settings") == settings:
+        if not self.changed and name in self.done and self.done[name]["settings"] == settings:
             print(f"{name}: done before, in {self.done[name]['seconds']:.0f} s")
             return
         self.changed = True
@@ -156,8 +160,8 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
         model_folder = folder / "model"
         temporary = folder / "model.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        SeamForSpeechRecognition.from_pretrained(folder / "refinement").save_pretrained(temporary)
-        SeamProcessor.from_pretrained(folder / "refinement").save_pretrained(temporary)
+        for part in load_checkpoint(str(folder / "refinement")):
+            part.save_pretrained(temporary)
         shutil.rmtree(model_folder, ignore_errors=True)
         os.replace(temporary, model_folder)
 
@@ -200,6 +204,11 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
 # ---- speech ----
 
 
+def heard_domains(settings: SpeechSettings) -> dict[str, int]:
+    """The source domain: what is spoken as sentences, and how often."""
+    return {name: count for name, count in (("commands", settings.commands), ("digits", settings.digits)) if count}
+
+
 def make_speech(recipe: DemoRecipe, folder: Path) -> str:
     """Synthesise training, validation and test speech, and prepare the recordings of people, if any."""
     settings, rng = recipe.speech, random.Random(recipe.seed)
@@ -216,21 +225,24 @@ def make_speech(recipe: DemoRecipe, folder: Path) -> str:
     voices = training_voices()
     train_jobs = [
         job
-        for domain, count in (("commands", settings.commands), ("digits", settings.digits), ("words", settings.words))
+        for domain, count in (*heard_domains(settings).items(), ("words", settings.words))
         for job in jobs(domain, count, voices, "train", settings.clean_share, held_out=False)
     ]
     train_jobs += jobs("digits", settings.accents, accented_voices(), "train", 0.0, held_out=False)
     synthesize(train_jobs, folder / "train", max_seconds=seconds)
     train = read_manifest(folder / "train" / "manifest.jsonl")
 
-    half = settings.test // 2
-    for name, speakers, domains in (
-        ("validation", voices, SOURCE_DOMAINS),
-        ("test-seen voices", voices, SOURCE_DOMAINS),
-        ("test-unseen voices", held_out_voices(), SOURCE_DOMAINS),
-        ("test-other domain", voices, (TARGET_DOMAIN, TARGET_DOMAIN)),
-    ):
-        test_jobs = [job for domain in domains for job in jobs(domain, half, speakers, name, 1.0, held_out=True)]
+    heard = tuple(heard_domains(settings))
+    tests = [
+        ("validation", voices, heard),
+        ("test-seen voices", voices, heard),
+        ("test-unseen voices", held_out_voices(), heard),
+    ]
+    if settings.words:  # without them the words of the other domain were never heard
+        tests.append(("test-other domain", voices, (TARGET_DOMAIN,)))
+    for name, speakers, domains in tests:
+        count = settings.test // len(domains)
+        test_jobs = [job for domain in domains for job in jobs(domain, count, speakers, name, 1.0, held_out=True)]
         synthesize(test_jobs, folder / name, max_seconds=seconds)
 
     if settings.people is not None:
@@ -240,7 +252,7 @@ def make_speech(recipe: DemoRecipe, folder: Path) -> str:
 
 
 def make_people(settings: SpeechSettings, folder: Path, seconds: float, seed: int) -> list[Utterance]:
-    """Training utterances from recordings of people; for every held-out speaker a test set of words and one of strings."""
+    """Training utterances from recordings of people; per held-out speaker a test set of words and one of strings."""
     recordings = read_manifest(settings.people, "train", settings.people_corpus)
     train = write_training(
         recordings,
@@ -267,8 +279,9 @@ def make_people(settings: SpeechSettings, folder: Path, seconds: float, seed: in
 def make_language_model(recipe: DemoRecipe, folder: Path) -> str:
     """The tokenizer and the tiny Qwen3, which reads the text of every domain, tests excluded."""
     rng = random.Random(recipe.seed + 1)
+    domains = [*heard_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
     sentences = [
-        text for domain in DOMAINS for text in sample(domain, recipe.llm.sentences, rng, held_out=False, unique=False)
+        text for domain in domains for text in sample(domain, recipe.llm.sentences, rng, held_out=False, unique=False)
     ]
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
     every_form = [f"{word} {word}" for word in VOCABULARY]  # at the start of a sentence and within it
@@ -305,8 +318,7 @@ def make_speech_encoder(recipe: DemoRecipe, folder: Path) -> str:
 
 def evaluate(folder: Path, tests: dict[str, list[Utterance]]) -> dict[str, Any]:
     """Word error rates of every system on every test set, written as `table.json`, `table.md` and `table.png`."""
-    model = SeamForSpeechRecognition.from_pretrained(folder / "model")
-    processor = SeamProcessor.from_pretrained(folder / "model")
+    model, processor = load_checkpoint(str(folder / "model"))
     whisper = WhisperForConditionalGeneration.from_pretrained(folder / "whisper")
     whisper_processor = (
         AutoFeatureExtractor.from_pretrained(folder / "whisper"),

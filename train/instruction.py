@@ -9,7 +9,7 @@ import torch
 
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.recipe import StageRecipe
-from seam.train.stage import StageTrainer, llm_adapters, load_checkpoint, run
+from seam.train.stage import StageTrainer, llm_adapters, run, stage_before
 
 
 class InstructionTrainer(StageTrainer):
@@ -24,4 +24,4 @@ class InstructionTrainer(StageTrainer):
 
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 2 on the checkpoint of Stage 1."""
-    return run(recipe, InstructionTrainer, *load_checkpoint(recipe))
+    return run(recipe, InstructionTrainer, *stage_before(recipe))

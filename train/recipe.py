@@ -1,12 +1,16 @@
 """Typed settings of a training run, from YAML and `key=value`."""
 
+import argparse
 import dataclasses
 import difflib
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
 from seam.data.manifest import CASINGS
@@ -18,6 +22,7 @@ class RecipeError(ValueError):
     """A recipe that cannot be run, in one sentence."""
 
 
+@strict
 @dataclass
 class DataSettings:
     """
@@ -45,6 +50,7 @@ class DataSettings:
             raise RecipeError(f"data.casing is {self.casing!r}; accepted: {', '.join(CASINGS)}.")
 
 
+@strict
 @dataclass
 class StageRecipe:
     """
@@ -100,28 +106,31 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     for name in names:
         if name not in nested and dataclasses.is_dataclass(hints[name]):
             nested[name] = build(hints[name], {}, f"{where}{name}.")
+    nested = {
+        key: float(value) if hints[key] is float and type(value) is int else value for key, value in nested.items()
+    }
     try:
         return cls(**nested)
-    except TypeError as error:
-        raise RecipeError(f"{where.rstrip('.') or 'the recipe'}: {error}.") from error
+    except (TypeError, StrictDataclassError) as error:
+        raise RecipeError(f"{where.rstrip('.') or 'the recipe'}: {' '.join(str(error).split())}") from error
 
 
 def _training_arguments(values: dict[str, Any], where: str) -> TrainingArguments:
-    # YAML 1.1 reads 5e-4, as everyone writes it, as a string.
-    values = {key: _number(value) for key, value in values.items()}
-    # Batches are made of our own items, and the seed decides everything random.
+    # Items are made by our own data sets, so no column is "unused".
     values = {"remove_unused_columns": False, "report_to": "none", **values}
+    words = []
+    for key, value in values.items():
+        if value is not None:
+            words += [f"--{key}", *(map(str, value) if isinstance(value, list) else [_as_word(value)])]
     try:
-        return HfArgumentParser(TrainingArguments).parse_dict(values)[0]
-    except (TypeError, ValueError) as error:
+        return HfArgumentParser(TrainingArguments, exit_on_error=False).parse_args_into_dataclasses(words)[0]
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise RecipeError(f"{where.rstrip('.')}: {error}") from error
 
 
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _as_word(value: Any) -> str:
+    """A value as it would be typed on a command line."""
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:

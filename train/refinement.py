@@ -15,7 +15,7 @@ from transformers import BatchFeature
 from seam.data.batching import ListDataset, SpeechCollator
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.recipe import RecipeError, StageRecipe
-from seam.train.stage import StageTrainer, llm_adapters, load_checkpoint, run
+from seam.train.stage import StageTrainer, llm_adapters, run, stage_before
 
 logger = logging.getLogger(__name__)
 
@@ -106,4 +106,4 @@ def decode_stage1(model: SeamForSpeechRecognition, dataset: Dataset, batch_size:
 
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2."""
-    return run(recipe, RefinementTrainer, *load_checkpoint(recipe), prepare=decode_stage1)
+    return run(recipe, RefinementTrainer, *stage_before(recipe), prepare=decode_stage1)

@@ -10,7 +10,7 @@ from transformers import Trainer, set_seed
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.scoring import word_errors
-from seam.evaluation.transcription import transcribe
+from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 
@@ -82,11 +82,11 @@ def llm_adapters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
     return parameters
 
 
-def load_checkpoint(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
-    """The model of the stage before."""
+def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """Model and processor that Stages 2 and 3 go on with."""
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
-    return SeamForSpeechRecognition.from_pretrained(recipe.model), SeamProcessor.from_pretrained(recipe.model)
+    return load_checkpoint(recipe.model)
 
 
 def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:

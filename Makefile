@@ -1,0 +1,39 @@
+# Everything below works from a clean clone: the virtual environment is made and filled first, with pinned versions.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-fast lint train-demo train-shipped clean
+
+# Transcribe the recordings that the repository ships, and yours: make demo FILES="one.wav two.flac"
+demo: $(INSTALLED)
+	$(BIN)/seam demo $(FILES)
+
+test: lint
+	$(BIN)/pytest
+
+# Leaves out what takes minutes.
+test-fast: lint
+	$(BIN)/pytest -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# From nothing to a checkpoint: synthetic speech, tiny foundations, the three stages, a table.
+train-demo: $(INSTALLED)
+	$(BIN)/seam train demo recipes/demo/tiny.yaml
+
+# The shipped checkpoint: the same with recordings of people, a folder with a metadata.jsonl (an audiofolder).
+PEOPLE ?= ../shared/speech
+train-shipped: $(INSTALLED)
+	$(BIN)/seam train demo recipes/demo/shipped.yaml speech.people=$(PEOPLE)
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs *.egg-info

@@ -1,0 +1,52 @@
+"""The manifest format and what is said of a broken one."""
+
+import json
+
+import pytest
+
+from seam.data.manifest import Utterance, read_manifest, write_manifest
+
+
+def test_round_trip_with_relative_paths(tmp_path):
+    utterances = [
+        Utterance(tmp_path / "audio" / "a.wav", "one", 0.5, "anna", "digits", "train"),
+        Utterance(tmp_path / "audio" / "b.wav", "zwei – drei", 1.25, "bert", "digits", "dev"),
+    ]
+    path = write_manifest(tmp_path / "manifest.jsonl", utterances)
+    assert read_manifest(path) == utterances
+    assert json.loads(path.read_text().splitlines()[0])["audio"] == "audio/a.wav"
+    assert read_manifest(path, split="dev") == utterances[1:]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_audiofolder_is_a_manifest(tmp_path):
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.flac", "text": "one", "seconds": 0.5}\n')
+    assert read_manifest(tmp_path) == [Utterance(tmp_path / "a.flac", "one", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2 is not JSON"),
+        ('{"audio": "a.wav", "duration": 1}', "line 2 lacks the field 'text'"),
+        ('{"text": "one", "duration": 1}', "line 2 lacks the field 'file_name'"),
+    ],
+)
+def test_a_broken_line_is_named(tmp_path, line, message):
+    path = tmp_path / "manifest.jsonl"
+    path.write_text('{"audio": "a.wav", "text": "one", "duration": 1}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path)
+
+
+def test_nothing_to_read_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such manifest"):
+        read_manifest(tmp_path / "manifest.jsonl")
+    path = write_manifest(tmp_path / "manifest.jsonl", [Utterance(tmp_path / "a.wav", "one", 1.0, split="train")])
+    with pytest.raises(ValueError, match="no utterance of split 'test'"):
+        read_manifest(path, "test")
+
+
+def test_reads_the_shared_recordings(shared):
+    digits = read_manifest(shared / "speech", "dev", "fsdd")
+    assert len(digits) == 500 and all(one.audio.is_file() for one in digits)

@@ -1,0 +1,199 @@
+"""Composition, the training forward, saving and loading."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, Qwen3ForCausalLM, WhisperModel
+
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam.nearest import alignment_distance
+
+
+@pytest.fixture(scope="module")
+def batch(processor, waveforms):
+    return processor(audio=waveforms)
+
+
+def labels_of(processor, texts, end):
+    rows = [torch.tensor([*processor.transcript_ids(text), end]) for text in texts]
+    return torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=-100)
+
+
+TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
+
+
+def test_backbones_are_really_loaded(model, backbones):
+    for own, original in (
+        (model.encoder, WhisperModel.from_pretrained(backbones[0]).encoder),
+        (model.language_model, Qwen3ForCausalLM.from_pretrained(backbones[1])),
+    ):
+        weights = {name.replace("base_layer.", ""): value for name, value in own.state_dict().items()}
+        for name, value in original.state_dict().items():
+            assert torch.equal(weights[name], value), name
+
+
+def test_a_backbone_that_lacks_weights_is_refused(backbones, processor, tmp_path):
+    import shutil
+
+    shutil.copytree(backbones[0], tmp_path / "whisper")
+    weights = load_file(tmp_path / "whisper" / "model.safetensors")
+    del weights["model.encoder.layers.1.fc1.weight"]
+    save_file(weights, tmp_path / "whisper" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 of the weights .*encoder.layers.1.fc1.weight"):
+        SeamForSpeechRecognition.from_backbones(str(tmp_path / "whisper"), backbones[1], processor)
+
+
+def test_eoa_with_a_twin_is_warned_about(build_model, caplog):
+    model = build_model()
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        table[100] = table[model.config.eoa_token_id] + 1e-4
+    with caplog.at_level("WARNING", logger="transformers"):
+        import transformers
+
+        transformers.utils.logging.enable_propagation()
+        model.warn_if_eoa_is_ambiguous()
+        transformers.utils.logging.disable_propagation()
+    assert "nearly the same embedding as id 100" in caplog.text
+
+
+def test_stage1_loss_is_eq_3(model, processor, batch):
+    labels = labels_of(processor, TEXTS, processor.eoa_token_id)
+    states, mask = model.encode(**batch)
+    total = count = 0
+    for i, text in enumerate(TEXTS):
+        ids = torch.tensor([*processor.transcript_ids(text), processor.eoa_token_id])
+        predicted = model.teacher_forced(states[i : i + 1], mask[i : i + 1], ids[None, :-1])[0]
+        target = model.get_input_embeddings()(ids)
+        total += alignment_distance(predicted, target, 0.5, "sum").sum()
+        count += len(ids)
+    loss = model(**batch, labels=labels, use_llm=False).loss
+    torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(**batch, labels=labels, use_llm=False, num_items_in_batch=10 * count).loss, loss / 10
+    )
+
+
+@pytest.mark.parametrize("llm_inputs", ["nearest", "continuous"])
+def test_stage2_loss_is_eq_4_row_by_row(build_model, processor, batch, llm_inputs):
+    """Each row alone, without padding, with the prompt ids that inference uses."""
+    model = build_model(llm_inputs=llm_inputs)
+    end = processor.end_of_turn_id
+    states, mask = model.encode(**batch)
+    embed, prompt = model.get_input_embeddings(), processor.prompt_ids()
+    place = prompt.index(processor.audio_token_id)
+    total = count = 0
+    for i, text in enumerate(TEXTS):
+        ids = torch.tensor(processor.transcript_ids(text))
+        aligned = model.teacher_forced(states[i : i + 1], mask[i : i + 1], ids[None])[0, :-1]
+        if llm_inputs == "nearest":
+            aligned = embed(model.lookup.distances(aligned).argmin(-1))
+        reply = torch.cat([ids, torch.tensor([end])])
+        embeds = torch.cat(
+            [embed(torch.tensor(prompt[:place])), aligned, embed(torch.tensor(prompt[place + 1 :])), embed(ids)]
+        )
+        logits = model.language_model(inputs_embeds=embeds[None]).logits[0, -len(reply) :]
+        total += torch.nn.functional.cross_entropy(logits, reply, reduction="sum")
+        count += len(reply)
+    loss = model(**batch, labels=labels_of(processor, TEXTS, end)).loss
+    torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-4)
+
+
+def test_the_training_prompt_is_the_inference_prompt(model, processor, batch, monkeypatch):
+    """Ids in, ids out: both calls hand the language model the same embeddings up to the reply."""
+    seen = []
+    original = type(model.language_model).forward
+
+    def spy(self, *args, **kwargs):
+        seen.append((kwargs["inputs_embeds"], kwargs.get("attention_mask")))
+        return original(self, *args, **kwargs)
+
+    heard = model.generate(**batch, return_dict_in_generate=True, use_llm=False)
+    texts = processor.batch_decode(heard.sequences[:1])
+    one = {key: value[:1] for key, value in batch.items()}
+    monkeypatch.setattr(type(model.language_model), "forward", spy)
+    model.generate(**one, first_token_guidance=False, max_new_tokens=1)
+    aligned = model.embed_alignment(heard.alignment_sequences[:1])
+    labels = labels_of(processor, ["stop"], processor.end_of_turn_id)
+    model(labels=labels, aligned_embeds=aligned)
+    (at_inference, _), (in_training, _) = seen
+    length = at_inference.shape[1]
+    assert texts and torch.equal(at_inference, in_training[:, :length])
+    reply = model.get_input_embeddings()(labels[:, :-1])
+    torch.testing.assert_close(in_training[:, length:], reply)
+
+
+def test_deleted_embeddings_are_not_read(model, processor, batch):
+    labels = labels_of(processor, TEXTS, processor.end_of_turn_id)
+    aligned = torch.randn(4, 5, model.config.text_config.hidden_size)
+    mask = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0], [1, 1, 0, 1, 1]])
+    loss = model(labels=labels, aligned_embeds=aligned, aligned_mask=mask).loss
+    noisy = torch.where(mask[..., None].bool(), aligned, torch.full_like(aligned, 50.0))
+    torch.testing.assert_close(model(labels=labels, aligned_embeds=noisy, aligned_mask=mask).loss, loss)
+
+
+def test_forward_needs_labels_and_speech(model, processor):
+    with pytest.raises(ValueError, match="labels are required"):
+        model(input_features=torch.zeros(1, 16, 200))
+    with pytest.raises(ValueError, match="input_features and speech_states"):
+        model(labels=torch.tensor([[1, 2]]))
+
+
+def test_reload_equals_original(model, processor, batch, tmp_path):
+    labels = labels_of(processor, TEXTS, processor.end_of_turn_id)
+    model.save_pretrained(tmp_path / "once")
+    processor.save_pretrained(tmp_path / "once")
+    once = SeamForSpeechRecognition.from_pretrained(tmp_path / "once").eval()
+    once.save_pretrained(tmp_path / "twice")
+    twice = SeamForSpeechRecognition.from_pretrained(tmp_path / "twice").eval()
+    for again in (once, twice):
+        assert again.state_dict().keys() == model.state_dict().keys()
+        assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+        assert torch.equal(again.generate(**batch), model.generate(**batch))
+        assert torch.equal(again(**batch, labels=labels).logits, model(**batch, labels=labels).logits)
+    assert SeamProcessor.from_pretrained(tmp_path / "once").prompt_ids() == model.config.prompt_token_ids
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_auto_classes(model, processor, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for auto in (AutoModel, AutoModelForSpeechSeq2Seq):
+        assert type(auto.from_pretrained(tmp_path)) is SeamForSpeechRecognition
+    assert type(AutoProcessor.from_pretrained(tmp_path)) is SeamProcessor
+
+
+def test_tied_embeddings_are_stored_once(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert sum("embed_tokens" in name or "lm_head" in name for name in names) == 1
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "mismatched"])
+def test_a_checkpoint_that_does_not_fit_is_refused(model, tmp_path, change):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = "aligner.output_projection.weight"
+    if change == "missing":
+        del weights[name]
+    elif change == "unexpected":
+        weights["aligner.more.weight"] = torch.zeros(2)
+    else:
+        weights[name] = weights[name][:-1].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"1 {change} keys \\(.*aligner"):
+        SeamForSpeechRecognition.from_pretrained(tmp_path)
+
+
+def test_bfloat16(model, batch, tmp_path):
+    model.save_pretrained(tmp_path)
+    half = SeamForSpeechRecognition.from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+    assert half.generate(**batch, max_new_tokens=5).shape[0] == 4
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_attention_implementations_agree(model, batch, tmp_path, implementation):
+    model.save_pretrained(tmp_path)
+    other = SeamForSpeechRecognition.from_pretrained(tmp_path, attn_implementation=implementation).eval()
+    assert other.aligner.config._attn_implementation == implementation
+    assert torch.equal(other.generate(**batch), model.generate(**batch))

@@ -1,0 +1,127 @@
+"""The `seam` command, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.data.manifest import read_manifest
+
+
+def seam(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "seam", *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return read_manifest(RECORDINGS / "manifest.jsonl")
+
+
+def test_demo_prints_references_and_transcripts(recordings, tmp_path):
+    soundfile.write(tmp_path / "mine.wav", soundfile.read(recordings[0].audio)[0], 16000)
+    done = seam("demo", tmp_path / "mine.wav")
+    assert done.returncode == 0, done.stderr
+    for heading in ("file", "reference", "Stage 1 heard", "transcript", "WER %", "mine.wav"):
+        assert heading in done.stdout
+    rate = float(done.stdout.rsplit("shipped recordings:", 1)[1].split("%")[0])
+    assert rate <= 15
+
+
+def test_transcribe_json_and_the_equality_of_batch_sizes(recordings):
+    files = [one.audio for one in recordings[:5]]
+    outputs = [seam("transcribe", *files, "--json", "--batch-size", size).stdout for size in (1, 5)]
+    assert outputs[0] == outputs[1]
+    rows = [json.loads(line) for line in outputs[0].splitlines()]
+    assert [set(row) for row in rows] == [{"file", "seconds", "stage1", "text"}] * 5
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    assert all(row["text"] for row in rows)
+
+
+def test_stage_1_alone_and_no_guidance(recordings):
+    file = recordings[0].audio
+    plain, alone, unguided = (
+        json.loads(seam("transcribe", file, "--json", *options).stdout)
+        for options in ([], ["--no-llm"], ["--no-first-token-guidance"])
+    )
+    assert alone["text"] == alone["stage1"] == plain["stage1"] == unguided["stage1"]
+
+
+def test_any_rate_channels_and_length(recordings, tmp_path):
+    waveform, rate = soundfile.read(recordings[0].audio)
+    stereo = np.repeat(np.stack([waveform, waveform], axis=1), 3, axis=0)
+    soundfile.write(tmp_path / "stereo48.wav", stereo, 3 * rate)
+    long = np.concatenate([np.concatenate([soundfile.read(one.audio)[0], np.zeros(8000)]) for one in recordings * 3])
+    assert len(long) > 30 * rate
+    soundfile.write(tmp_path / "long.flac", long, rate)
+    done = seam("transcribe", tmp_path / "stereo48.wav", tmp_path / "long.flac", "--json")
+    assert done.returncode == 0, done.stderr
+    one, other = map(json.loads, done.stdout.splitlines())
+    assert abs(one["seconds"] - len(waveform) / rate) < 0.01
+    assert other["seconds"] == round(len(long) / rate, 3)
+    assert len(other["text"].split()) > 0.7 * sum(len(u.text.split()) for u in recordings * 3)
+
+
+def bad_files(folder):
+    (folder / "text.wav").write_text("not audio at all")
+    soundfile.write(folder / "none.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "nan.wav", np.array([0.0, np.nan, 0.1]), 16000, subtype="FLOAT")
+    (folder / "bert").mkdir()
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "unknown.yaml").write_text("traning: {}")
+    good = RECORDINGS / "manifest.jsonl"
+    return {
+        "missing file": (["transcribe", folder / "missing.wav"], "missing.wav: no such audio file"),
+        "no audio": (["transcribe", folder / "text.wav"], "text.wav cannot be read as audio"),
+        "no samples": (["transcribe", folder / "none.wav"], "none.wav holds no audio samples"),
+        "nan": (["transcribe", folder / "nan.wav"], "nan.wav holds NaN"),
+        "other architecture": (["transcribe", good, "--model", folder / "bert"], "architecture 'bert', not of 'seam'"),
+        "no checkpoint": (["transcribe", good, "--model", folder / "nowhere"], "nowhere"),
+        "unknown key": (
+            ["train", "alignment", folder / "unknown.yaml"],
+            "unknown recipe key traning; did you mean training?",
+        ),
+        "no recipe": (["train", "demo", folder / "none.yaml"], "none.yaml: no such recipe"),
+    }
+
+
+CASES = [
+    "missing file",
+    "no audio",
+    "no samples",
+    "nan",
+    "other architecture",
+    "no checkpoint",
+    "unknown key",
+    "no recipe",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_sentence_and_a_non_zero_exit(case, tmp_path):
+    arguments, message = bad_files(tmp_path)[case]
+    done = seam(*arguments)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_the_shipped_checkpoint_is_small_and_holds_no_code():
+    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md", ".png"}
+
+
+def test_silence_is_not_invented_away(tmp_path):
+    """What the model makes of silence is its own business; that it answers, and says how long it listened, is not."""
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
+    done = seam("transcribe", tmp_path / "silence.wav", "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["seconds"] == 1.0
+    if not row["stage1"]:
+        assert not row["text"]

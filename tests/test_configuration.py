@@ -1,0 +1,56 @@
+"""Field checks, defaults and the round trip to JSON."""
+
+import pytest
+
+from seam.configuration_seam import SeamConfig
+
+
+def test_defaults_are_the_papers_sizes():
+    config = SeamConfig()
+    aligner = config.aligner_config
+    assert (aligner.decoder_layers, aligner.decoder_attention_heads, aligner.d_model) == (32, 20, 1280)
+    assert (config.audio_config.encoder_layers, config.audio_config.d_model) == (32, 1280)
+    assert (config.text_config.hidden_size, config.text_config.vocab_size) == (2560, 151936)
+    assert (config.lora_rank, config.lora_alpha, config.lora_dropout) == (32, 64, 0.1)
+    assert (config.alignment_lambda, config.alignment_reduction, config.llm_inputs) == (0.5, "sum", "nearest")
+
+
+def test_round_trip(tmp_path):
+    config = SeamConfig(alignment_lambda=0.25, prompt_token_ids=[1, 151669, 2], lookup_excluded_ids=[5])
+    config.save_pretrained(tmp_path)
+    assert SeamConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"boa_token_id": 5, "eoa_token_id": 5}, "boa_token_id and eoa_token_id are both 5"),
+        ({"eoa_token_id": 10**7}, "eoa_token_id is 10000000, outside .* 151936"),
+        ({"boa_token_id": -1}, "boa_token_id is -1, outside"),
+        ({"alignment_reduction": "max"}, "accepted: sum, mean"),
+        ({"llm_inputs": "both"}, "accepted: nearest, continuous"),
+        ({"alignment_lambda": 2.0}, "accepted: 0 to 1"),
+        ({"lora_rank": -1}, "lora_rank is -1"),
+        ({"lora_rank": "many"}, "lora_rank"),
+        ({"prompt_token_ids": [1, 2]}, "exactly once, found 0"),
+        ({"prompt_token_ids": [151669, 151669]}, "exactly once, found 2"),
+        ({"lookup_excluded_ids": [151936]}, "lookup_excluded_ids holds 151936"),
+        ({"aligner_config": {"d_model": 64, "decoder_attention_heads": 4}}, "aligner_config.d_model is 64"),
+        ({"aligner_config": {"d_model": 1280, "decoder_attention_heads": 7}}, "multiple of"),
+    ],
+)
+def test_what_does_not_fit_is_named(fields, message):
+    with pytest.raises(Exception, match=message):
+        SeamConfig(**fields)
+
+
+def test_another_architecture_is_refused(backbones):
+    with pytest.raises(ValueError, match="architecture 'whisper', not of 'seam'"):
+        SeamConfig.from_pretrained(backbones[0])
+
+
+def test_aligner_caches_have_the_decoders_size():
+    config = SeamConfig(
+        aligner_config={"d_model": 1280, "encoder_layers": 9, "decoder_layers": 3, "decoder_attention_heads": 20}
+    )
+    assert config.aligner_config.num_hidden_layers == 3

@@ -1,0 +1,112 @@
+"""From nothing to a recogniser of spoken digits, with the classes and the code of the demo."""
+
+import json
+
+import pytest
+
+from seam.data.manifest import read_manifest
+from seam.evaluation.scoring import word_errors
+from seam.evaluation.table import GUIDED, STAGE1
+from seam.evaluation.transcription import transcribe
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train import demo
+from seam.train.recipe import RecipeError, build
+
+pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
+
+
+def values(folder, **speech):
+    def training(steps, rate):
+        return {
+            "max_steps": steps,
+            "learning_rate": rate,
+            "per_device_train_batch_size": 32,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": max(steps // 20, 1),
+            "logging_steps": 100,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+
+    encoder = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 256}
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 256, "max_target_positions": 32}
+    language_model = {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "initializer_range": 0.08,
+    }
+    return {
+        "output_dir": str(folder),
+        "speech": {
+            "window_seconds": 3,
+            "commands": 0,
+            "digits": 1500,
+            "words": 0,
+            "clean_share": 1.0,
+            "test": 60,
+            **speech,
+        },
+        "llm": {"vocab_size": 330, "sentences": 3000, "sizes": language_model, "training": training(400, 4e-3)},
+        "whisper": {"sizes": {**encoder, **decoder, "num_mel_bins": 40}, "training": training(600, 4e-3)},
+        "alignment": {
+            "config": {"aligner_config": {"d_model": 64, **decoder, "decoder_layers": 2}},
+            "training": training(800, 4e-3),
+        },
+        "instruction": {"training": training(60, 1e-3)},
+        "refinement": {"training": training(60, 1e-3)},
+    }
+
+
+@pytest.mark.slow
+def test_learns_to_transcribe_unseen_sentences_of_unseen_voices(tmp_path):
+    table = demo.main(build(demo.DemoRecipe, values(tmp_path)))
+    for system in (STAGE1, GUIDED):
+        assert table["wer"][system]["unseen voices"] < 20, table["wer"]
+    model = SeamForSpeechRecognition.from_pretrained(tmp_path / "model")
+    processor = SeamProcessor.from_pretrained(tmp_path / "model")
+    test = read_manifest(tmp_path / "speech" / "test-unseen voices" / "manifest.jsonl")
+    written = [one.text for one in transcribe(model, processor, [one.audio for one in test])]
+    references = [one.text for one in test]
+    assert word_errors(references, written).rate == pytest.approx(table["wer"][GUIDED]["unseen voices"])
+    wrong_audio = written[1:] + written[:1]
+    assert word_errors(references, wrong_audio).rate > 70
+    # Given again, the command repeats nothing.
+    before = (tmp_path / "parts.json").read_text()
+    assert demo.main(build(demo.DemoRecipe, values(tmp_path))) == table
+    assert (tmp_path / "parts.json").read_text() == before
+
+
+def test_a_wrong_stage_setting_is_found_before_anything_is_made(tmp_path):
+    wrong = values(tmp_path / "out")
+    wrong["refinement"]["masking_probablity"] = 0.1
+    with pytest.raises(RecipeError, match="refinement.masking_probablity; did you mean refinement.masking_probability"):
+        demo.main(build(demo.DemoRecipe, wrong))
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_people_are_found_before_anything_is_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such manifest"):
+        demo.main(build(demo.DemoRecipe, values(tmp_path / "out", people=str(tmp_path / "nobody"))))
+    assert not (tmp_path / "out").exists()
+
+
+def test_parts_are_repeated_when_settings_change(tmp_path):
+    done = []
+
+    def run(settings):
+        parts = demo.Parts(tmp_path)
+        for name in ("first", "second", "third"):
+            parts.run(name, settings.get(name), lambda name=name: done.append(name))
+
+    run({})
+    assert done == ["first", "second", "third"]
+    run({})
+    assert len(done) == 3
+    run({"second": {"steps": 2}})
+    assert done[3:] == ["second", "third"]
+    assert set(json.loads((tmp_path / "parts.json").read_text())) == {"first", "second", "third"}

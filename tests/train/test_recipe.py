@@ -1,0 +1,85 @@
+"""Recipes: typed, overridable, and clear about what is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from seam.train.demo import DemoRecipe, stage_recipes
+from seam.train.recipe import RecipeError, StageRecipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "encoder: whisper\nllm: qwen\nconfig: {lora_rank: 8}\n"
+        f"training: {{output_dir: {tmp_path / 'out'}, learning_rate: 5e-4, max_steps: 10}}\n"
+        "data: {train: [a.jsonl], validation: [b.jsonl]}\n"
+    )
+    return path
+
+
+def test_values_and_defaults(recipe):
+    read = load_recipe(StageRecipe, recipe, [])
+    assert (read.encoder, read.llm, read.config) == ("whisper", "qwen", {"lora_rank": 8})
+    assert (read.training.learning_rate, read.training.max_steps) == (5e-4, 10)
+    assert (read.data.train, read.data.casing) == (["a.jsonl"], "lower")
+    assert (read.masking_probability, read.deletion_probability) == (0.05, 0.1)
+
+
+def test_overrides(recipe):
+    read = load_recipe(
+        StageRecipe,
+        recipe,
+        [
+            "training.learning_rate=1e-3",
+            "data.casing=keep",
+            "config.lora_rank=4",
+            "model=somewhere",
+            "data.train=[c.jsonl]",
+        ],
+    )
+    assert read.training.learning_rate == 1e-3
+    assert (read.data.casing, read.config, read.model, read.data.train) == (
+        "keep",
+        {"lora_rank": 4},
+        "somewhere",
+        ["c.jsonl"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainning.max_steps=3", "unknown recipe key trainning; did you mean training?"),
+        ("training.max_step=3", "unknown recipe key training.max_step; did you mean training.max_steps?"),
+        ("data.xyz=3", "unknown recipe key data.xyz; accepted: train, validation"),
+        ("data.casing=upper", "data.casing is 'upper'; accepted: lower, keep"),
+        ("deletion_probability=1.5", "deletion_probability is 1.5"),
+        ("data=3", "data must be a mapping"),
+        ("training.max_steps=many", "training: .*max_steps|training: .*many"),
+        ("novalue", "'novalue' is not of the form key=value"),
+    ],
+)
+def test_mistakes_are_named(recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(StageRecipe, recipe, [override])
+
+
+def test_no_recipe_and_no_yaml(tmp_path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(StageRecipe, tmp_path / "none.yaml", [])
+    (tmp_path / "bad.yaml").write_text("a: [1,")
+    with pytest.raises(RecipeError, match="bad.yaml is not YAML"):
+        load_recipe(StageRecipe, tmp_path / "bad.yaml", [])
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES / "demo").glob("*.yaml")), ids=lambda path: path.name)
+def test_demo_recipes_are_valid(path, tmp_path):
+    recipe = load_recipe(DemoRecipe, path, [f"output_dir={tmp_path}"])
+    stages = stage_recipes(recipe, tmp_path)
+    assert stages["alignment"].encoder == str(tmp_path / "whisper")
+    assert stages["instruction"].model == str(tmp_path / "alignment")
+    assert stages["refinement"].model == str(tmp_path / "instruction")

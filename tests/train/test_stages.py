@@ -1,0 +1,224 @@
+"""The three stages: what each trains, what each reads, and that each can learn."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from seam.data.manifest import Utterance, write_manifest
+from seam.evaluation.transcription import transcribe
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train import alignment, instruction, refinement
+from seam.train.recipe import RecipeError, StageRecipe, build
+from seam.train.refinement import perturb
+
+TEXTS = [
+    "one two three",
+    "stop the music",
+    "turn on the light",
+    "the old goat",
+    "two",
+    "the kitchen light on",
+    "hay",
+    "eats",
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Eight sounds that anyone could tell apart."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(5)
+    utterances = []
+    for index, text in enumerate(TEXTS):
+        time = np.arange(rng.integers(9000, 30000)) / 16000
+        tone = sum(np.sin(2 * np.pi * frequency * time) for frequency in rng.uniform(100, 3500, 3)) / 6
+        path = folder / f"{index}.wav"
+        soundfile.write(path, tone + 0.02 * rng.standard_normal(len(time)), 16000)
+        utterances.append(Utterance(path, text.upper(), len(time) / 16000, "none", "sounds", "train"))
+    return str(write_manifest(folder / "manifest.jsonl", utterances))
+
+
+def recipe(output_dir, manifest, steps, **values) -> StageRecipe:
+    training = {
+        "output_dir": str(output_dir),
+        "max_steps": steps,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 3e-3,
+        "warmup_steps": 10,
+        "logging_steps": 20,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        **values.pop("training", {}),
+    }
+    data = {"train": [manifest], "validation": [manifest], "keep_encoder_states": True, **values.pop("data", {})}
+    return build(StageRecipe, {"training": training, "data": data, **values})
+
+
+def weights(folder):
+    return SeamForSpeechRecognition.from_pretrained(folder).state_dict()
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory, backbones, manifest):
+    """All three stages, trained far enough to know the eight sounds by heart."""
+    folder = tmp_path_factory.mktemp("stages")
+    metrics = {
+        "alignment": alignment.main(
+            recipe(
+                folder / "alignment",
+                manifest,
+                250,
+                encoder=backbones[0],
+                llm=backbones[1],
+                config={"lora_rank": 8, "lora_dropout": 0.0},
+            )
+        ),
+        "instruction": instruction.main(recipe(folder / "instruction", manifest, 150, model=str(folder / "alignment"))),
+        "refinement": refinement.main(recipe(folder / "refinement", manifest, 60, model=str(folder / "instruction"))),
+    }
+    return folder, metrics
+
+
+def test_every_stage_learns(stages):
+    _, metrics = stages
+    assert metrics["alignment"]["eval_stage1_wer"] < 10
+    assert metrics["instruction"]["eval_wer"] < 10
+    assert metrics["refinement"]["eval_wer"] < 10
+    assert "eval_wer" not in metrics["alignment"]
+
+
+def test_the_wrong_audio_gives_the_wrong_text(stages, manifest):
+    folder, _ = stages
+    model, processor = (cls.from_pretrained(folder / "refinement") for cls in (SeamForSpeechRecognition, SeamProcessor))
+    rows = [json.loads(line) for line in open(manifest)]
+    sources = [f"{manifest.rsplit('/', 1)[0]}/{row['audio']}" for row in rows]
+    heard = [one.text for one in transcribe(model, processor, sources)]
+    shifted = [one.text for one in transcribe(model, processor, sources[1:] + sources[:1])]
+    right = sum(text == row["text"].lower() for text, row in zip(heard, rows, strict=True))
+    wrong = sum(text == row["text"].lower() for text, row in zip(shifted, rows, strict=True))
+    assert right >= 7 and wrong == 0
+
+
+def test_only_the_stages_own_parameters_change(stages):
+    folder, _ = stages
+    fresh, instructed, refined = (weights(folder / name) for name in ("alignment", "instruction", "refinement"))
+    assert changed(fresh, instructed) == {name for name in fresh if "lora_" in name}
+    assert changed(instructed, refined) == {name for name in fresh if "lora_" in name}
+
+
+def test_stage_1_changes_the_aligner_alone(backbones, manifest, tmp_path):
+    kwargs = {"encoder": backbones[0], "llm": backbones[1], "config": {"lora_rank": 4}}
+    alignment.main(recipe(tmp_path / "one", manifest, 1, training={"learning_rate": 0.0}, **kwargs))
+    alignment.main(recipe(tmp_path / "two", manifest, 3, model=str(tmp_path / "one")))
+    names = changed(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    # A handful of positions lies beyond the longest text; everything else of the aligner moves.
+    assert names == {name for name in weights(tmp_path / "one") if name.startswith("aligner.")}
+
+
+def test_training_repeats_itself(backbones, manifest, tmp_path):
+    for name in ("one", "two"):
+        alignment.main(recipe(tmp_path / name, manifest, 5, encoder=backbones[0], llm=backbones[1]))
+    assert not changed(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+def test_kept_states_train_the_same_model(backbones, manifest, tmp_path):
+    for name, keep in (("kept", True), ("computed", False)):
+        alignment.main(
+            recipe(
+                tmp_path / name, manifest, 5, data={"keep_encoder_states": keep}, encoder=backbones[0], llm=backbones[1]
+            )
+        )
+    one, other = weights(tmp_path / "kept"), weights(tmp_path / "computed")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("llm_inputs", ["nearest", "continuous"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_refinement_reads_both_kinds_of_inputs(backbones, manifest, tmp_path, llm_inputs, keep):
+    config = {"llm_inputs": llm_inputs, "lora_rank": 4}
+    data = {"keep_encoder_states": keep}
+    alignment.main(
+        recipe(tmp_path / "1", manifest, 1, encoder=backbones[0], llm=backbones[1], config=config, data=data)
+    )
+    metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "1"), data=data))
+    assert np.isfinite(metrics["eval_loss"])
+
+
+def test_accumulated_steps_give_the_loss_of_one_big_batch(backbones, manifest, tmp_path):
+    """The loss is a mean over tokens, however they are spread over batches."""
+    for name, size, steps in (("big", 8, 1), ("small", 2, 4)):
+        alignment.main(
+            recipe(
+                tmp_path / name,
+                manifest,
+                3,
+                training={
+                    "per_device_train_batch_size": size,
+                    "gradient_accumulation_steps": steps,
+                    "logging_steps": 1,
+                },
+                encoder=backbones[0],
+                llm=backbones[1],
+            )
+        )
+    losses = []
+    for name in ("big", "small"):
+        history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+        losses.append([entry["loss"] for entry in history if "loss" in entry])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({}, "names neither a model nor both backbones"),
+        ({"encoder": "x"}, "names neither a model nor both backbones"),
+        ({"model": "nowhere"}, "cannot load the checkpoint 'nowhere'"),
+    ],
+)
+def test_an_incomplete_recipe_is_refused(values, message, manifest, tmp_path):
+    with pytest.raises((RecipeError, OSError), match=message):
+        alignment.main(recipe(tmp_path, manifest, 1, **values))
+    with pytest.raises(RecipeError, match="names no model"):
+        instruction.main(recipe(tmp_path, manifest, 1))
+
+
+def test_stage_2_without_lora_is_refused(backbones, manifest, tmp_path):
+    alignment.main(recipe(tmp_path / "1", manifest, 1, encoder=backbones[0], llm=backbones[1], config={"lora_rank": 0}))
+    with pytest.raises(RecipeError, match="no LoRA adapters"):
+        instruction.main(recipe(tmp_path / "2", manifest, 1, model=str(tmp_path / "1")))
+
+
+# ---- perturbation ----
+
+
+def test_perturbation_rates_and_what_it_leaves_alone():
+    torch.manual_seed(0)
+    embeds, mask = torch.randn(400, 50, 3) + 5, torch.ones(400, 50, dtype=torch.long)
+    mask[:, 40:] = 0
+    perturbed, kept = perturb(embeds, mask, 0.05, 0.1)
+    assert kept[:, 40:].sum() == 0
+    assert abs(1 - kept[:, :40].float().mean().item() - 0.1) < 0.01
+    blank = (perturbed == 0).all(-1)
+    assert abs(blank.float().mean().item() - 0.05) < 0.01
+    assert torch.equal(perturbed[~blank], embeds[~blank])
+
+
+def test_perturbation_never_deletes_a_whole_row():
+    _, kept = perturb(torch.ones(500, 2, 3), torch.tensor([[1, 0]] * 500), 0.0, 0.9)
+    assert kept.tolist() == [[1, 0]] * 500
+
+
+def test_no_perturbation_at_probability_zero():
+    embeds, mask = torch.randn(5, 6, 3), torch.ones(5, 6, dtype=torch.long)
+    perturbed, kept = perturb(embeds, mask, 0.0, 0.0)
+    assert torch.equal(perturbed, embeds) and torch.equal(kept, mask)
