@@ -116,8 +116,7 @@ def test_the_shipped_checkpoint_is_small_and_holds_no_code():
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md", ".png"}
 
 
-def test_silence_is_not_invented_away(tmp_path):
-    """What the model makes of silence is its own business; that it answers, and says how long it listened, is not."""
+def test_where_stage_1_hears_nothing_the_transcript_is_empty(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
     done = seam("transcribe", tmp_path / "silence.wav", "--json")
     assert done.returncode == 0, done.stderr

@@ -118,7 +118,8 @@ def test_prompt_follows_the_template(processor):
         processor.tokenizer,
         chat_template=processor.chat_template.replace(
             "{{ '<|im_start|>assistant\n' }}",
-            "{{ '<|im_start|>assistant\n' }}{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
+            "{{ '<|im_start|>assistant\n' }}"
+            "{% if enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}",
         ),
     )
     assert own.tokenizer.decode(own.prompt_ids()).endswith("assistant\n<think>\n\n</think>\n\n")

@@ -74,7 +74,7 @@ def make_whisper(
         decoder_start_token_id=start,
         eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
-        max_new_tokens=config.max_target_positions - 2,
+        max_length=config.max_target_positions,
         num_beams=1,
     )
     return model, WhisperFeatureExtractor(feature_size=config.num_mel_bins, chunk_length=window_seconds)

@@ -1,0 +1,121 @@
+"""The speech of the demo: what is synthesised, what is joined from recordings of people, and what is held out."""
+
+import random
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub.dataclasses import strict
+
+from seam.data.grammar import sample
+from seam.data.manifest import Utterance, read_manifest, write_manifest
+from seam.data.recordings import write_strings, write_training
+from seam.data.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
+
+TARGET_DOMAIN = "stories"
+RECORDINGS = 10
+
+
+@strict
+@dataclass
+class SpeechSettings:
+    """
+    Numbers of utterances.
+
+    Args:
+        window_seconds: the window that the tiny Whisper hears.
+        commands, digits, words: synthetic training speech: the source domain, and words of both domains in any order.
+        accents: digit strings in foreign accents.
+        clean_share: part of the synthetic speech without augmentation.
+        people: folder or manifest of recordings of people saying single words, of which `people_corpus` is used:
+            its `train` split to train on and its `dev` split to test on.
+        people_singles, people_strings: augmented single words, and strings joined from them, to train on.
+        people_clean_share: part of these without augmentation.
+        test: size of every test set.
+    """
+
+    window_seconds: int = 4
+    commands: int = 3000
+    digits: int = 1500
+    words: int = 4500
+    accents: int = 0
+    clean_share: float = 0.5
+    people: str | None = None
+    people_corpus: str = "fsdd"
+    people_singles: int = 0
+    people_strings: int = 0
+    people_clean_share: float = 0.25
+    test: int = 150
+
+
+def heard_domains(settings: SpeechSettings) -> dict[str, int]:
+    """The source domain: what is spoken as sentences, and how often."""
+    return {name: count for name, count in (("commands", settings.commands), ("digits", settings.digits)) if count}
+
+
+def make_speech(settings: SpeechSettings, folder: Path, seed: int) -> str:
+    """
+    Synthesise training, validation and test speech, and prepare the recordings of people, if any: `train.jsonl`,
+    `validation/`, one `test-NAME/` per test set, and `recordings/`, a few utterances of unseen voices to look at.
+    """
+    rng = random.Random(seed)
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = settings.window_seconds - 0.05
+
+    def jobs(domain: str, count: int, voices: list[str], corpus: str, clean_share: float, held_out: bool) -> list[Job]:
+        texts = sample(domain, count, rng, held_out=held_out, unique=held_out)
+        return [
+            Job(text, rng.choice(voices), corpus, corpus, rng.getrandbits(32), augment=rng.random() >= clean_share)
+            for text in texts
+        ]
+
+    voices = training_voices()
+    train_jobs = [
+        job
+        for domain, count in (*heard_domains(settings).items(), ("words", settings.words))
+        for job in jobs(domain, count, voices, "train", settings.clean_share, held_out=False)
+    ]
+    train_jobs += jobs("digits", settings.accents, accented_voices(), "train", 0.0, held_out=False)
+    synthesize(train_jobs, folder / "train", max_seconds=seconds)
+    train = read_manifest(folder / "train" / "manifest.jsonl")
+
+    heard = tuple(heard_domains(settings))
+    tests = [
+        ("validation", voices, heard),
+        ("test-seen voices", voices, heard),
+        ("test-unseen voices", held_out_voices(), heard),
+        ("recordings", held_out_voices(), heard),
+    ]
+    if settings.words:  # without them the words of the other domain were never heard
+        tests.append(("test-other domain", voices, (TARGET_DOMAIN,)))
+    for name, speakers, domains in tests:
+        count = (RECORDINGS if name == "recordings" else settings.test) // len(domains)
+        test_jobs = [job for domain in domains for job in jobs(domain, count, speakers, name, 1.0, held_out=True)]
+        synthesize(test_jobs, folder / name, max_seconds=seconds)
+
+    if settings.people is not None:
+        train += make_people(settings, folder, seconds, seed)
+    write_manifest(folder / "train.jsonl", train)
+    return f"{len(train)} utterances, {sum(one.duration for one in train) / 3600:.2f} h to train on"
+
+
+def make_people(settings: SpeechSettings, folder: Path, seconds: float, seed: int) -> list[Utterance]:
+    """Training utterances from recordings of people; per held-out speaker a test set of words and one of strings."""
+    recordings = read_manifest(settings.people, "train", settings.people_corpus)
+    train = write_training(
+        recordings,
+        folder / "people",
+        settings.people_singles,
+        settings.people_strings,
+        seconds,
+        settings.people_clean_share,
+        seed,
+    )
+    held_out = read_manifest(settings.people, "dev", settings.people_corpus)
+    for speaker in sorted({one.speaker for one in held_out}):
+        own = [one for one in held_out if one.speaker == speaker]
+        test = folder / f"test-{speaker} digits"
+        test.mkdir(parents=True)
+        write_manifest(test / "manifest.jsonl", own)
+        write_strings(own, folder / f"test-{speaker} strings", settings.test, seconds, seed=seed)
+    return train
