@@ -84,10 +84,10 @@ def make_speech(settings: SpeechSettings, folder: Path, seed: int) -> str:
         ("validation", voices, heard),
         ("test-seen voices", voices, heard),
         ("test-unseen voices", held_out_voices(), heard),
-        ("recordings", held_out_voices(), heard),
     ]
     if settings.words:  # without them the words of the other domain were never heard
         tests.append(("test-other domain", voices, (TARGET_DOMAIN,)))
+    tests.append(("recordings", held_out_voices(), heard))
     for name, speakers, domains in tests:
         count = (RECORDINGS if name == "recordings" else settings.test) // len(domains)
         test_jobs = [job for domain in domains for job in jobs(domain, count, speakers, name, 1.0, held_out=True)]

@@ -177,6 +177,25 @@ def test_accumulated_steps_give_the_loss_of_one_big_batch(backbones, manifest, t
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
 
 
+def test_checkpoints_on_the_way_load_and_the_best_is_kept(backbones, manifest, tmp_path):
+    training = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "stage1_wer",
+        "greater_is_better": False,
+    }
+    alignment.main(recipe(tmp_path, manifest, 4, training=training, encoder=backbones[0], llm=backbones[1]))
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    rates = {entry["step"]: entry["eval_stage1_wer"] for entry in state["log_history"] if "eval_stage1_wer" in entry}
+    assert set(rates) == {2, 4}
+    best = tmp_path / f"checkpoint-{min(rates, key=rates.get)}"
+    assert not changed(weights(best), weights(tmp_path))
+    assert SeamProcessor.from_pretrained(best).prompt_ids()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
