@@ -29,6 +29,10 @@ train-demo: $(INSTALLED)
 PEOPLE ?= ../shared/speech
 train-shipped: $(INSTALLED)
 	$(BIN)/seam train demo recipes/demo/shipped.yaml speech.people=$(PEOPLE)
+	rm -rf checkpoints && mkdir checkpoints
+	cp -r runs/shipped/model checkpoints/tiny
+	cp runs/shipped/table.json runs/shipped/table.png checkpoints/tiny
+	cp -r runs/shipped/speech/recordings checkpoints/recordings
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

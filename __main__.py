@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from huggingface_hub.errors import StrictDataclassError
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
@@ -28,7 +29,7 @@ def one_sentence_errors():
     """Bad input ends the command with one sentence on standard error and exit status 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(1) from error
 
@@ -51,7 +52,7 @@ def transcribe(
 
     disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = transcription.load_checkpoint(model)
+        seam, processor = transcription.load_checkpoint(model, device_map="auto")
         waveforms = [processor.load_audio(file) for file in files]  # every file is read before any long work
         results = transcription.transcribe(
             seam,
@@ -86,7 +87,7 @@ def demo(
 
     disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = transcription.load_checkpoint(model)
+        seam, processor = transcription.load_checkpoint(model, device_map="auto")
         shipped = read_manifest(RECORDINGS / "manifest.jsonl")
         sources = [one.audio for one in shipped] + list(files or [])
         references = [one.text for one in shipped] + [None] * len(files or [])

@@ -15,8 +15,8 @@ from transformers import (
 )
 
 DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
-# Padding cuts of long audio are looked for in the last part of the window, at the quietest stretch of this length.
-CUT_SEARCH_SECONDS = 0.4
+# Long audio is cut in the last part of the window, where a stretch of this length is quietest.
+CUT_SEARCH_SHARE = 0.4
 CUT_STRETCH_SECONDS = 0.1
 
 AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list | dict
@@ -125,7 +125,10 @@ class SeamProcessor(ProcessorMixin):
                 raise ValueError(f"{name} cannot be read as audio: {error.error_string}") from error
             waveform = waveform.mean(axis=1)
         else:
-            waveform = np.asarray(source, dtype=np.float32)
+            waveform = np.asarray(source)
+            if np.issubdtype(waveform.dtype, np.integer) and not isinstance(source, list):
+                waveform = waveform / -float(np.iinfo(waveform.dtype).min)  # PCM samples to [-1, 1)
+            waveform = waveform.astype(np.float32)
             waveform = waveform.mean(axis=0) if waveform.ndim == 2 else waveform
             if waveform.ndim != 1:
                 raise ValueError(f"a waveform has shape (samples,) or (channels, samples), got {waveform.shape}.")
@@ -146,7 +149,7 @@ class SeamProcessor(ProcessorMixin):
         stretch = int(CUT_STRETCH_SECONDS * self.sampling_rate)
         pieces = []
         while len(waveform) > window:
-            first = window - int(CUT_SEARCH_SECONDS * window)
+            first = window - int(CUT_SEARCH_SHARE * window)
             power = np.convolve(waveform[first:window].astype(np.float64) ** 2, np.ones(stretch), mode="valid")
             cut = first + int(power.argmin()) + stretch // 2
             pieces.append(waveform[:cut])
@@ -193,6 +196,11 @@ class SeamProcessor(ProcessorMixin):
             raise ValueError("a transcript is empty.")
         return ids
 
+    def labels(self, transcripts: list[list[int]]) -> torch.LongTensor:
+        """Ids of transcripts to what `forward` takes as labels: each with the end of the turn, padded with -100."""
+        rows = [torch.tensor([*transcript, self.end_of_turn_id]) for transcript in transcripts]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+
     def __call__(
         self,
         audio: AudioSource | list[AudioSource] | None = None,
@@ -212,7 +220,7 @@ class SeamProcessor(ProcessorMixin):
         Returns:
             `BatchFeature` with, as asked for:
             - `input_features` `(batch, n_mels, frames)` and `attention_mask` `(batch, frames)`, 1 where there is audio;
-            - `labels` `(batch, tokens)`: transcript ids, padded on the right with -100;
+            - `labels` `(batch, tokens + 1)`: transcript ids and the end of the turn, padded on the right with -100;
             - `input_ids` and `prompt_attention_mask` `(batch, prompt)`, padded on the left.
 
         Raises:
@@ -224,14 +232,17 @@ class SeamProcessor(ProcessorMixin):
             raise ValueError("give audio, text or both.")
         data = {}
         if audio is not None:
-            is_batch = isinstance(audio, (list, tuple)) and not np.isscalar(audio[0] if audio else 0.0)
+            if isinstance(audio, (list, tuple)) and not audio:
+                raise ValueError("the list of audio inputs is empty.")
+            is_batch = isinstance(audio, (list, tuple)) and not isinstance(audio[0], (int, float, np.number))
             waveforms = [self.load_audio(one, sampling_rate) for one in (audio if is_batch else [audio])]
             data |= self._features(waveforms)
             if prompt is not None:
                 data |= self._prompts(prompt, len(waveforms))
         if text is not None:
-            rows = [torch.tensor(self.transcript_ids(one)) for one in ([text] if isinstance(text, str) else text)]
-            data["labels"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
+            data["labels"] = self.labels(
+                [self.transcript_ids(one) for one in ([text] if isinstance(text, str) else text)]
+            )
         return BatchFeature(data)
 
     def _features(self, waveforms: list[np.ndarray]) -> dict[str, torch.Tensor]:

@@ -60,20 +60,19 @@ class SpeechCollator:
     Batches items of a [`SpeechDataset`], or items whose features were replaced by `speech_states` `(speech, d_speech)`.
 
     Args:
-        end_token_id: appended to every transcript: `eoa_token_id` in Stage 1, the end of the turn in Stages 2 and 3.
+        processor ([`SeamProcessor`]): makes the labels.
     """
 
-    def __init__(self, end_token_id: int):
-        self.end_token_id = end_token_id
+    def __init__(self, processor):
+        self.processor = processor
 
     def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict:
-        end = torch.tensor([self.end_token_id])
-        batch = {"labels": pad_sequence([torch.cat([i["token_ids"], end]) for i in items], True, padding_value=-100)}
+        batch = {"labels": self.processor.labels([item["token_ids"].tolist() for item in items])}
         if "speech_states" in items[0]:
             states = [item["speech_states"] for item in items]
             batch["speech_states"] = pad_sequence(states, True)
             batch["speech_mask"] = pad_sequence([torch.ones(len(s), dtype=torch.long) for s in states], True)
-        else:
+        elif "input_features" in items[0]:
             batch["input_features"] = torch.stack([item["input_features"] for item in items])
             batch["attention_mask"] = torch.stack([item["attention_mask"] for item in items])
         if "alignment_ids" in items[0]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import soundfile
+
 CASINGS = {"lower": str.lower, "keep": str}
 
 
@@ -29,9 +31,9 @@ class Utterance:
 
 def read_manifest(path: str | Path, split: str | None = None, corpus: str | None = None) -> list[Utterance]:
     """
-    Read a manifest (JSON Lines with `audio`, `text`, `duration`, and optionally `speaker`, `corpus`, `split`), or the
+    Read a manifest (JSON Lines with `audio`, `text`, and optionally `duration`, `speaker`, `corpus`, `split`), or the
     `metadata.jsonl` of a `datasets` audiofolder, whose names for the first and third are `file_name` and `seconds`.
-    Audio paths are relative to the manifest.
+    Audio paths are relative to the manifest; a duration that is not stated is read from the recording's header.
 
     Args:
         split, corpus: keep only these.
@@ -51,7 +53,7 @@ def read_manifest(path: str | Path, split: str | None = None, corpus: str | None
             utterance = Utterance(
                 audio=path.parent / (row["audio"] if "audio" in row else row["file_name"]),
                 text=row["text"],
-                duration=float(row["duration"] if "duration" in row else row["seconds"]),
+                duration=_duration(row, path.parent),
                 speaker=row.get("speaker", ""),
                 corpus=row.get("corpus", ""),
                 split=row.get("split", ""),
@@ -60,11 +62,21 @@ def read_manifest(path: str | Path, split: str | None = None, corpus: str | None
             raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
         except KeyError as error:
             raise ValueError(f"{path}, line {number} lacks the field {error}.") from error
+        except (TypeError, ValueError, soundfile.LibsndfileError) as error:
+            raise ValueError(f"{path}, line {number}: {error}.") from error
         if split in (None, utterance.split) and corpus in (None, utterance.corpus):
             utterances.append(utterance)
     if not utterances:
         raise ValueError(f"{path} holds no utterance" + (f" of split {split!r}." if split else "."))
     return utterances
+
+
+def _duration(row: dict, folder: Path) -> float:
+    """Seconds, as stated or else as the header of the recording says."""
+    for name in ("duration", "seconds"):
+        if name in row:
+            return float(row[name])
+    return soundfile.info(folder / (row["audio"] if "audio" in row else row["file_name"])).duration
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> Path:

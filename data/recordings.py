@@ -11,7 +11,7 @@ import soundfile
 from tqdm import tqdm
 
 from seam.data.augmentation import augment
-from seam.data.manifest import Utterance, write_manifest
+from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.data.people import SAMPLE_RATE, join_recordings
 
 Part = tuple[np.ndarray, str, str]
@@ -30,8 +30,7 @@ def write_parts(parts: Sequence[Part], folder: Path, split: str) -> list[Utteran
         path = folder / "audio" / f"{index:06d}.wav"
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
         written.append(Utterance(path, text, len(waveform) / SAMPLE_RATE, speaker, "people", split))
-    write_manifest(folder / "manifest.jsonl", written)
-    return written
+    return read_manifest(write_manifest(folder / "manifest.jsonl", written))
 
 
 def write_strings(

@@ -23,15 +23,15 @@ class Transcription:
     text: str
 
 
-def load_checkpoint(name: str) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
     """
-    Model and processor of a folder or a Hub id.
+    Model and processor of a folder or a Hub id. `kwargs`: of `PreTrainedModel.from_pretrained`.
 
     Raises:
         OSError: when it cannot be found; ValueError: when it is no SEAM checkpoint, or not a whole one.
     """
     try:
-        return SeamForSpeechRecognition.from_pretrained(name).eval(), SeamProcessor.from_pretrained(name)
+        return SeamForSpeechRecognition.from_pretrained(name, **kwargs).eval(), SeamProcessor.from_pretrained(name)
     except OSError as error:
         raise OSError(f"cannot load the checkpoint {name!r}: {error}") from error
 

@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel, WhisperConfig
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    WhisperConfig,
+)
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperPositionalEmbedding
 from transformers.utils import ModelOutput
@@ -59,6 +66,8 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         self.output_projection = nn.Linear(config.d_model, llm_dim, bias=False)  # W_out
         self.gradient_checkpointing = False
         self.post_init()
+        # Not the one that transformers derives from a Whisper config, which forbids Whisper's own token ids.
+        self.generation_config = GenerationConfig()
 
     def forward(
         self,
@@ -85,9 +94,11 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
             inputs_embeds = lookup.embed(decoder_input_ids)
         if use_cache and past_key_values is None:
             past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        speech_states = encoder_outputs.last_hidden_state
+        # The encoder and the language model may be kept in half precision beside an fp32 aligner.
+        dtype = self.input_projection.weight.dtype
+        speech_states = encoder_outputs.last_hidden_state.to(dtype)
 
-        hidden_states = self.input_projection(inputs_embeds)
+        hidden_states = self.input_projection(inputs_embeds.to(dtype))
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         position_ids = past_length + torch.arange(hidden_states.shape[1], device=hidden_states.device)
         hidden_states = hidden_states + self.embed_positions(hidden_states, position_ids=position_ids)

@@ -54,6 +54,7 @@ class SeamGenerationMixin(GenerationMixin):
         speech_states: torch.FloatTensor,
         speech_mask: torch.Tensor | None = None,
         return_distances: bool = False,
+        generation_config: GenerationConfig | None = None,
         **kwargs,
     ) -> AlignmentOutput:
         """
@@ -64,15 +65,18 @@ class SeamGenerationMixin(GenerationMixin):
         Args:
             speech_states, speech_mask: what `encode` returned.
             return_distances: also return distances and predicted embeddings, from one parallel pass over the tokens.
-            kwargs: of `GenerationMixin.generate`; greedy search by default.
+            generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
-        generation_config = GenerationConfig(
-            decoder_start_token_id=self.config.boa_token_id,
-            eos_token_id=self.config.eoa_token_id,
-            pad_token_id=self.config.eoa_token_id,
-            max_new_tokens=self.config.aligner_config.max_target_positions - 1,
-        )
-        kwargs = generation_config.update(**kwargs)
+        limit = self.config.aligner_config.max_target_positions - 1
+        generation_config = copy.deepcopy(generation_config or GenerationConfig())
+        kwargs = _update(generation_config, kwargs)
+        generation_config.decoder_start_token_id = self.config.boa_token_id
+        generation_config.eos_token_id = generation_config.pad_token_id = self.config.eoa_token_id
+        generation_config.max_new_tokens = generation_config.max_new_tokens or limit
+        if generation_config.max_new_tokens > limit:
+            raise ValueError(
+                f"max_new_tokens is {generation_config.max_new_tokens}, but the aligner has positions for {limit}."
+            )
         sequences = self.aligner.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
             attention_mask=speech_mask,
@@ -85,6 +89,9 @@ class SeamGenerationMixin(GenerationMixin):
         sequences, mask = sequences[:, :longest], (~ended[:, :longest]).long()
         output = AlignmentOutput(sequences=sequences, mask=mask)
         if return_distances:
+            copies = len(sequences) // len(speech_states)  # num_return_sequences
+            speech_states = speech_states.repeat_interleave(copies, dim=0)
+            speech_mask = speech_mask.repeat_interleave(copies, dim=0) if speech_mask is not None else None
             output.aligned_embeds = self.teacher_forced(speech_states, speech_mask, sequences)[:, :-1]
             output.distances = alignment_distance(
                 output.aligned_embeds,
@@ -133,12 +140,11 @@ class SeamGenerationMixin(GenerationMixin):
             nothing the transcript is empty: nothing is invented.
         """
         speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
-        alignment = self.align(
-            speech_states, speech_mask, return_distances=return_dict_in_generate, **({} if use_llm else kwargs)
-        )
+        arguments = {} if use_llm else {"generation_config": generation_config, **kwargs}
+        alignment = self.align(speech_states, speech_mask, return_distances=return_dict_in_generate, **arguments)
         pad = self._pad_token_id(generation_config)
         sequences = alignment.sequences.masked_fill(alignment.mask == 0, pad)
-        if use_llm and alignment.mask.any():
+        if use_llm:
             prompts = self.prompt_rows(len(sequences), input_ids, prompt_attention_mask)
             aligned = self.embed_alignment(
                 alignment.sequences.masked_fill(alignment.mask == 0, -100),
@@ -166,31 +172,45 @@ class SeamGenerationMixin(GenerationMixin):
         self, alignment, aligned_embeds, prompts, first_token_guidance, generation_config, pad, kwargs
     ) -> torch.LongTensor:
         """The language model's loop over the rows in which Stage 1 heard something."""
-        heard = alignment.mask.any(-1).nonzero().flatten().tolist()
-        kept = [alignment.mask[row].bool() for row in heard]
-        guides = [alignment.sequences[row][: int(first_token_guidance)] for row in heard]
-        embeds, mask = splice(
-            self.get_input_embeddings(),
-            [prompts[row] for row in heard],
-            self.config.audio_token_id,
-            [aligned_embeds[row][keep] for row, keep in zip(heard, kept, strict=True)],
-            guides,
-        )
         generation_config = copy.deepcopy(generation_config or self.generation_config)
         generation_config.pad_token_id = pad
-        kwargs = generation_config.update(**kwargs)
-        if first_token_guidance:
-            # The guide is a part of the transcript: it counts, and `input_ids` shows it to streamers and processors.
-            kwargs["input_ids"] = torch.stack(guides)
-            if generation_config.max_new_tokens is not None:
-                generation_config.max_new_tokens -= 1
-        if generation_config.max_new_tokens == 0:
-            written = torch.stack(guides)
-        else:
-            written = self.language_model.generate(
-                inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
+        kwargs = _update(generation_config, kwargs)
+        copies = generation_config.num_return_sequences or 1
+        heard = alignment.mask.any(-1).nonzero().flatten().tolist()
+        written = alignment.sequences.new_empty(0, 0)
+        if heard:
+            guides = [alignment.sequences[row][: int(first_token_guidance)] for row in heard]
+            embeds, mask = splice(
+                self.get_input_embeddings(),
+                [prompts[row] for row in heard],
+                self.config.audio_token_id,
+                [aligned_embeds[row][alignment.mask[row].bool()] for row in heard],
+                guides,
             )
-        per_row = len(written) // len(heard)  # num_return_sequences
-        sequences = written.new_full((len(alignment.sequences), per_row, written.shape[1]), pad)
-        sequences[heard] = written.unflatten(0, (len(heard), per_row))
+            if first_token_guidance:
+                # The guide is part of the transcript: it counts, and `input_ids` shows it to streamers and processors.
+                kwargs["input_ids"] = torch.stack(guides)
+                if generation_config.max_new_tokens is not None:
+                    generation_config.max_new_tokens -= 1
+            if generation_config.max_new_tokens == 0:
+                written = torch.stack(guides).repeat_interleave(copies, dim=0)
+            else:
+                written = self.language_model.generate(
+                    inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
+                )
+        sequences = written.new_full((len(alignment.sequences), copies, written.shape[1]), pad)
+        sequences[heard] = written.view(len(heard), copies, written.shape[1])
         return sequences.flatten(0, 1)
+
+
+def _update(generation_config: GenerationConfig, kwargs: dict) -> dict:
+    """
+    Put the arguments of `generate` into the config and return those that are none of its fields. `max_length` means the
+    length of what is written, as for any encoder-decoder; the prompt does not count.
+    """
+    if "max_length" in kwargs:
+        kwargs = {"max_new_tokens": kwargs["max_length"], **kwargs, "max_length": None}
+    kwargs = generation_config.update(**kwargs)
+    generation_config.max_new_tokens = generation_config.max_new_tokens or generation_config.max_length
+    generation_config.max_length = None
+    return kwargs

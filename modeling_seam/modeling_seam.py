@@ -1,7 +1,7 @@
 """SEAM (Oh and Kim, Findings of EACL 2026): composition, training forward and loading."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from peft import LoraConfig
@@ -99,7 +99,9 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def from_backbones(cls, encoder: str, llm: str, processor=None, **config) -> "SeamForSpeechRecognition":
+    def from_backbones(
+        cls, encoder: str, llm: str, processor=None, dtype: torch.dtype = torch.float32, **config
+    ) -> "SeamForSpeechRecognition":
         """
         Build a model around two pretrained backbones, with a fresh aligner and fresh LoRA.
 
@@ -107,12 +109,17 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             encoder: Hub id or folder of a Whisper-family checkpoint (its decoder, if any, is left behind).
             llm: Hub id or folder of a causal language model.
             processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
+            dtype: of all weights, the backbones' included.
             config: fields of [`SeamConfig`]. Without `aligner_config` the aligner has the encoder's width and the
                 shape of the checkpoint's own decoder.
 
         Raises:
-            ValueError: when a backbone's weights are not all found in its checkpoint, or the parts do not fit.
+            ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, or a field
+                is unknown.
         """
+        unknown = sorted(set(config) - {field.name for field in fields(cls.config_class)})
+        if unknown:
+            raise ValueError(f"SeamConfig has no field {unknown[0]!r}.")
         if processor is not None:
             vocab_size = AutoConfig.from_pretrained(llm).get_text_config().vocab_size
             config = {
@@ -124,23 +131,34 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
                 **config,
             }
         # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
-        whisper = _load_every_weight(AutoModel, encoder, expected=r"^encoder\.")
-        language_model = _load_every_weight(AutoModelForCausalLM, llm, expected="")
+        whisper = _load_every_weight(AutoModel, encoder, dtype, expected=r"^encoder\.")
+        language_model = _load_every_weight(AutoModelForCausalLM, llm, dtype, expected="")
         config.setdefault("aligner_config", whisper.config.to_dict())
         config = cls.config_class(audio_config=whisper.config, text_config=language_model.config, **config)
         with torch.device("meta"):  # the shell only: every part is put in below
             model = cls(config)
         model.encoder = whisper.get_encoder().requires_grad_(False)
-        model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size)
+        model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size).to(dtype)
         model.language_model = _with_lora(language_model, config).requires_grad_(False)
+        special = {
+            "eos_token_id": language_model.generation_config.eos_token_id,
+            "pad_token_id": _first(language_model.generation_config.pad_token_id, config.eoa_token_id),
+        }
+        # Chat models ship sampling as their default; a transcript is decoded greedily unless asked otherwise.
+        language_model.generation_config = GenerationConfig(**special)
         model.generation_config = GenerationConfig(
-            max_new_tokens=config.aligner_config.max_target_positions - 1,
-            num_beams=1,
-            eos_token_id=language_model.generation_config.eos_token_id,
-            pad_token_id=_first(language_model.generation_config.pad_token_id, config.eoa_token_id),
+            max_new_tokens=config.aligner_config.max_target_positions - 1, num_beams=1, do_sample=False, **special
         )
         model.warn_if_eoa_is_ambiguous()
         return model
+
+    def train(self, mode: bool = True) -> "SeamForSpeechRecognition":
+        """As in torch, except that a part without trained parameters stays in evaluation mode: frozen is frozen."""
+        super().train(mode)
+        for part in (self.encoder, self.aligner, self.language_model):
+            if not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -224,6 +242,9 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         Returns:
             `(batch, tokens + 1, d_llm)`: position t predicts token t, the last one `<EOA>`.
         """
+        positions = self.config.aligner_config.max_target_positions
+        if token_ids.shape[1] >= positions:
+            raise ValueError(f"{token_ids.shape[1]} tokens, but the aligner has positions for {positions - 1}.")
         start = token_ids.new_full((len(token_ids), 1), self.config.boa_token_id)
         inputs = torch.cat([start, token_ids.clamp_min(0)], dim=1)
         return self.aligner(
@@ -236,7 +257,7 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         """What the language model is given for predictions `(..., d_llm)`: `config.llm_inputs`."""
         if self.config.llm_inputs == "continuous":
             return aligned_embeds
-        return self.lookup.embed(self.lookup.nearest(aligned_embeds))
+        return self.get_input_embeddings()(self.lookup.nearest(aligned_embeds))
 
     @torch.no_grad()
     def embed_alignment(self, token_ids: torch.LongTensor, **speech) -> torch.FloatTensor:
@@ -251,7 +272,7 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             `torch.FloatTensor` of shape `(batch, tokens, d_llm)`.
         """
         if self.config.llm_inputs == "nearest":
-            return self.lookup.embed(token_ids.clamp_min(0))
+            return self.get_input_embeddings()(token_ids.clamp_min(0))
         return self.teacher_forced(*self.speech(**speech), token_ids)[:, :-1]
 
     def forward(
@@ -274,8 +295,8 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         Args:
             input_features, attention_mask: see `encode`.
             labels (`torch.LongTensor` of shape `(batch, tokens + 1)`):
-                The transcript's ids and its end: `eoa_token_id` with `use_llm=False` (Stage 1), the language model's
-                end of turn with `use_llm=True`. Padded on the right with -100.
+                The transcript's ids and the end of the language model's turn, padded on the right with -100
+                (`SeamProcessor`). In Stage 1 the last one stands for `<EOA>`.
             input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
                 Prompts with one `audio_token_id` each; `config.prompt_token_ids` by default.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
@@ -296,6 +317,8 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
             predictions = self.teacher_forced(speech_states, speech_mask, labels[:, :-1])
         if not use_llm:
+            is_last = is_label & ~nn.functional.pad(is_label[:, 1:], (0, 1))
+            labels = labels.masked_fill(is_last, self.config.eoa_token_id)
             targets = self.lookup.embed(labels.clamp_min(0))
             distances = alignment_distance(
                 predictions, targets, self.config.alignment_lambda, self.config.alignment_reduction
@@ -343,8 +366,12 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
                 )
             default = torch.tensor(self.config.prompt_token_ids, device=self.device)
             return [default] * batch_size
+        if len(input_ids) not in (1, batch_size):
+            raise ValueError(f"{len(input_ids)} prompts for {batch_size} utterances; give one for all or one for each.")
         if prompt_attention_mask is None:
-            return list(input_ids)
+            prompt_attention_mask = torch.ones_like(input_ids)
+        input_ids = input_ids.expand(batch_size, -1)
+        prompt_attention_mask = prompt_attention_mask.expand(batch_size, -1)
         return [row[keep.bool()] for row, keep in zip(input_ids, prompt_attention_mask, strict=True)]
 
 
@@ -367,9 +394,9 @@ def _with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
     return language_model
 
 
-def _load_every_weight(auto_class, name: str, expected: str) -> PreTrainedModel:
+def _load_every_weight(auto_class, name: str, dtype: torch.dtype, expected: str) -> PreTrainedModel:
     """Load a backbone; raise when a weight whose name matches `expected` was not in the checkpoint."""
-    model, info = auto_class.from_pretrained(name, output_loading_info=True)
+    model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
     lost = [key for key in (*info["missing_keys"], *info["mismatched_keys"]) if re.search(expected, str(key))]
     if lost:
         raise ValueError(

@@ -25,7 +25,7 @@ def encoded(waveform, rate=16000, file_format="WAV"):
 
 
 @pytest.mark.parametrize(
-    "kind", ["path", "bytes", "flac", "array", "tensor", "list", "dict", "stereo file", "channels"]
+    "kind", ["path", "bytes", "flac", "array", "int16", "tensor", "list", "dict", "stereo file", "channels"]
 )
 def test_every_kind_of_audio_gives_the_same_waveform(processor, tone, tmp_path, kind):
     soundfile.write(tmp_path / "tone.wav", tone, 16000)
@@ -34,6 +34,7 @@ def test_every_kind_of_audio_gives_the_same_waveform(processor, tone, tmp_path, 
         "bytes": encoded(tone),
         "flac": encoded(tone, file_format="FLAC"),
         "array": tone,
+        "int16": (tone * 32767).astype(np.int16),
         "tensor": torch.tensor(tone),
         "list": tone.tolist(),
         "dict": {"array": tone, "sampling_rate": 16000},
@@ -88,6 +89,15 @@ def test_split_loses_nothing_and_cuts_where_it_is_quiet(processor):
     assert len(processor.split(waveform[:32000])) == 1
 
 
+def test_a_list_holds_any_kind_of_audio(processor, tone, tmp_path):
+    soundfile.write(tmp_path / "tone.wav", tone, 16000)
+    batch = processor(audio=[tmp_path / "tone.wav", str(tmp_path / "tone.wav"), encoded(tone), tone])
+    assert batch["input_features"].shape[0] == 4
+    assert processor(audio=tone.tolist())["input_features"].shape[0] == 1
+    with pytest.raises(ValueError, match="list of audio inputs is empty"):
+        processor(audio=[])
+
+
 def test_features_are_those_of_the_feature_extractor(processor, waveforms):
     features = processor(audio=waveforms)
     assert features["input_features"].shape == (4, 16, 200)
@@ -128,7 +138,9 @@ def test_prompt_follows_the_template(processor):
 def test_transcripts_round_trip(processor):
     ids = processor.transcript_ids("turn on the light")
     assert processor.decode(ids) == "turn on the light"
-    assert processor(text=["one two three", "one"])["labels"][1, -1] == -100
+    labels = processor(text=["one two three", "one"])["labels"]
+    assert labels[0].tolist() == [*processor.transcript_ids("one two three"), processor.end_of_turn_id]
+    assert labels[1, -1] == -100
     with pytest.raises(ValueError, match="empty"):
         processor.transcript_ids("  ")
 

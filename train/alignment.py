@@ -4,6 +4,8 @@ Stage 1, speech-conditioning alignment (Section 3.5, Eq. 3): only the aligner le
     seam train alignment RECIPE.yaml [key=value ...]
 """
 
+from dataclasses import asdict
+
 import torch
 
 from seam.evaluation.transcription import load_checkpoint
@@ -25,11 +27,12 @@ class AlignmentTrainer(StageTrainer):
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 1: on a new model around `encoder` and `llm`, or on an existing `model`."""
     if recipe.model is not None:
-        model, processor = load_checkpoint(recipe.model)
+        model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
     elif recipe.encoder is None or recipe.llm is None:
         raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
     else:
-        processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **recipe.processor)
+        tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
+        processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
         torch.manual_seed(recipe.training.seed)  # of the fresh aligner
         model = SeamForSpeechRecognition.from_backbones(recipe.encoder, recipe.llm, processor, **recipe.config)
     return run(recipe, AlignmentTrainer, model, processor)

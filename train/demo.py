@@ -20,7 +20,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import (
     AutoFeatureExtractor,
     AutoTokenizer,
+    Qwen3Config,
     TrainingArguments,
+    WhisperConfig,
     WhisperForConditionalGeneration,
     set_seed,
 )
@@ -36,7 +38,7 @@ from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.train import alignment, foundations, instruction, refinement
 from seam.train.parts import Parts
-from seam.train.recipe import StageRecipe, build
+from seam.train.recipe import StageRecipe, build, check_keys
 
 
 @strict
@@ -103,8 +105,15 @@ def foundation_key(recipe: DemoRecipe, settings: FoundationSettings) -> list:
     return [recipe.seed, settings.sizes, settings.vocab_size, settings.sentences, training]
 
 
+def training_in(settings: FoundationSettings, folder: Path) -> TrainingArguments:
+    """The settings of a foundation's training, which writes into `folder`."""
+    return dataclasses.replace(settings.training, output_dir=str(folder), remove_unused_columns=False)
+
+
 def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
     """The recipes of the three stages with their paths and the seed filled in."""
+    check_keys(recipe.whisper.sizes, WhisperConfig, "whisper.sizes.")
+    check_keys(recipe.llm.sizes, Qwen3Config, "llm.sizes.")
     recipes, before = {}, {"encoder": str(folder / "whisper"), "llm": str(folder / "llm")}
     for name in ("alignment", "instruction", "refinement"):
         values = dict(getattr(recipe, name))
@@ -135,7 +144,7 @@ def make_language_model(recipe: DemoRecipe, folder: Path) -> str:
     tokenizer = foundations.make_tokenizer(sentences + (requests + every_form) * 200, recipe.llm.vocab_size)
     set_seed(recipe.seed)
     model = foundations.make_qwen3(tokenizer, **recipe.llm.sizes)
-    training = dataclasses.replace(recipe.llm.training, output_dir=str(folder / "llm"))
+    training = training_in(recipe.llm, folder / "llm")
     tasks = foundations.TextTasks(
         tokenizer, sentences, training.max_steps * training.per_device_train_batch_size, recipe.seed
     )
@@ -153,7 +162,7 @@ def make_speech_encoder(recipe: DemoRecipe, folder: Path) -> str:
     )
     processor = SeamProcessor(feature_extractor, tokenizer)
     speech = keep_in_memory(SpeechDataset(read_manifest(folder / "speech" / "train.jsonl"), processor))
-    training = dataclasses.replace(recipe.whisper.training, output_dir=str(folder / "whisper"))
+    training = training_in(recipe.whisper, folder / "whisper")
     loss = foundations.train_whisper(whisper, speech, tokenizer, training)
     foundations.save_foundation(
         folder / "whisper", whisper, AutoTokenizer.from_pretrained(folder / "llm"), feature_extractor

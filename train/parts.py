@@ -16,20 +16,26 @@ class Parts:
 
     def __init__(self, folder: Path):
         self.path = folder / "parts.json"
-        self.done = json.loads(self.path.read_text()) if self.path.is_file() else {}
-        self.changed = False
+        self.before = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.done: dict[str, dict[str, Any]] = {}
 
     def run(self, name: str, settings: Any, work: Callable[[], Any]):
         settings = json.loads(json.dumps(settings, default=str, sort_keys=True))
-        if not self.changed and name in self.done and self.done[name]["settings"] == settings:
+        if name in self.before and self.before[name]["settings"] == settings:
+            self.done[name] = self.before[name]
             print(f"{name}: done before, in {self.done[name]['seconds']:.0f} s")
             return
-        self.changed = True
+        # From here on nothing of before holds, also if this part is interrupted.
+        self.before = {}
+        self._write()
         print(f"{name} ...", flush=True)
         start = time.monotonic()
         result = work()
         self.done[name] = {"settings": settings, "seconds": time.monotonic() - start, "result": result}
+        self._write()
+        print(f"{name}: {self.done[name]['seconds']:.0f} s" + (f", {result}" if result else ""), flush=True)
+
+    def _write(self):
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self.done, indent=1, default=str))
         os.replace(temporary, self.path)
-        print(f"{name}: {self.done[name]['seconds']:.0f} s" + (f", {result}" if result else ""), flush=True)

@@ -13,6 +13,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
+from seam.configuration_seam import SeamConfig
 from seam.data.manifest import CASINGS
 
 T = TypeVar("T")
@@ -52,6 +53,17 @@ class DataSettings:
 
 @strict
 @dataclass
+class ProcessorSettings:
+    """The task instruction and the special tokens of a new model, where they differ from `SeamProcessor`'s defaults."""
+
+    instruction: str | None = None
+    boa_token: str | None = None
+    eoa_token: str | None = None
+    audio_token: str | None = None
+
+
+@strict
+@dataclass
 class StageRecipe:
     """
     One stage of training.
@@ -62,7 +74,7 @@ class StageRecipe:
         model: checkpoint of the stage before (Stages 2 and 3), or one whose aligner is trained on (Stage 1).
         encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1).
         config: fields of `SeamConfig` for a new model.
-        processor: arguments of `SeamProcessor` for a new model.
+        processor: see `ProcessorSettings`, for a new model.
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
     """
 
@@ -72,7 +84,7 @@ class StageRecipe:
     encoder: str | None = None
     llm: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
-    processor: dict[str, Any] = field(default_factory=dict)
+    processor: ProcessorSettings = field(default_factory=ProcessorSettings)
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
 
@@ -80,6 +92,18 @@ class StageRecipe:
         for name in ("masking_probability", "deletion_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
+        check_keys(self.config, SeamConfig, "config.")
+
+
+def check_keys(values: dict[str, Any], cls: type, where: str) -> list[str]:
+    """The fields of a dataclass. Raises `RecipeError` for a key that is none of them, naming the closest one."""
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    for key in values:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {where}{close[0]}?" if close else f"accepted: {', '.join(names[:12])}."
+            raise RecipeError(f"unknown recipe key {where}{key}; {hint}")
+    return names
 
 
 def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
@@ -91,12 +115,7 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     """
     if not isinstance(values, dict):
         raise RecipeError(f"{where.rstrip('.') or 'the recipe'} must be a mapping of keys to values, got {values!r}.")
-    hints, names = get_type_hints(cls), [f.name for f in dataclasses.fields(cls) if f.init]
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean {where}{close[0]}?" if close else f"accepted: {', '.join(names[:12])}."
-            raise RecipeError(f"unknown recipe key {where}{key}; {hint}")
+    hints, names = get_type_hints(cls), check_keys(values, cls, where)
     if cls is TrainingArguments:
         return _training_arguments(values, where)
     nested = {
@@ -116,8 +135,7 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
 
 
 def _training_arguments(values: dict[str, Any], where: str) -> TrainingArguments:
-    # Items are made by our own data sets, so no column is "unused".
-    values = {"remove_unused_columns": False, "report_to": "none", **values}
+    values = {"report_to": "none", **values}
     words = []
     for key, value in values.items():
         if value is not None:

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from seam.data.batching import ListDataset, SpeechCollator
-from seam.modeling_seam import SeamForSpeechRecognition
+from seam.data.batching import SpeechCollator
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import RecipeError, StageRecipe
 from seam.train.stage import StageTrainer, llm_adapters, run, stage_before
 
@@ -70,6 +70,7 @@ class RefinementTrainer(StageTrainer):
         }
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs = dict(inputs)
         labels, alignment_ids = inputs.pop("labels"), inputs.pop("alignment_ids")
         aligned = self.accelerator.unwrap_model(model).embed_alignment(alignment_ids, **inputs)
         mask = (alignment_ids != -100).long()
@@ -79,29 +80,53 @@ class RefinementTrainer(StageTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-@torch.no_grad()
-def decode_stage1(model: SeamForSpeechRecognition, dataset: Dataset, batch_size: int = 64) -> ListDataset:
+class AlignedDataset(Dataset):
     """
-    Add to every item what Stage 1 hears by itself (Algorithm 1), as `alignment_ids`. Items in which it hears nothing
-    are left out, and counted in the log: such audio gets an empty transcript, which the language model never sees.
+    What Stage 1 heard (`alignment_ids`) beside the transcript (`token_ids`), and, when the language model is to be
+    given predictions rather than tokens, the speech that they are predicted from.
+
+    Args:
+        speech: the data set that was decoded, or None where the speech is not needed again.
+        items: per utterance its index in `speech`, its transcript's ids and its Stage-1 ids.
+    """
+
+    def __init__(self, speech: Dataset | None, items: list[tuple[int, torch.LongTensor, torch.LongTensor]]):
+        self.speech = speech
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        place, token_ids, alignment_ids = self.items[index]
+        speech = self.speech[place] if self.speech is not None else {}
+        return {**speech, "token_ids": token_ids, "alignment_ids": alignment_ids}
+
+
+@torch.no_grad()
+def decode_stage1(
+    model: SeamForSpeechRecognition, processor: SeamProcessor, dataset: Dataset, batch_size: int = 64, workers: int = 2
+) -> AlignedDataset:
+    """
+    What Stage 1 hears by itself (Algorithm 1) in every utterance. Utterances in which it hears nothing are left out,
+    and counted in the log: such audio gets an empty transcript, which the language model never sees.
     """
     model.eval()
     items = []
-    collate = SpeechCollator(model.config.eoa_token_id)
-    loader = DataLoader(dataset, batch_size=batch_size, collate_fn=lambda batch: (batch, collate(batch)))
-    for batch, tensors in tqdm(loader, desc="Stage 1 decoding", leave=False):
+    collate = SpeechCollator(processor)
+    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    for batch in tqdm(loader, desc="Stage 1 decoding", leave=False):
+        tensors = collate(batch)
         del tensors["labels"]
         alignment = model.align(*model.speech(**BatchFeature(tensors).to(model.device)))
-        for item, ids, keep in zip(batch, alignment.sequences, alignment.mask.bool(), strict=True):
-            if keep.any():
-                items.append({**item, "alignment_ids": ids[keep].cpu()})
-    if not items:
+        for item, ids, keep in zip(batch, alignment.sequences.cpu(), alignment.mask.bool().cpu(), strict=True):
+            items.append((len(items), item["token_ids"].clone(), ids[keep]))
+    heard = [item for item in items if len(item[2])]
+    if not heard:
         raise RecipeError("Stage 1 heard nothing in any utterance: train it longer before Stage 3.")
-    if len(items) < len(dataset):
-        logger.warning(
-            "Stage 1 heard nothing in %d of %d utterances; left out.", len(dataset) - len(items), len(dataset)
-        )
-    return ListDataset(items)
+    if len(heard) < len(items):
+        logger.warning("Stage 1 heard nothing in %d of %d utterances; left out.", len(items) - len(heard), len(items))
+    return AlignedDataset(dataset if model.config.llm_inputs == "continuous" else None, heard)
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:

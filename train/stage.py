@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import Trainer, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
@@ -29,10 +29,13 @@ class StageTrainer(Trainer, ABC):
 
     use_llm: bool
 
-    def __init__(self, *, processor, validation: list[Utterance], data: DataSettings, **kwargs):
+    def __init__(
+        self, *, processor, validation: list[Utterance], data: DataSettings, args: TrainingArguments, **kwargs
+    ):
         self.validation = validation
         self.data = data
-        super().__init__(processing_class=processor, **kwargs)
+        args.remove_unused_columns = False  # items are not the arguments of `forward`; the collator makes those
+        super().__init__(args=args, processing_class=processor, **kwargs)
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
             parameter.requires_grad_(True)
@@ -86,7 +89,7 @@ def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamPro
     """Model and processor that Stages 2 and 3 go on with."""
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
-    return load_checkpoint(recipe.model)
+    return load_checkpoint(recipe.model, dtype=torch.float32)
 
 
 def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:
@@ -97,6 +100,21 @@ def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance
     train = [u for path in data.train for u in read_manifest(path, data.train_split)]
     validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
     return taken_evenly(train, data.train_limit), taken_evenly(validation, data.validation_limit)
+
+
+def check_fits(utterance: Utterance, model: SeamForSpeechRecognition, processor: SeamProcessor, casing: Callable):
+    """Raise `RecipeError` for audio longer than the encoder's window or a transcript longer than the aligner's."""
+    if utterance.duration > processor.max_seconds:
+        raise RecipeError(
+            f"{utterance.audio}: {utterance.duration:.1f} s of audio, but the encoder's window is "
+            f"{processor.max_seconds} s."
+        )
+    tokens = len(processor.transcript_ids(casing(utterance.text)))
+    limit = model.config.aligner_config.max_target_positions - 1
+    if tokens > limit:
+        raise RecipeError(
+            f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
+        )
 
 
 def taken_evenly(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
@@ -111,7 +129,7 @@ def run(
     trainer_class: type[StageTrainer],
     model: SeamForSpeechRecognition,
     processor: SeamProcessor,
-    prepare: Callable = lambda model, dataset: dataset,
+    prepare: Callable = lambda model, processor, dataset: dataset,
 ) -> dict[str, float]:
     """
     Train one stage and save the result in `training.output_dir`, from where the next stage and `from_pretrained` load.
@@ -125,22 +143,24 @@ def run(
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)
     casing = CASINGS[recipe.data.casing]
+    for utterance in (*train, *validation):
+        check_fits(utterance, model, processor, casing)
+    model.to(recipe.training.device)
     datasets = [SpeechDataset(utterances, processor, casing) for utterances in (train, validation)]
     if recipe.data.keep_encoder_states:
         datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
-    end = processor.end_of_turn_id if trainer_class.use_llm else processor.eoa_token_id
     trainer = trainer_class(
         model=model,
         args=recipe.training,
-        data_collator=SpeechCollator(end),
-        train_dataset=prepare(model, datasets[0]),
-        eval_dataset=prepare(model, datasets[1]),
+        data_collator=SpeechCollator(processor),
+        train_dataset=prepare(model, processor, datasets[0]),
+        eval_dataset=prepare(model, processor, datasets[1]),
         processor=processor,
         validation=validation,
         data=recipe.data,
         **trainer_class.settings(recipe),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
     metrics = trainer.evaluate()
     model.save_pretrained(recipe.training.output_dir)
     processor.save_pretrained(recipe.training.output_dir)

@@ -23,10 +23,13 @@ def utterances(tmp_path, waveforms):
 def test_items_and_batches(utterances, processor):
     dataset = SpeechDataset(utterances, processor)
     assert processor.decode(dataset[0]["token_ids"]) == "one two"
-    batch = SpeechCollator(77)([dataset[i] for i in range(4)])
+    batch = SpeechCollator(processor)([dataset[i] for i in range(4)])
     assert batch["input_features"].shape == (4, 16, 200) and batch["attention_mask"].shape == (4, 200)
     for row, utterance in zip(batch["labels"], utterances, strict=True):
-        assert row[row != -100].tolist() == [*processor.transcript_ids(utterance.text.lower()), 77]
+        assert row[row != -100].tolist() == [
+            *processor.transcript_ids(utterance.text.lower()),
+            processor.end_of_turn_id,
+        ]
 
 
 def test_casing_is_a_choice(utterances, processor):
@@ -45,7 +48,7 @@ def test_kept_features_equal_computed_ones(utterances, processor, workers):
 def test_kept_states_give_the_same_loss(utterances, processor, model):
     dataset = SpeechDataset(utterances, processor)
     kept = keep_encoder_states(model, dataset, batch_size=3, workers=0)
-    collate = SpeechCollator(processor.eoa_token_id)
+    collate = SpeechCollator(processor)
     losses = [model(**collate([d[i] for i in range(4)]), use_llm=False).loss for d in (dataset, kept)]
     torch.testing.assert_close(losses[0], losses[1])
 

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 
@@ -24,12 +26,21 @@ def test_an_audiofolder_is_a_manifest(tmp_path):
     assert read_manifest(tmp_path) == [Utterance(tmp_path / "a.flac", "one", 0.5)]
 
 
+def test_a_missing_duration_is_read_from_the_recording(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(4000), 8000)
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "one"}\n')
+    assert read_manifest(tmp_path / "manifest.jsonl")[0].duration == 0.5
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
         ('{"audio": "a.wav", "duration": 1}', "line 2 lacks the field 'text'"),
         ('{"text": "one", "duration": 1}', "line 2 lacks the field 'file_name'"),
+        ('{"audio": "a.wav", "text": "one", "duration": "long"}', "line 2: could not convert"),
+        ('{"audio": "missing.wav", "text": "one"}', "line 2: .*missing.wav"),
+        ("[1, 2]", "line 2: list indices"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from transformers import GenerationConfig
+
+from seam.modeling_seam import SeamForSpeechRecognition
 
 
 def naive_stage1(model, states, mask, limit):
@@ -134,7 +137,8 @@ def test_empty_stage1_gives_an_empty_transcript(build_model, processor, batch):
         width = model.aligner.output_projection.weight.shape[1]
         model.aligner.output_projection.weight.copy_(eoa[:, None].expand(-1, width) / width)
     for kwargs in ({}, {"use_llm": False}):
-        assert processor.batch_decode(model.generate(**batch, **kwargs)) == [""] * len(batch["input_features"])
+        assert processor.batch_decode(model.generate(**batch, **kwargs)) == [""] * 4
+    assert model.generate(**batch, num_return_sequences=3, do_sample=True).shape == (12, 0)
 
 
 def test_a_silent_row_among_others_stays_empty(short_model, batch):
@@ -162,14 +166,54 @@ def test_stage1_tokens_are_text_or_end(model, processor, batch):
     [
         ({"max_new_tokens": 1}, (4, 1)),
         ({"max_new_tokens": 4}, (4, 4)),
+        ({"max_length": 4}, (4, 4)),
+        ({"max_new_tokens": 1, "num_return_sequences": 2, "do_sample": True}, (8, 1)),
         ({"num_beams": 2, "max_new_tokens": 4}, (4, 4)),
         ({"num_return_sequences": 2, "do_sample": True, "max_new_tokens": 4}, (8, 4)),
         ({"use_llm": False, "num_beams": 2, "max_new_tokens": 4}, (4, 4)),
     ],
 )
 def test_generation_arguments(model, batch, kwargs, shape):
-    sequences = model.generate(**batch, **kwargs)
-    assert sequences.shape[0] == shape[0] and sequences.shape[1] <= shape[1]
+    assert model.generate(**batch, **kwargs).shape == shape
+    given = GenerationConfig(pad_token_id=0, **{k: v for k, v in kwargs.items() if k != "use_llm"})
+    assert model.generate(**batch, use_llm=kwargs.get("use_llm", True), generation_config=given).shape == shape
+
+
+@pytest.mark.parametrize("use_llm", [True, False])
+def test_beams_find_what_greedy_search_misses(model, batch, use_llm):
+    greedy, beams = (model.generate(**batch, use_llm=use_llm, num_beams=n, max_new_tokens=5) for n in (1, 4))
+    assert not torch.equal(greedy, beams)
+
+
+def test_several_sequences_for_each_utterance(short_model, batch):
+    output = short_model.generate(
+        **batch, use_llm=False, num_beams=2, num_return_sequences=2, max_new_tokens=8, return_dict_in_generate=True
+    )
+    assert output.sequences.shape[0] == output.alignment_distances.shape[0] == 8
+
+
+def test_stage_1_uses_no_whisper_defaults(backbones, processor, batch):
+    """A config made from a dictionary brings Whisper's own forbidden ids with it, which are words here."""
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "init_std": 0.3}
+    sizes["max_target_positions"] = 24
+    torch.manual_seed(1)
+    model = SeamForSpeechRecognition.from_backbones(*backbones, processor, aligner_config=sizes).eval()
+    states, mask = model.encode(**batch)
+    first = model.align(states, mask).sequences[0, 0].item()
+    model.aligner.config.suppress_tokens = model.aligner.config.begin_suppress_tokens = [first]
+    assert model.align(states, mask).sequences[0, 0] == first
+
+
+def test_more_tokens_than_positions_are_refused(model, batch):
+    with pytest.raises(ValueError, match="max_new_tokens is 60, but the aligner has positions for 23"):
+        model.generate(**batch, use_llm=False, max_new_tokens=60)
+
+
+def test_one_prompt_for_all_and_too_few(model, processor, batch):
+    ids = torch.tensor([processor.prompt_ids("one two")])
+    assert torch.equal(model.generate(**batch, input_ids=ids), model.generate(**batch, input_ids=ids.expand(4, -1)))
+    with pytest.raises(ValueError, match="2 prompts for 4 utterances"):
+        model.generate(**batch, input_ids=ids.expand(2, -1))
 
 
 def test_given_prompts_of_different_lengths(model, processor, waveforms):

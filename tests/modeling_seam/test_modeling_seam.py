@@ -1,9 +1,18 @@
 """Composition, the training forward, saving and loading."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForSpeechSeq2Seq, AutoProcessor, Qwen3ForCausalLM, WhisperModel
+from transformers import (
+    AutoModel,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    Qwen3ForCausalLM,
+    WhisperForConditionalGeneration,
+    WhisperModel,
+)
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.nearest import alignment_distance
@@ -12,11 +21,6 @@ from seam.modeling_seam.nearest import alignment_distance
 @pytest.fixture(scope="module")
 def batch(processor, waveforms):
     return processor(audio=waveforms)
-
-
-def labels_of(processor, texts, end):
-    rows = [torch.tensor([*processor.transcript_ids(text), end]) for text in texts]
-    return torch.nn.utils.rnn.pad_sequence(rows, True, padding_value=-100)
 
 
 TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
@@ -33,8 +37,6 @@ def test_backbones_are_really_loaded(model, backbones):
 
 
 def test_a_backbone_that_lacks_weights_is_refused(backbones, processor, tmp_path):
-    import shutil
-
     shutil.copytree(backbones[0], tmp_path / "whisper")
     weights = load_file(tmp_path / "whisper" / "model.safetensors")
     del weights["model.encoder.layers.1.fc1.weight"]
@@ -58,7 +60,7 @@ def test_eoa_with_a_twin_is_warned_about(build_model, caplog):
 
 
 def test_stage1_loss_is_eq_3(model, processor, batch):
-    labels = labels_of(processor, TEXTS, processor.eoa_token_id)
+    labels = processor(text=TEXTS)["labels"]
     states, mask = model.encode(**batch)
     total = count = 0
     for i, text in enumerate(TEXTS):
@@ -95,7 +97,7 @@ def test_stage2_loss_is_eq_4_row_by_row(build_model, processor, batch, llm_input
         logits = model.language_model(inputs_embeds=embeds[None]).logits[0, -len(reply) :]
         total += torch.nn.functional.cross_entropy(logits, reply, reduction="sum")
         count += len(reply)
-    loss = model(**batch, labels=labels_of(processor, TEXTS, end)).loss
+    loss = model(**batch, labels=processor(text=TEXTS)["labels"]).loss
     torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-4)
 
 
@@ -114,7 +116,7 @@ def test_the_training_prompt_is_the_inference_prompt(model, processor, batch, mo
     monkeypatch.setattr(type(model.language_model), "forward", spy)
     model.generate(**one, first_token_guidance=False, max_new_tokens=1)
     aligned = model.embed_alignment(heard.alignment_sequences[:1])
-    labels = labels_of(processor, ["stop"], processor.end_of_turn_id)
+    labels = processor(text=["stop"])["labels"]
     model(labels=labels, aligned_embeds=aligned)
     (at_inference, _), (in_training, _) = seen
     length = at_inference.shape[1]
@@ -124,12 +126,68 @@ def test_the_training_prompt_is_the_inference_prompt(model, processor, batch, mo
 
 
 def test_deleted_embeddings_are_not_read(model, processor, batch):
-    labels = labels_of(processor, TEXTS, processor.end_of_turn_id)
+    labels = processor(text=TEXTS)["labels"]
     aligned = torch.randn(4, 5, model.config.text_config.hidden_size)
     mask = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0], [1, 1, 0, 1, 1]])
     loss = model(labels=labels, aligned_embeds=aligned, aligned_mask=mask).loss
     noisy = torch.where(mask[..., None].bool(), aligned, torch.full_like(aligned, 50.0))
     torch.testing.assert_close(model(labels=labels, aligned_embeds=noisy, aligned_mask=mask).loss, loss)
+
+
+@pytest.fixture(scope="module")
+def half_backbones(backbones, tmp_path_factory):
+    """As the published ones are: a Whisper in float16, and a chat model in bfloat16 that samples by default."""
+    folder = tmp_path_factory.mktemp("half")
+    shutil.copytree(backbones[0], folder / "whisper")
+    shutil.copytree(backbones[1], folder / "llm")
+    WhisperForConditionalGeneration.from_pretrained(backbones[0]).half().save_pretrained(folder / "whisper")
+    language_model = Qwen3ForCausalLM.from_pretrained(backbones[1]).bfloat16()
+    language_model.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, top_k=20)
+    language_model.save_pretrained(folder / "llm")
+    return str(folder / "whisper"), str(folder / "llm")
+
+
+def test_half_precision_backbones_that_sample(half_backbones, processor, batch, tmp_path):
+    torch.manual_seed(1)
+    model = SeamForSpeechRecognition.from_backbones(*half_backbones, processor, lora_rank=4).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    first = model.generate(**batch)
+    assert torch.equal(first, model.generate(**batch))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(first, SeamForSpeechRecognition.from_pretrained(tmp_path).eval().generate(**batch))
+
+
+def test_parts_of_different_precision_work_together(build_model, processor, batch):
+    model = build_model()
+    model.encoder.half()
+    model.language_model.bfloat16()
+    assert model.generate(**batch, max_new_tokens=4).shape == (4, 4)
+    loss = model(**batch, **processor(text=TEXTS)).loss
+    assert torch.isfinite(loss)
+
+
+def test_frozen_parts_have_no_dropout_in_training(build_model, batch):
+    model = build_model()
+    model.encoder.dropout = 0.5
+    for layer in model.encoder.layers:
+        layer.dropout = 0.5
+    model.requires_grad_(False)
+    model.aligner.requires_grad_(True)
+    model.train()
+    assert model.aligner.training and not model.encoder.training and not model.language_model.training
+    assert torch.equal(model.encode(**batch)[0], model.encode(**batch)[0])
+    model.eval()
+    assert not model.aligner.training
+
+
+def test_too_long_a_transcript_is_refused(model, processor, batch):
+    with pytest.raises(ValueError, match="40 tokens, but the aligner has positions for 23"):
+        model.teacher_forced(*model.encode(**batch), torch.zeros(4, 40, dtype=torch.long))
+
+
+def test_unknown_fields_are_refused(backbones, processor):
+    with pytest.raises(ValueError, match="SeamConfig has no field 'alignment_lamda'"):
+        SeamForSpeechRecognition.from_backbones(*backbones, processor, alignment_lamda=0.3)
 
 
 def test_forward_needs_labels_and_speech(model, processor):
@@ -140,7 +198,7 @@ def test_forward_needs_labels_and_speech(model, processor):
 
 
 def test_reload_equals_original(model, processor, batch, tmp_path):
-    labels = labels_of(processor, TEXTS, processor.end_of_turn_id)
+    labels = processor(text=TEXTS)["labels"]
     model.save_pretrained(tmp_path / "once")
     processor.save_pretrained(tmp_path / "once")
     once = SeamForSpeechRecognition.from_pretrained(tmp_path / "once").eval()

@@ -68,6 +68,16 @@ def test_excluded_ids_are_never_returned():
     assert not {3, 7} & set(lookup.nearest(table).tolist())
 
 
+def test_the_lookup_is_fp32_under_autocast_and_in_slices():
+    torch.manual_seed(0)
+    table = torch.randn(5000, 64)
+    predicted = (table[torch.randint(5000, (3, 700))] + table[torch.randint(5000, (3, 700))]) / 2
+    lookup = NearestToken(table, 0.5, "sum", [])
+    with torch.autocast("cpu", torch.bfloat16):
+        nearest = lookup.nearest(predicted)
+    assert torch.equal(nearest, lookup.distances(predicted).argmin(-1))
+
+
 def test_half_precision_predictions_are_looked_up_in_fp32():
     table = torch.randn(50, 24).bfloat16()
     assert NearestToken(table, 0.5, "sum", []).distances(table).dtype == torch.float32

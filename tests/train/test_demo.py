@@ -98,10 +98,16 @@ def test_missing_people_are_found_before_anything_is_made(tmp_path):
 def test_parts_are_repeated_when_settings_change(tmp_path):
     done = []
 
-    def run(settings):
+    def run(settings, broken=None):
         parts = demo.Parts(tmp_path)
+
+        def work(name):
+            if name == broken:
+                raise KeyboardInterrupt
+            done.append(name)
+
         for name in ("first", "second", "third"):
-            parts.run(name, settings.get(name), lambda name=name: done.append(name))
+            parts.run(name, settings.get(name), lambda name=name: work(name))
 
     run({})
     assert done == ["first", "second", "third"]
@@ -109,4 +115,8 @@ def test_parts_are_repeated_when_settings_change(tmp_path):
     assert len(done) == 3
     run({"second": {"steps": 2}})
     assert done[3:] == ["second", "third"]
+    with pytest.raises(KeyboardInterrupt):
+        run({"first": {"steps": 3}}, broken="second")
+    run({"first": {"steps": 3}})
+    assert done[5:] == ["first", "second", "third"]
     assert set(json.loads((tmp_path / "parts.json").read_text())) == {"first", "second", "third"}

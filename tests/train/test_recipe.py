@@ -56,6 +56,12 @@ def test_overrides(recipe):
         ("trainning.max_steps=3", "unknown recipe key trainning; did you mean training?"),
         ("training.max_step=3", "unknown recipe key training.max_step; did you mean training.max_steps?"),
         ("data.xyz=3", "unknown recipe key data.xyz; accepted: train, validation"),
+        (
+            "config.alignment_lamda=0.3",
+            "unknown recipe key config.alignment_lamda; did you mean config.alignment_lambda?",
+        ),
+        ("processor.boa_tok=x", "unknown recipe key processor.boa_tok; did you mean processor.boa_token?"),
+        ("data.eval_batch_size=many", "data: .*eval_batch_size"),
         ("data.casing=upper", "data.casing is 'upper'; accepted: lower, keep"),
         ("deletion_probability=1.5", "deletion_probability is 1.5"),
         ("data=3", "data must be a mapping"),

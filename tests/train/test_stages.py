@@ -1,5 +1,6 @@
 """The three stages: what each trains, what each reads, and that each can learn."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from seam.data.manifest import Utterance, write_manifest
+from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train import alignment, instruction, refinement
@@ -209,6 +210,27 @@ def test_an_incomplete_recipe_is_refused(values, message, manifest, tmp_path):
         alignment.main(recipe(tmp_path, manifest, 1, **values))
     with pytest.raises(RecipeError, match="names no model"):
         instruction.main(recipe(tmp_path, manifest, 1))
+
+
+def test_what_does_not_fit_is_found_before_training(backbones, manifest, tmp_path):
+    settings = {"encoder": backbones[0], "llm": backbones[1]}
+    utterance = read_manifest(manifest)[0]
+    for change, message in (
+        ({"duration": 2.5}, "0.wav: 2.5 s of audio, but the encoder's window is 2 s"),
+        ({"text": "one two three " * 20}, "0.wav: a transcript of .* but the aligner has positions for 23"),
+    ):
+        path = str(write_manifest(tmp_path / "manifest.jsonl", [dataclasses.replace(utterance, **change)]))
+        with pytest.raises(RecipeError, match=message):
+            alignment.main(recipe(tmp_path / "out", path, 1, **settings))
+
+
+def test_resumed_training_is_uninterrupted_training(backbones, manifest, tmp_path):
+    settings = {"encoder": backbones[0], "llm": backbones[1]}
+    saving = {"save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 4}
+    alignment.main(recipe(tmp_path / "whole", manifest, 6, training=saving, **settings))
+    resumed = {**saving, "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-3")}
+    alignment.main(recipe(tmp_path / "resumed", manifest, 6, training=resumed, **settings))
+    assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
 
 
 def test_stage_2_without_lora_is_refused(backbones, manifest, tmp_path):
