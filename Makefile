@@ -32,7 +32,7 @@ train-shipped: $(INSTALLED)
 	rm -rf checkpoints && mkdir checkpoints
 	cp -r runs/shipped/model checkpoints/tiny
 	cp runs/shipped/table.json runs/shipped/table.png checkpoints/tiny
-	cp -r runs/shipped/speech/recordings checkpoints/recordings
+	cp -r runs/shipped/tests/recordings checkpoints/recordings
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub.dataclasses import strict
 
 from seam.data.grammar import sample
-from seam.data.manifest import Utterance, read_manifest, write_manifest
+from seam.data.manifest import read_manifest, write_manifest
 from seam.data.recordings import write_strings, write_training
 from seam.data.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
 
@@ -47,75 +47,83 @@ class SpeechSettings:
     people_clean_share: float = 0.25
     test: int = 150
 
+    @property
+    def max_seconds(self) -> float:
+        """Of an utterance: a little less than the window."""
+        return self.window_seconds - 0.05
+
 
 def heard_domains(settings: SpeechSettings) -> dict[str, int]:
     """The source domain: what is spoken as sentences, and how often."""
     return {name: count for name, count in (("commands", settings.commands), ("digits", settings.digits)) if count}
 
 
-def make_speech(settings: SpeechSettings, folder: Path, seed: int) -> str:
-    """
-    Synthesise training, validation and test speech, and prepare the recordings of people, if any: `train.jsonl`,
-    `validation/`, one `test-NAME/` per test set, and `recordings/`, a few utterances of unseen voices to look at.
-    """
+def make_training_speech(settings: SpeechSettings, folder: Path, seed: int) -> str:
+    """Synthesise the training speech, add what is made from recordings of people, if any, and write `train.jsonl`."""
     rng = random.Random(seed)
     shutil.rmtree(folder, ignore_errors=True)
-    seconds = settings.window_seconds - 0.05
-
-    def jobs(domain: str, count: int, voices: list[str], corpus: str, clean_share: float, held_out: bool) -> list[Job]:
-        texts = sample(domain, count, rng, held_out=held_out, unique=held_out)
-        return [
-            Job(text, rng.choice(voices), corpus, corpus, rng.getrandbits(32), augment=rng.random() >= clean_share)
-            for text in texts
-        ]
-
     voices = training_voices()
     train_jobs = [
         job
         for domain, count in (*heard_domains(settings).items(), ("words", settings.words))
-        for job in jobs(domain, count, voices, "train", settings.clean_share, held_out=False)
+        for job in speech_jobs(rng, domain, count, voices, "train", settings.clean_share, held_out=False)
     ]
-    train_jobs += jobs("digits", settings.accents, accented_voices(), "train", 0.0, held_out=False)
-    synthesize(train_jobs, folder / "train", max_seconds=seconds)
+    train_jobs += speech_jobs(rng, "digits", settings.accents, accented_voices(), "train", 0.0, held_out=False)
+    synthesize(train_jobs, folder / "train", max_seconds=settings.max_seconds)
     train = read_manifest(folder / "train" / "manifest.jsonl")
+    if settings.people is not None:
+        train += write_training(
+            read_manifest(settings.people, "train", settings.people_corpus),
+            folder / "people",
+            settings.people_singles,
+            settings.people_strings,
+            settings.max_seconds,
+            settings.people_clean_share,
+            seed,
+        )
+    write_manifest(folder / "train.jsonl", train)
+    return f"{len(train)} utterances, {sum(one.duration for one in train) / 3600:.2f} h"
 
+
+def make_test_speech(settings: SpeechSettings, folder: Path, seed: int) -> None:
+    """
+    Sentences that are in no training speech, not augmented: `validation/`, one `test-NAME/` per test set, and
+    `recordings/`, a few utterances of unseen voices to show. Of every held-out person, the single words and strings
+    joined from them.
+    """
+    rng = random.Random(f"tests {seed}")
     heard = tuple(heard_domains(settings))
     tests = [
-        ("validation", voices, heard),
-        ("test-seen voices", voices, heard),
-        ("test-unseen voices", held_out_voices(), heard),
+        ("validation", training_voices(), heard, settings.test),
+        ("test-seen voices", training_voices(), heard, settings.test),
+        ("test-unseen voices", held_out_voices(), heard, settings.test),
+        ("recordings", held_out_voices(), heard, RECORDINGS),
     ]
     if settings.words:  # without them the words of the other domain were never heard
-        tests.append(("test-other domain", voices, (TARGET_DOMAIN,)))
-    tests.append(("recordings", held_out_voices(), heard))
-    for name, speakers, domains in tests:
-        count = (RECORDINGS if name == "recordings" else settings.test) // len(domains)
-        test_jobs = [job for domain in domains for job in jobs(domain, count, speakers, name, 1.0, held_out=True)]
-        synthesize(test_jobs, folder / name, max_seconds=seconds)
-
+        tests.append(("test-other domain", training_voices(), (TARGET_DOMAIN,), settings.test))
+    for name, voices, domains, count in tests:
+        jobs = [
+            job
+            for domain in domains
+            for job in speech_jobs(rng, domain, count // len(domains), voices, name, 1.0, held_out=True)
+        ]
+        synthesize(jobs, folder / name, max_seconds=settings.max_seconds)
     if settings.people is not None:
-        train += make_people(settings, folder, seconds, seed)
-    write_manifest(folder / "train.jsonl", train)
-    return f"{len(train)} utterances, {sum(one.duration for one in train) / 3600:.2f} h to train on"
+        held_out = read_manifest(settings.people, "dev", settings.people_corpus)
+        for speaker in sorted({one.speaker for one in held_out}):
+            own = [one for one in held_out if one.speaker == speaker]
+            test = folder / f"test-{speaker} digits"
+            test.mkdir(parents=True)
+            write_manifest(test / "manifest.jsonl", own)
+            write_strings(own, folder / f"test-{speaker} strings", settings.test, settings.max_seconds, seed=seed)
 
 
-def make_people(settings: SpeechSettings, folder: Path, seconds: float, seed: int) -> list[Utterance]:
-    """Training utterances from recordings of people; per held-out speaker a test set of words and one of strings."""
-    recordings = read_manifest(settings.people, "train", settings.people_corpus)
-    train = write_training(
-        recordings,
-        folder / "people",
-        settings.people_singles,
-        settings.people_strings,
-        seconds,
-        settings.people_clean_share,
-        seed,
-    )
-    held_out = read_manifest(settings.people, "dev", settings.people_corpus)
-    for speaker in sorted({one.speaker for one in held_out}):
-        own = [one for one in held_out if one.speaker == speaker]
-        test = folder / f"test-{speaker} digits"
-        test.mkdir(parents=True)
-        write_manifest(test / "manifest.jsonl", own)
-        write_strings(own, folder / f"test-{speaker} strings", settings.test, seconds, seed=seed)
-    return train
+def speech_jobs(
+    rng: random.Random, domain: str, count: int, voices: list[str], corpus: str, clean_share: float, held_out: bool
+) -> list[Job]:
+    """Sentences of a domain with a voice each; all but `clean_share` are to be augmented."""
+    texts = sample(domain, count, rng, held_out=held_out, unique=held_out)
+    return [
+        Job(text, rng.choice(voices), corpus, corpus, rng.getrandbits(32), augment=rng.random() >= clean_share)
+        for text in texts
+    ]

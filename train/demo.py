@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from seam.data.batching import SpeechDataset, keep_in_memory
-from seam.data.demo_speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_speech
+from seam.data.demo_speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_test_speech, make_training_speech
 from seam.data.grammar import VOCABULARY, sample
 from seam.data.manifest import read_manifest
 from seam.evaluation.card import write_card
@@ -85,8 +85,10 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
     if recipe.speech.people is not None:
         read_manifest(recipe.speech.people, "train", recipe.speech.people_corpus)
     folder.mkdir(parents=True, exist_ok=True)
-    parts, speech = Parts(folder), folder / "speech"
-    parts.run("speech", [recipe.seed, asdict(recipe.speech)], lambda: make_speech(recipe.speech, speech, recipe.seed))
+    parts = Parts(folder)
+    spoken = [recipe.seed, asdict(recipe.speech)]
+    parts.run("speech", spoken, lambda: make_training_speech(recipe.speech, folder / "speech", recipe.seed))
+    parts.run("test speech", spoken, lambda: make_test_speech(recipe.speech, folder / "tests", recipe.seed))
     parts.run("language model", foundation_key(recipe, recipe.llm), lambda: make_language_model(recipe, folder))
     parts.run("whisper", foundation_key(recipe, recipe.whisper), lambda: make_speech_encoder(recipe, folder))
     for name, stage in (("alignment", alignment), ("instruction", instruction), ("refinement", refinement)):
@@ -120,7 +122,7 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
         values["training"] = {"output_dir": str(folder / name), "seed": recipe.seed, **values.get("training", {})}
         values["data"] = {
             "train": [str(folder / "speech" / "train.jsonl")],
-            "validation": [str(folder / "speech" / "validation" / "manifest.jsonl")],
+            "validation": [str(folder / "tests" / "validation" / "manifest.jsonl")],
             "keep_encoder_states": True,
             **values.get("data", {}),
         }
@@ -193,7 +195,7 @@ def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
     )
     tests = {
         path.parent.name.removeprefix("test-"): read_manifest(path)
-        for path in (folder / "speech").glob("test-*/manifest.jsonl")
+        for path in (folder / "tests").glob("test-*/manifest.jsonl")
     }
     table = compare_systems(model, processor, whisper, whisper_processor, tests)
     write_table(table, folder)

@@ -69,7 +69,7 @@ def test_learns_to_transcribe_unseen_sentences_of_unseen_voices(tmp_path):
         assert table["wer"][system]["unseen voices"] < 20, table["wer"]
     model = SeamForSpeechRecognition.from_pretrained(tmp_path / "model")
     processor = SeamProcessor.from_pretrained(tmp_path / "model")
-    test = read_manifest(tmp_path / "speech" / "test-unseen voices" / "manifest.jsonl")
+    test = read_manifest(tmp_path / "tests" / "test-unseen voices" / "manifest.jsonl")
     written = [one.text for one in transcribe(model, processor, [one.audio for one in test])]
     references = [one.text for one in test]
     assert word_errors(references, written).rate == pytest.approx(table["wer"][GUIDED]["unseen voices"])
