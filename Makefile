@@ -28,7 +28,7 @@ train-demo: $(INSTALLED)
 # The shipped checkpoint: the same with recordings of people, a folder with a metadata.jsonl (an audiofolder).
 PEOPLE ?= ../shared/speech
 train-shipped: $(INSTALLED)
-	$(BIN)/seam train demo recipes/demo/shipped.yaml speech.people=$(PEOPLE)
+	$(BIN)/seam train demo recipes/demo/shipped.yaml speech.people=$(PEOPLE) second_round.speech.people=$(PEOPLE)
 	rm -rf checkpoints && mkdir checkpoints
 	cp -r runs/shipped/model checkpoints/tiny
 	cp runs/shipped/table.json runs/shipped/table.png checkpoints/tiny

@@ -60,11 +60,30 @@ class FoundationSettings:
 
 @strict
 @dataclass
+class SecondRound:
+    """
+    More speech, on which the tiny Whisper learns on, and from which alone the three stages learn: what an encoder makes
+    of speech that it has read often is cleaner than what it makes of anybody else's.
+
+    Args:
+        speech: see `SpeechSettings`; the test sets are those of the first round.
+        config: fields of `WhisperConfig` that differ from the first round: dropouts, SpecAugment.
+        training: fields of `TrainingArguments`.
+    """
+
+    speech: SpeechSettings
+    training: TrainingArguments
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@strict
+@dataclass
 class DemoRecipe:
     """
     Args:
         output_dir: everything is written here; the checkpoint is in `model/`.
         seed: of everything random.
+        second_round: see `SecondRound`.
         alignment, instruction, refinement: fields of `StageRecipe`; paths are filled in.
     """
 
@@ -73,6 +92,7 @@ class DemoRecipe:
     output_dir: str = "runs/demo"
     seed: int = 0
     speech: SpeechSettings = field(default_factory=SpeechSettings)
+    second_round: SecondRound | None = None
     alignment: dict[str, Any] = field(default_factory=dict)
     instruction: dict[str, Any] = field(default_factory=dict)
     refinement: dict[str, Any] = field(default_factory=dict)
@@ -91,6 +111,12 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
     parts.run("test speech", spoken, lambda: make_test_speech(recipe.speech, folder / "tests", recipe.seed))
     parts.run("language model", foundation_key(recipe, recipe.llm), lambda: make_language_model(recipe, folder))
     parts.run("whisper", foundation_key(recipe, recipe.whisper), lambda: make_speech_encoder(recipe, folder))
+    if again := recipe.second_round:
+        seed = recipe.seed + 1
+        spoken = [seed, asdict(again.speech)]
+        parts.run("more speech", spoken, lambda: make_training_speech(again.speech, folder / "more-speech", seed))
+        key = [seed, again.config, without_folders(again.training)]
+        parts.run("whisper, second round", key, lambda: train_encoder_on(again, folder))
     for name, stage in (("alignment", alignment), ("instruction", instruction), ("refinement", refinement)):
         parts.run(name, getattr(recipe, name), lambda stage=stage, name=name: stage.main(stages[name]))
     parts.run("checkpoint", None, lambda: save_checkpoint(folder))
@@ -103,25 +129,32 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
 
 def foundation_key(recipe: DemoRecipe, settings: FoundationSettings) -> list:
     """What the weights of a foundation depend on."""
-    training = {key: value for key, value in settings.training.to_dict().items() if "dir" not in key}
-    return [recipe.seed, settings.sizes, settings.vocab_size, settings.sentences, training]
+    return [recipe.seed, settings.sizes, settings.vocab_size, settings.sentences, without_folders(settings.training)]
 
 
-def training_in(settings: FoundationSettings, folder: Path) -> TrainingArguments:
+def without_folders(training: TrainingArguments) -> dict[str, Any]:
+    return {key: value for key, value in training.to_dict().items() if "dir" not in key}
+
+
+def training_in(training: TrainingArguments, folder: Path) -> TrainingArguments:
     """The settings of a foundation's training, which writes into `folder`."""
-    return dataclasses.replace(settings.training, output_dir=str(folder), remove_unused_columns=False)
+    return dataclasses.replace(training, output_dir=str(folder), remove_unused_columns=False)
 
 
 def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
     """The recipes of the three stages with their paths and the seed filled in."""
     check_keys(recipe.whisper.sizes, WhisperConfig, "whisper.sizes.")
     check_keys(recipe.llm.sizes, Qwen3Config, "llm.sizes.")
-    recipes, before = {}, {"encoder": str(folder / "whisper"), "llm": str(folder / "llm")}
+    if recipe.second_round:
+        check_keys(recipe.second_round.config, WhisperConfig, "second_round.config.")
+    last = "whisper-2" if recipe.second_round else "whisper"
+    speech = "more-speech" if recipe.second_round else "speech"
+    recipes, before = {}, {"encoder": str(folder / last), "llm": str(folder / "llm")}
     for name in ("alignment", "instruction", "refinement"):
         values = dict(getattr(recipe, name))
         values["training"] = {"output_dir": str(folder / name), "seed": recipe.seed, **values.get("training", {})}
         values["data"] = {
-            "train": [str(folder / "speech" / "train.jsonl")],
+            "train": [str(folder / speech / "train.jsonl")],
             "validation": [str(folder / "tests" / "validation" / "manifest.jsonl")],
             "keep_encoder_states": True,
             **values.get("data", {}),
@@ -146,7 +179,7 @@ def make_language_model(recipe: DemoRecipe, folder: Path) -> str:
     tokenizer = foundations.make_tokenizer(sentences + (requests + every_form) * 200, recipe.llm.vocab_size)
     set_seed(recipe.seed)
     model = foundations.make_qwen3(tokenizer, **recipe.llm.sizes)
-    training = training_in(recipe.llm, folder / "llm")
+    training = training_in(recipe.llm.training, folder / "llm")
     tasks = foundations.TextTasks(
         tokenizer, sentences, training.max_steps * training.per_device_train_batch_size, recipe.seed
     )
@@ -162,14 +195,27 @@ def make_speech_encoder(recipe: DemoRecipe, folder: Path) -> str:
     whisper, feature_extractor = foundations.make_whisper(
         tokenizer, recipe.speech.window_seconds, **recipe.whisper.sizes
     )
-    processor = SeamProcessor(feature_extractor, tokenizer)
-    speech = keep_in_memory(SpeechDataset(read_manifest(folder / "speech" / "train.jsonl"), processor))
-    training = training_in(recipe.whisper, folder / "whisper")
-    loss = foundations.train_whisper(whisper, speech, tokenizer, training)
-    foundations.save_foundation(
-        folder / "whisper", whisper, AutoTokenizer.from_pretrained(folder / "llm"), feature_extractor
-    )
+    loss = train_and_save(whisper, feature_extractor, folder / "speech", recipe.whisper.training, folder / "whisper")
     return f"{whisper.num_parameters() / 1e6:.2f}M parameters, mean loss {loss:.3f}"
+
+
+def train_encoder_on(again: SecondRound, folder: Path) -> str:
+    """The second round of the tiny Whisper."""
+    set_seed(again.training.seed)
+    whisper = WhisperForConditionalGeneration.from_pretrained(folder / "whisper", **again.config)
+    feature_extractor = AutoFeatureExtractor.from_pretrained(folder / "whisper")
+    loss = train_and_save(whisper, feature_extractor, folder / "more-speech", again.training, folder / "whisper-2")
+    return f"mean loss {loss:.3f}"
+
+
+def train_and_save(whisper, feature_extractor, speech: Path, training: TrainingArguments, folder: Path) -> float:
+    """Train a Whisper on the `train.jsonl` of `speech`; returns the mean loss."""
+    tokenizer = AutoTokenizer.from_pretrained(folder.parent / "llm")
+    processor = SeamProcessor(feature_extractor, AutoTokenizer.from_pretrained(folder.parent / "llm"))
+    items = keep_in_memory(SpeechDataset(read_manifest(speech / "train.jsonl"), processor))
+    loss = foundations.train_whisper(whisper, items, tokenizer, training_in(training, folder))
+    foundations.save_foundation(folder, whisper, tokenizer, feature_extractor)
+    return loss
 
 
 # ---- checkpoint and evaluation ----
@@ -188,18 +234,17 @@ def save_checkpoint(folder: Path) -> None:
 def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
     """Word error rates of every system on every test set: `table.json`, `table.md`, `table.png` and the model card."""
     model, processor = load_checkpoint(str(folder / "model"))
-    whisper = WhisperForConditionalGeneration.from_pretrained(folder / "whisper")
-    whisper_processor = (
-        AutoFeatureExtractor.from_pretrained(folder / "whisper"),
-        AutoTokenizer.from_pretrained(folder / "whisper"),
-    )
+    encoder = folder / ("whisper-2" if recipe.second_round else "whisper")
+    whisper = WhisperForConditionalGeneration.from_pretrained(encoder)
+    whisper_processor = AutoFeatureExtractor.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
     tests = {
         path.parent.name.removeprefix("test-"): read_manifest(path)
         for path in (folder / "tests").glob("test-*/manifest.jsonl")
     }
     table = compare_systems(model, processor, whisper, whisper_processor, tests)
     write_table(table, folder)
-    training_data = f"{parts.done['speech']['result']}: synthetic speech (espeak-ng)"
+    spoken = [part["result"] for name, part in parts.done.items() if name in ("speech", "more speech")]
+    training_data = f"{' and '.join(spoken)}: synthetic speech (espeak-ng)"
     if recipe.speech.people is not None:
         words = read_manifest(recipe.speech.people, "train", recipe.speech.people_corpus)
         speakers = ", ".join(sorted({word.speaker for word in words}))

@@ -6,7 +6,7 @@ import difflib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from huggingface_hub.dataclasses import strict
@@ -115,11 +115,14 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     """
     if not isinstance(values, dict):
         raise RecipeError(f"{where.rstrip('.') or 'the recipe'} must be a mapping of keys to values, got {values!r}.")
-    hints, names = get_type_hints(cls), check_keys(values, cls, where)
+    names = check_keys(values, cls, where)
+    # The dataclass of an optional field is the field's type here; only a given one is built.
+    hints = get_type_hints(cls)
+    kinds = {name: next(filter(dataclasses.is_dataclass, get_args(hint)), hint) for name, hint in hints.items()}
     if cls is TrainingArguments:
         return _training_arguments(values, where)
     nested = {
-        key: build(hints[key], value, f"{where}{key}.") if dataclasses.is_dataclass(hints[key]) else value
+        key: build(kinds[key], value, f"{where}{key}.") if dataclasses.is_dataclass(kinds[key]) else value
         for key, value in values.items()
     }
     for name in names:
