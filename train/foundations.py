@@ -177,8 +177,8 @@ def train_whisper(
 
 class TextTasks(Dataset):
     """
-    What the tiny language model reads: plain sentences, and chats in which it repeats or corrects them. Copies of
-    random token strings are what makes it copy at all.
+    What the tiny language model reads: plain sentences, and chats in which it repeats or corrects them, of which it
+    learns the replies. Copies of random token strings are what makes it copy at all.
 
     Args:
         tokenizer: with a chat template.
@@ -194,6 +194,10 @@ class TextTasks(Dataset):
         special = set(tokenizer.all_special_ids)
         self.plain_ids = [i for i in range(len(tokenizer)) if i not in special]
         self.words = sorted({word for sentence in sentences for word in sentence.split()})
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "\0"}], add_generation_prompt=True, tokenize=False
+        )
+        self.before, self.after = chat.split("\0")
 
     def __len__(self) -> int:
         return self.size
@@ -201,26 +205,26 @@ class TextTasks(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.LongTensor]:
         rng = random.Random(f"{self.seed}-{index}")
         sentence, task = rng.choice(self.sentences), rng.random()
-        if task < 0.3:
-            ids = self.tokenizer(sentence + END).input_ids
+        if task < 0.25:
+            ids = [*self._ids(sentence), self.tokenizer.eos_token_id]
             return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
-        if task < 0.6:
-            given = reply = self.tokenizer.decode(rng.choices(self.plain_ids, k=rng.randint(1, 12)))
-            request = "Repeat the following:"
-        elif task < 0.75:
-            given, reply, request = sentence, sentence, "Repeat the following:"
-        else:
-            given, reply, request = self._corrupt(sentence, rng), sentence, "Correct the following:"
-        prompt = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": f"{request}{given}"}], add_generation_prompt=True, tokenize=False
-        )
-        prompt_ids = self.tokenizer(prompt).input_ids
-        reply_ids = self.tokenizer(reply + END).input_ids
-        return {
-            "input_ids": torch.tensor(prompt_ids + reply_ids),
-            # The prompt is learned too: every special token and every word must have a trained embedding.
-            "labels": torch.tensor(prompt_ids + reply_ids),
-        }
+        if task < 0.4:
+            tokens = rng.choices(self.plain_ids, k=rng.randint(1, 12))
+            return self._chat("Repeat the following:", tokens, tokens)
+        if task < 0.55:
+            tokens = self._ids(" ".join(rng.choices(self.words, k=rng.randint(1, 8))))
+            return self._chat("Repeat the following:", tokens, tokens)
+        if task < 0.75:
+            return self._chat("Repeat the following:", self._ids(sentence), self._ids(sentence))
+        return self._chat("Correct the following:", self._ids(self._corrupt(sentence, rng)), self._ids(sentence))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text).input_ids
+
+    def _chat(self, request: str, given: list[int], reply: list[int]) -> dict[str, torch.LongTensor]:
+        prompt = [*self._ids(self.before + request), *given, *self._ids(self.after)]
+        reply = [*reply, self.tokenizer.eos_token_id]
+        return {"input_ids": torch.tensor(prompt + reply), "labels": torch.tensor([-100] * len(prompt) + reply)}
 
     def _corrupt(self, sentence: str, rng: random.Random) -> str:
         """Substitute, delete or insert about every sixth word."""

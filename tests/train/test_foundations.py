@@ -1,0 +1,65 @@
+"""The tiny stand-ins: a tokenizer that loses nothing, tasks whose replies are learned, and a Whisper with CTC heads."""
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
+
+from seam.train import foundations
+
+SENTENCES = ["turn on the light", "one two three", "the old goat eats the hay"]
+
+
+def test_tokenizer_loses_nothing(backbones):
+    tokenizer = AutoTokenizer.from_pretrained(backbones[1])
+    for text in (*SENTENCES, "Ünïcode, punctuation! 123", "  spaces  "):
+        assert tokenizer.decode(tokenizer(text).input_ids) == text
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False
+    )
+    assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer(chat).input_ids.count(tokenizer.eos_token_id) == 1
+
+
+def test_foundations_are_of_the_real_classes(backbones):
+    assert type(AutoModelForCausalLM.from_pretrained(backbones[1])).__name__ == "Qwen3ForCausalLM"
+    whisper = WhisperForConditionalGeneration.from_pretrained(backbones[0])
+    assert whisper.config.max_source_positions == 100  # 2 s
+
+
+def test_tasks_learn_replies_and_repeat_themselves(backbones):
+    tokenizer = AutoTokenizer.from_pretrained(backbones[1])
+    tasks = foundations.TextTasks(tokenizer, SENTENCES, 200, seed=3)
+    kinds = set()
+    for index in range(len(tasks)):
+        item = tasks[index]
+        assert all(torch.equal(item[key], tasks[index][key]) for key in item)
+        learned = item["labels"] != -100
+        assert torch.equal(item["labels"][learned], item["input_ids"][learned])
+        assert item["labels"][-1] == tokenizer.eos_token_id
+        text = tokenizer.decode(item["input_ids"])
+        if text.startswith("<|im_start|>user\n"):
+            request, reply = text.split("<|im_end|>\n<|im_start|>assistant\n")
+            kinds.add(request.split("\n")[1].split(":")[0])
+            assert tokenizer.decode(item["labels"][learned]) == reply
+            if "Repeat" in request:
+                assert request.split(":", 1)[1] + "<|im_end|>" == reply
+        else:
+            kinds.add("plain")
+            assert text.removesuffix("<|im_end|>") in SENTENCES and learned.all()
+    assert kinds == {"plain", "Repeat the following", "Correct the following"}
+
+
+def test_character_ids():
+    ids = foundations.character_ids("One two's!")
+    assert "".join(foundations.CHARACTERS[i] for i in ids) == "one two's"
+
+
+def test_ctc_heads_train_the_encoder_and_are_left_out(backbones, processor, waveforms):
+    whisper = WhisperForConditionalGeneration.from_pretrained(backbones[0])
+    model = foundations.WhisperWithCTC(whisper, ctc_weight=1.0)
+    texts = ["one", "one two", "three", "turn on"]
+    letters = [foundations.character_ids(text) for text in texts]
+    batch = processor(audio=waveforms, text=texts)
+    loss = model(**batch, characters=torch.nn.utils.rnn.pad_sequence(letters, True, padding_value=-100)).loss
+    loss.backward()
+    assert torch.isfinite(loss) and whisper.model.encoder.conv1.weight.grad.abs().sum() > 0
+    assert not any("head" in name for name in whisper.state_dict())
