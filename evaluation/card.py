@@ -28,7 +28,6 @@ def write_card(model, processor, folder: Path, training_data: str, results: str)
         ),
         template_path=str(TEMPLATE),
         title="SEAM, a tiny checkpoint",
-        name=folder.name,
         parameters={name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f}" for name, part in parts.items()},
         training_data=training_data,
         window_seconds=processor.max_seconds,

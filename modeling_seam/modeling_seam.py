@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from peft import LoraConfig
@@ -133,6 +134,11 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
         whisper = _load_every_weight(AutoModel, encoder, dtype, expected=r"^encoder\.")
         language_model = _load_every_weight(AutoModelForCausalLM, llm, dtype, expected="")
+        for backbone in (whisper.config, language_model.config):
+            if Path(
+                backbone._name_or_path
+            ).exists():  # a Hub id says where weights are from, a folder of one machine not
+                backbone._name_or_path = ""
         config.setdefault("aligner_config", whisper.config.to_dict())
         config = cls.config_class(audio_config=whisper.config, text_config=language_model.config, **config)
         with torch.device("meta"):  # the shell only: every part is put in below

@@ -113,6 +113,7 @@ def test_bad_input_is_one_sentence_and_a_non_zero_exit(case, tmp_path):
 def test_the_shipped_checkpoint_is_small_and_holds_no_code():
     files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20e6
+    assert '"_name_or_path": "/' not in (CHECKPOINT / "config.json").read_text()
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md", ".png"}
 
 

@@ -1,6 +1,7 @@
 """Composition, the training forward, saving and loading."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -211,6 +212,13 @@ def test_reload_equals_original(model, processor, batch, tmp_path):
         assert torch.equal(again(**batch, labels=labels).logits, model(**batch, labels=labels).logits)
     assert SeamProcessor.from_pretrained(tmp_path / "once").prompt_ids() == model.config.prompt_token_ids
     assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_no_path_of_this_machine_is_saved(model, processor, backbones, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for path in (*tmp_path.glob("*.json"), *tmp_path.glob("*.jinja")):
+        assert str(Path(backbones[0]).parent) not in path.read_text(), path.name
 
 
 def test_auto_classes(model, processor, tmp_path):
