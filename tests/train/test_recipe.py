@@ -86,7 +86,7 @@ def test_no_recipe_and_no_yaml(tmp_path):
 def test_demo_recipes_are_valid(path, tmp_path):
     recipe = load_recipe(DemoRecipe, path, [f"output_dir={tmp_path}"])
     stages = stage_recipes(recipe, tmp_path)
-    assert stages["alignment"].encoder == str(tmp_path / "whisper")
+    assert stages["alignment"].encoder == str(tmp_path / ("whisper-2" if recipe.second_round else "whisper"))
     assert stages["instruction"].model == str(tmp_path / "alignment")
     assert stages["refinement"].model == str(tmp_path / "instruction")
 
