@@ -102,8 +102,9 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
     """Run every part. Returns the table as a dictionary (see `seam.evaluation.table`)."""
     folder = Path(recipe.output_dir)
     stages = stage_recipes(recipe, folder)  # all settings are checked before anything is started
-    if recipe.speech.people is not None:
-        read_manifest(recipe.speech.people, "train", recipe.speech.people_corpus)
+    for speech in (recipe.speech, *([recipe.second_round.speech] if recipe.second_round else [])):
+        if speech.people is not None:
+            read_manifest(speech.people, "train", speech.people_corpus)
     folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(folder)
     spoken = [recipe.seed, asdict(recipe.speech)]

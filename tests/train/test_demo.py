@@ -92,6 +92,9 @@ def test_a_wrong_stage_setting_is_found_before_anything_is_made(tmp_path):
 def test_missing_people_are_found_before_anything_is_made(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such manifest"):
         demo.main(build(demo.DemoRecipe, values(tmp_path / "out", people=str(tmp_path / "nobody"))))
+    again = {"speech": {"people": str(tmp_path / "nobody")}, "training": {"max_steps": 1, "use_cpu": True}}
+    with pytest.raises(FileNotFoundError, match="no such manifest"):
+        demo.main(build(demo.DemoRecipe, {**values(tmp_path / "out"), "second_round": again}))
     assert not (tmp_path / "out").exists()
 
 
