@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-SAMPLE_RATE = 16000
+from .augmentation import SAMPLE_RATE
+
 _FADE = int(0.005 * SAMPLE_RATE)
 _FRAME = int(0.02 * SAMPLE_RATE)
 

@@ -5,7 +5,6 @@ The library comes with the package `espeakng-loader` (extra `demo`); Linux and m
 
 import _ctypes
 import ctypes
-import json
 import logging
 import multiprocessing
 import os
@@ -24,9 +23,9 @@ import soxr
 from tqdm import tqdm
 
 from .accents import RESPELLED_DIGITS, respell
-from .augmentation import augment
+from .augmentation import SAMPLE_RATE, augment
+from .manifest import Utterance, write_manifest
 
-SAMPLE_RATE = 16000
 _ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-us-nyc")
 _HELD_OUT_ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland")
 # Intelligible variants only: no robots, whispers, strong echoes or overdriven ones. A variant and its near copies
@@ -204,20 +203,16 @@ def synthesize(jobs: Sequence[Job], folder: str | os.PathLike, *, workers: int =
     progress = partial(tqdm, total=len(jobs), desc="speech", unit="utterance", mininterval=1)
     if workers > 1:
         with multiprocessing.Pool(workers) as pool:
-            entries = list(progress(pool.imap(run, enumerate(jobs), chunksize=16)))
+            spoken = list(progress(pool.imap(run, enumerate(jobs), chunksize=16)))
     else:
-        entries = list(progress(map(run, enumerate(jobs))))
+        spoken = list(progress(map(run, enumerate(jobs))))
 
-    written = [entry for entry in entries if entry is not None]
-    manifest = folder / "manifest.jsonl"
-    temporary = manifest.with_suffix(".jsonl.part")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in written)
-    os.replace(temporary, manifest)
+    written = [utterance for utterance in spoken if utterance is not None]
+    manifest = write_manifest(folder / "manifest.jsonl", written)
     left_out = len(jobs) - len(written)
     if left_out:
         logger.warning("%d of %d utterances are longer than %g s: left out", left_out, len(jobs), max_seconds)
-    return Corpus(manifest, len(written), left_out, sum(entry["duration"] for entry in written))
+    return Corpus(manifest, len(written), left_out, sum(utterance.duration for utterance in written))
 
 
 @cache
@@ -226,8 +221,8 @@ def _speaker() -> Speaker:
     return Speaker()
 
 
-def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> dict[str, str | float] | None:
-    """Writes the audio of one job and returns its manifest entry; None when it is too long."""
+def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> Utterance | None:
+    """Writes the audio of one job and returns what the manifest says of it; None when it is too long."""
     number, job = numbered
     rng = random.Random(job.seed)
     rate, pitch = rng.randint(120, 210), rng.randint(20, 80)
@@ -240,13 +235,6 @@ def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> 
             break
     else:
         return None
-    name = f"audio/{number:06d}.wav"
-    soundfile.write(folder / name, audio, SAMPLE_RATE, subtype="PCM_16")
-    return {
-        "audio": name,
-        "text": job.text,
-        "duration": round(len(audio) / SAMPLE_RATE, 4),
-        "speaker": job.voice,
-        "corpus": job.corpus,
-        "split": job.split,
-    }
+    path = folder / "audio" / f"{number:06d}.wav"
+    soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16")
+    return Utterance(path, job.text, round(len(audio) / SAMPLE_RATE, 3), job.voice, job.corpus, job.split)

@@ -146,9 +146,10 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         model.encoder = whisper.get_encoder().requires_grad_(False)
         model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size).to(dtype)
         model.language_model = _with_lora(language_model, config).requires_grad_(False)
+        chat = language_model.generation_config
         special = {
-            "eos_token_id": language_model.generation_config.eos_token_id,
-            "pad_token_id": _first(language_model.generation_config.pad_token_id, config.eoa_token_id),
+            "eos_token_id": chat.eos_token_id,
+            "pad_token_id": config.eoa_token_id if chat.pad_token_id is None else chat.pad_token_id,
         }
         # Chat models ship sampling as their default; a transcript is decoded greedily unless asked otherwise.
         language_model.generation_config = GenerationConfig(**special)
@@ -379,11 +380,6 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         input_ids = input_ids.expand(batch_size, -1)
         prompt_attention_mask = prompt_attention_mask.expand(batch_size, -1)
         return [row[keep.bool()] for row, keep in zip(input_ids, prompt_attention_mask, strict=True)]
-
-
-def _first(*values):
-    """The first value that is not None."""
-    return next((value for value in values if value is not None), None)
 
 
 def _with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:

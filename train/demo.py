@@ -142,15 +142,19 @@ def training_in(training: TrainingArguments, folder: Path) -> TrainingArguments:
     return dataclasses.replace(training, output_dir=str(folder), remove_unused_columns=False)
 
 
+def last_encoder(recipe: DemoRecipe, folder: Path) -> Path:
+    """The tiny Whisper that the stages build on."""
+    return folder / ("whisper-2" if recipe.second_round else "whisper")
+
+
 def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
     """The recipes of the three stages with their paths and the seed filled in."""
     check_keys(recipe.whisper.sizes, WhisperConfig, "whisper.sizes.")
     check_keys(recipe.llm.sizes, Qwen3Config, "llm.sizes.")
     if recipe.second_round:
         check_keys(recipe.second_round.config, WhisperConfig, "second_round.config.")
-    last = "whisper-2" if recipe.second_round else "whisper"
     speech = "more-speech" if recipe.second_round else "speech"
-    recipes, before = {}, {"encoder": str(folder / last), "llm": str(folder / "llm")}
+    recipes, before = {}, {"encoder": str(last_encoder(recipe, folder)), "llm": str(folder / "llm")}
     for name in ("alignment", "instruction", "refinement"):
         values = dict(getattr(recipe, name))
         values["training"] = {"output_dir": str(folder / name), "seed": recipe.seed, **values.get("training", {})}
@@ -212,6 +216,7 @@ def train_encoder_on(again: SecondRound, folder: Path) -> str:
 def train_and_save(whisper, feature_extractor, speech: Path, training: TrainingArguments, folder: Path) -> float:
     """Train a Whisper on the `train.jsonl` of `speech`; returns the mean loss."""
     tokenizer = AutoTokenizer.from_pretrained(folder.parent / "llm")
+    # With a tokenizer of its own: a processor adds the audio token, which Whisper's must not have.
     processor = SeamProcessor(feature_extractor, AutoTokenizer.from_pretrained(folder.parent / "llm"))
     items = keep_in_memory(SpeechDataset(read_manifest(speech / "train.jsonl"), processor))
     loss = foundations.train_whisper(whisper, items, tokenizer, training_in(training, folder))
@@ -235,7 +240,7 @@ def save_checkpoint(folder: Path) -> None:
 def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
     """Word error rates of every system on every test set: `table.json`, `table.md`, `table.png` and the model card."""
     model, processor = load_checkpoint(str(folder / "model"))
-    encoder = folder / ("whisper-2" if recipe.second_round else "whisper")
+    encoder = last_encoder(recipe, folder)
     whisper = WhisperForConditionalGeneration.from_pretrained(encoder)
     whisper_processor = AutoFeatureExtractor.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
     tests = {
