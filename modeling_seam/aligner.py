@@ -13,8 +13,13 @@ from transformers import (
     WhisperConfig,
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
-from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, WhisperPositionalEmbedding
+from transformers.models.whisper.modeling_whisper import (
+    WhisperAttention,
+    WhisperDecoderLayer,
+    WhisperPositionalEmbedding,
+)
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .nearest import NearestToken
 
@@ -28,11 +33,18 @@ class SeamAlignerOutput(ModelOutput):
         aligned_embeds (`torch.FloatTensor` of shape `(batch, seq, d_llm)`):
             The predicted embeddings.
         past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of both attentions.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*): with `output_hidden_states`, the first layer's input
+            and every layer's output.
+        attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*): with `output_attentions`, every layer's
+            weights on the tokens and on the speech states.
     """
 
     logits: torch.FloatTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
     past_key_values: EncoderDecoderCache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class SeamAligner(PreTrainedModel, GenerationMixin):
@@ -56,6 +68,11 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": WhisperDecoderLayer,
+        "attentions": OutputRecorder(WhisperAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(WhisperAttention, index=1, layer_name="encoder_attn"),
+    }
 
     def __init__(self, config: WhisperConfig, llm_dim: int):
         super().__init__(config)
@@ -69,6 +86,7 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         # Not the one that transformers derives from a Whisper config, which forbids Whisper's own token ids.
         self.generation_config = GenerationConfig()
 
+    @capture_outputs
     def forward(
         self,
         decoder_input_ids: torch.LongTensor | None = None,

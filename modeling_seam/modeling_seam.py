@@ -17,9 +17,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .aligner import SeamAligner
+from .aligner import SeamAligner, SeamAlignerOutput
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
 from .prompt import splice
@@ -38,11 +38,19 @@ class SeamOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
             With `use_llm=True` the language model's, at the positions of the reply (one per label).
         aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): what the aligner predicted.
+        hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*):
+            With `output_hidden_states` and `output_attentions`: the language model's, with `use_llm=False` the
+            aligner's.
+        cross_attentions (`tuple[torch.FloatTensor]`, *optional*):
+            With `use_llm=False` and `output_attentions`: the aligner's, from tokens to speech states.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class SeamPreTrainedModel(PreTrainedModel):
@@ -249,6 +257,10 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         Returns:
             `(batch, tokens + 1, d_llm)`: position t predicts token t, the last one `<EOA>`.
         """
+        return self._teacher_forced(speech_states, speech_mask, token_ids).aligned_embeds
+
+    def _teacher_forced(self, speech_states, speech_mask, token_ids, **kwargs) -> SeamAlignerOutput:
+        """`teacher_forced` with everything that the aligner gives out."""
         positions = self.config.aligner_config.max_target_positions
         if token_ids.shape[1] >= positions:
             raise ValueError(f"{token_ids.shape[1]} tokens, but the aligner has positions for {positions - 1}.")
@@ -258,7 +270,8 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             inputs_embeds=self.lookup.embed(inputs),
             encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
             attention_mask=speech_mask,
-        ).aligned_embeds
+            **kwargs,
+        )
 
     def llm_inputs(self, aligned_embeds: torch.FloatTensor) -> torch.FloatTensor:
         """What the language model is given for predictions `(..., d_llm)`: `config.llm_inputs`."""
@@ -282,6 +295,7 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             return self.get_input_embeddings()(token_ids.clamp_min(0))
         return self.teacher_forced(*self.speech(**speech), token_ids)[:, :-1]
 
+    @can_return_tuple
     def forward(
         self,
         input_features: torch.FloatTensor | None = None,
@@ -295,6 +309,8 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         aligned_mask: torch.Tensor | None = None,
         use_llm: bool = True,
         num_items_in_batch: torch.Tensor | int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> SeamOutput:
         """
         The teacher-forced pass of the three stages.
@@ -314,15 +330,20 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             use_llm (`bool`, *optional*, defaults to `True`): `False` for Stage 1.
             num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
                 batch's own, so that the loss is a mean over tokens.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                See [`SeamOutput`]; by default what the configs of the parts say.
         """
         if labels is None:
             raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
         is_label = labels != -100
         count = is_label.sum() if num_items_in_batch is None else num_items_in_batch
+        wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        wanted = {name: value for name, value in wanted.items() if value is not None}
         predictions = None
         if aligned_embeds is None:
             speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
-            predictions = self.teacher_forced(speech_states, speech_mask, labels[:, :-1])
+            aligner = self._teacher_forced(speech_states, speech_mask, labels[:, :-1], **wanted)
+            predictions = aligner.aligned_embeds
         if not use_llm:
             is_last = is_label & ~nn.functional.pad(is_label[:, 1:], (0, 1))
             labels = labels.masked_fill(is_last, self.config.eoa_token_id)
@@ -330,14 +351,22 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
             distances = alignment_distance(
                 predictions, targets, self.config.alignment_lambda, self.config.alignment_reduction
             )
-            return SeamOutput(loss=(distances * is_label).sum() / count, aligned_embeds=predictions)
+            return SeamOutput(
+                loss=(distances * is_label).sum() / count,
+                aligned_embeds=predictions,
+                hidden_states=aligner.hidden_states,
+                attentions=aligner.attentions,
+                cross_attentions=aligner.cross_attentions,
+            )
         if aligned_embeds is None:
             # The prediction at the last label of a row is that of <EOA>: no part of what the LLM reads.
             aligned_embeds, aligned_mask = self.llm_inputs(predictions[:, :-1]), is_label[:, 1:]
-        return self._reply_loss(labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask)
+        return self._reply_loss(
+            labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask, **wanted
+        )
 
     def _reply_loss(
-        self, labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask
+        self, labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask, **kwargs
     ) -> SeamOutput:
         """Cross-entropy on the assistant's reply only (Eq. 4, Eq. 5)."""
         prompts = self.prompt_rows(len(labels), input_ids, prompt_attention_mask)
@@ -348,19 +377,27 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         replies = [row[keep][:-1] for row, keep in zip(labels, is_label, strict=True)]
         embeds, mask = splice(self.get_input_embeddings(), prompts, self.config.audio_token_id, aligned, replies)
         longest = int(is_label.sum(-1).max())
-        logits = self.language_model(
+        reply = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
             use_cache=False,
             logits_to_keep=longest,
-        ).logits.float()
+            **kwargs,
+        )
+        logits = reply.logits.float()
         # Rows are left-padded, so their replies end together: bring the labels to the same side.
         targets = torch.full_like(labels[:, :longest], -100)
         for row, (label, keep) in enumerate(zip(labels, is_label, strict=True)):
             targets[row, longest - int(keep.sum()) :] = label[keep]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-        return SeamOutput(loss=loss / count, logits=logits, aligned_embeds=aligned_embeds)
+        return SeamOutput(
+            loss=loss / count,
+            logits=logits,
+            aligned_embeds=aligned_embeds,
+            hidden_states=reply.get("hidden_states"),  # not every language model has them
+            attentions=reply.get("attentions"),
+        )
 
     def prompt_rows(
         self, batch_size: int, input_ids: torch.LongTensor | None, prompt_attention_mask: torch.Tensor | None

@@ -126,6 +126,26 @@ def test_the_training_prompt_is_the_inference_prompt(model, processor, batch, mo
     torch.testing.assert_close(in_training[:, length:], reply)
 
 
+def test_hidden_states_and_attentions_on_request(build_model, processor, batch):
+    model = build_model()
+    model.set_attn_implementation("eager")  # the one that has weights to show
+    inputs = {**batch, "labels": processor(text=TEXTS)["labels"]}
+    tokens = inputs["labels"].shape[1]
+    lengths = model.encode(**batch)[1].sum(-1)
+    stage1 = model(**inputs, use_llm=False, output_hidden_states=True, output_attentions=True)
+    assert [state.shape for state in stage1.hidden_states] == [(4, tokens, 32)] * 3
+    assert [weights.shape for weights in stage1.attentions] == [(4, 4, tokens, tokens)] * 2
+    for weights in stage1.cross_attentions:
+        torch.testing.assert_close(weights.sum(-1), torch.ones(4, 4, tokens))
+        assert all(not weights[row, ..., length:].any() for row, length in enumerate(lengths))
+    full = model(**inputs, output_hidden_states=True, output_attentions=True)
+    logits = model.get_output_embeddings()(full.hidden_states[-1][:, -tokens:])
+    torch.testing.assert_close(logits, full.logits)
+    assert len(full.attentions) == 2 and full.cross_attentions is None
+    loss, logits, _ = model(**inputs, return_dict=False)
+    assert torch.equal(loss, full.loss) and torch.equal(logits, full.logits)
+
+
 def test_deleted_embeddings_are_not_read(model, processor, batch):
     labels = processor(text=TEXTS)["labels"]
     aligned = torch.randn(4, 5, model.config.text_config.hidden_size)
