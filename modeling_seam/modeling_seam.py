@@ -184,6 +184,9 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: nn.Module):
+        self.language_model.set_output_embeddings(new_embeddings)
+
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.encoder
 

@@ -249,6 +249,19 @@ def test_auto_classes(model, processor, tmp_path):
     assert type(AutoProcessor.from_pretrained(tmp_path)) is SeamProcessor
 
 
+def test_the_vocabulary_can_grow(build_model, processor, batch, tmp_path):
+    model, labels = build_model(), processor(text=TEXTS)["labels"]
+    before = model(**batch, labels=labels).logits
+    size = before.shape[-1] + 8
+    model.resize_token_embeddings(size)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert not any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())
+    model.save_pretrained(tmp_path)
+    logits = SeamForSpeechRecognition.from_pretrained(tmp_path).eval()(**batch, labels=labels).logits
+    assert logits.shape[-1] == size
+    torch.testing.assert_close(logits[..., :-8], before)
+
+
 def test_tied_embeddings_are_stored_once(model, tmp_path):
     model.save_pretrained(tmp_path)
     names = load_file(tmp_path / "model.safetensors").keys()
