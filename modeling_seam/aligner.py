@@ -137,9 +137,9 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
-                attention_mask=causal_mask,
-                encoder_hidden_states=speech_states,
-                encoder_attention_mask=speech_mask,
+                causal_mask,
+                speech_states,  # in its place, not by name: reentrant checkpointing looks for gradients there only
+                speech_mask,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 **kwargs,
