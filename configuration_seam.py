@@ -1,11 +1,29 @@
 """Configuration of SEAM: a speech encoder, an alignment decoder and a language model."""
 
+from functools import partial
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
-from transformers.configuration_utils import SubConfigSpec
 
 ALIGNMENT_REDUCTIONS = ("sum", "mean")
 LLM_INPUTS = ("nearest", "continuous")
+WHISPER_LARGE_DECODER = {"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120}
+WHISPER_LARGE = {
+    **WHISPER_LARGE_DECODER,
+    "encoder_layers": 32,
+    "encoder_attention_heads": 20,
+    "encoder_ffn_dim": 5120,
+}
+QWEN3_4B = {
+    "vocab_size": 151936,
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": True,
+}
 
 
 @strict
@@ -52,38 +70,7 @@ class SeamConfig(PreTrainedConfig):
     """
 
     model_type = "seam"
-    sub_configs_defaults = {
-        "audio_config": SubConfigSpec(
-            config_class=WhisperConfig,
-            init_kwargs={
-                "d_model": 1280,
-                "encoder_layers": 32,
-                "encoder_attention_heads": 20,
-                "encoder_ffn_dim": 5120,
-                "decoder_layers": 32,
-                "decoder_attention_heads": 20,
-                "decoder_ffn_dim": 5120,
-            },
-        ),
-        "aligner_config": SubConfigSpec(
-            config_class=WhisperConfig,
-            init_kwargs={"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120},
-        ),
-        "text_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="qwen3",
-            init_kwargs={
-                "vocab_size": 151936,
-                "hidden_size": 2560,
-                "intermediate_size": 9728,
-                "num_hidden_layers": 36,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "head_dim": 128,
-                "tie_word_embeddings": True,
-            },
-        ),
-    }
+    sub_configs = {"audio_config": WhisperConfig, "aligner_config": WhisperConfig, "text_config": AutoConfig}
 
     audio_config: dict | PreTrainedConfig | None = None
     aligner_config: dict | PreTrainedConfig | None = None
@@ -111,10 +98,24 @@ class SeamConfig(PreTrainedConfig):
     )
 
     def __post_init__(self, **kwargs):
+        # Before `super`, which sets the attention implementation of all parts.
+        for name, build, defaults in (
+            ("audio_config", WhisperConfig, WHISPER_LARGE),
+            ("aligner_config", WhisperConfig, WHISPER_LARGE_DECODER),
+            ("text_config", partial(AutoConfig.for_model, model_type="qwen3"), QWEN3_4B),
+        ):
+            part = getattr(self, name)
+            if not isinstance(part, PreTrainedConfig):
+                setattr(self, name, build(**(defaults if part is None else part)))
         super().__post_init__(**kwargs)
         # Caches are sized by `num_hidden_layers`, which Whisper maps to `encoder_layers`; the aligner has no encoder.
         self.aligner_config.encoder_layers = self.aligner_config.decoder_layers
         self.aligner_config.encoder_attention_heads = self.aligner_config.decoder_attention_heads
+
+    @classmethod
+    def default_config_fields(cls) -> dict:
+        """Read from transformers 5.20 on: of the parts named here, what every config has by default is not saved."""
+        return super().default_config_fields() | dict.fromkeys(cls.sub_configs, {})
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "SeamConfig":
