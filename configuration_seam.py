@@ -4,6 +4,7 @@ from functools import partial
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 ALIGNMENT_REDUCTIONS = ("sum", "mean")
 LLM_INPUTS = ("nearest", "continuous")
@@ -67,6 +68,13 @@ class SeamConfig(PreTrainedConfig):
         lora_alpha (`int`, *optional*, defaults to 64): Scaling of the LoRA adapters.
         lora_dropout (`float`, *optional*, defaults to 0.1): Dropout before the LoRA adapters.
         lora_target_modules (`list[str]`, *optional*): Linear layers that get an adapter.
+        backbones (`dict`, *optional*):
+            Where the frozen parts come from: `{"encoder": {...}, "llm": {...}}`, each with `id` (of the Hub),
+            `revision` (a commit) and `fingerprint` (of its weight files). `None` when they came from folders.
+        light_checkpoint (`bool`, *optional*, defaults to `False`):
+            Whether the weight file beside this config holds the aligner and LoRA only; the rest is `backbones`.
+        weights_fingerprint (`str`, *optional*):
+            Of the weight files beside this config, written by `save_pretrained`: other files are refused.
     """
 
     model_type = "seam"
@@ -96,6 +104,10 @@ class SeamConfig(PreTrainedConfig):
         "up_proj",
         "down_proj",
     )
+
+    backbones: dict | None = None
+    light_checkpoint: bool = False
+    weights_fingerprint: str | None = None
 
     def __post_init__(self, **kwargs):
         # Before `super`, which sets the attention implementation of all parts.
@@ -162,4 +174,7 @@ class SeamConfig(PreTrainedConfig):
             raise ValueError(f"lora_rank is {self.lora_rank}; accepted: 0 (no LoRA) or more.")
 
 
+SeamConfig.register_for_auto_class()  # saving a config also copies this file, so that it loads without the package
 AutoConfig.register(SeamConfig.model_type, SeamConfig, exist_ok=True)
+# `transformers serve` knows by this table of names, not by `auto_map`, which models take audio and write text.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES.setdefault(SeamConfig.model_type, "SeamForSpeechRecognition")

@@ -92,6 +92,23 @@ class SeamProcessor(ProcessorMixin):
         returnable = set(vocabulary.values()) - special
         return [i for i in range(vocab_size) if i not in returnable]
 
+    def check_fits(self, config) -> None:
+        """
+        Raises `ValueError` when this processor is not of the checkpoint with the given `SeamConfig`: other token ids,
+        or another prompt than the one that the model was trained with.
+        """
+        for name in ("boa_token_id", "eoa_token_id", "audio_token_id"):
+            if getattr(self, name) != getattr(config, name):
+                raise ValueError(
+                    f"the processor's {name} is {getattr(self, name)}, the model's {getattr(config, name)}: "
+                    "tokenizer.json or processor_config.json belongs to another checkpoint."
+                )
+        if config.prompt_token_ids is not None and self.prompt_ids() != list(config.prompt_token_ids):
+            raise ValueError(
+                "the processor's prompt is not the model's (config.prompt_token_ids): tokenizer.json, "
+                "chat_template.jinja or processor_config.json belongs to another checkpoint or was changed."
+            )
+
     # ---- audio ----
 
     def load_audio(self, source: AudioSource, sampling_rate: int | None = None) -> np.ndarray:
@@ -284,3 +301,6 @@ class SeamProcessor(ProcessorMixin):
     def decode(self, token_ids, **kwargs) -> str:
         """Ids `(tokens,)` to text."""
         return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
+
+
+SeamProcessor.register_for_auto_class()  # saving a processor also copies this file

@@ -1,18 +1,12 @@
 """SEAM (Oh and Kim, Findings of EACL 2026): composition, training forward and loading."""
 
-import re
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from peft import LoraConfig
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
-    AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
-    GenerationConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutput
@@ -20,9 +14,12 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .aligner import SeamAligner, SeamAlignerOutput
+from .checkpoint import SeamCheckpointMixin, with_lora
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
+from .pipeline import SeamPipeline  # noqa: F401  remote code is what this file imports: older versions copy no more
 from .prompt import splice
+from .weights import weight_files  # noqa: F401  as above
 
 logger = logging.get_logger(__name__)
 
@@ -67,7 +64,7 @@ class SeamPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
 
 
-class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
+class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPreTrainedModel):
     """
     A frozen speech encoder, a trainable aligner and a frozen language model with LoRA.
 
@@ -82,90 +79,12 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         text_config = config.get_text_config()
         self.encoder = WhisperEncoder(config.audio_config)
         self.aligner = SeamAligner(config.aligner_config, text_config.hidden_size)
-        self.language_model = _with_lora(AutoModelForCausalLM.from_config(text_config), config)
+        self.language_model = with_lora(AutoModelForCausalLM.from_config(text_config), config)
         self._lookup: tuple | None = None
         self.post_init()
         # The backbones are frozen throughout; what a stage trains, its trainer switches on.
         self.encoder.requires_grad_(False)
         self.language_model.requires_grad_(False)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
-        """
-        As in transformers, except that a weight that is missing, unexpected or of another shape raises `ValueError`
-        instead of being initialised at random.
-        """
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info[problem]:
-                names = ", ".join(sorted(str(key) for key in info[problem])[:3])
-                raise ValueError(
-                    f"{pretrained_model_name_or_path} does not fit its config: {len(info[problem])} "
-                    f"{problem.replace('_', ' ')} ({names})."
-                )
-        return (model, info) if output_loading_info else model
-
-    @classmethod
-    def from_backbones(
-        cls, encoder: str, llm: str, processor=None, dtype: torch.dtype = torch.float32, **config
-    ) -> "SeamForSpeechRecognition":
-        """
-        Build a model around two pretrained backbones, with a fresh aligner and fresh LoRA.
-
-        Args:
-            encoder: Hub id or folder of a Whisper-family checkpoint (its decoder, if any, is left behind).
-            llm: Hub id or folder of a causal language model.
-            processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
-            dtype: of all weights, the backbones' included.
-            config: fields of [`SeamConfig`]. Without `aligner_config` the aligner has the encoder's width and the
-                shape of the checkpoint's own decoder.
-
-        Raises:
-            ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, or a field
-                is unknown.
-        """
-        unknown = sorted(set(config) - {field.name for field in fields(cls.config_class)})
-        if unknown:
-            raise ValueError(f"SeamConfig has no field {unknown[0]!r}.")
-        if processor is not None:
-            vocab_size = AutoConfig.from_pretrained(llm).get_text_config().vocab_size
-            config = {
-                "boa_token_id": processor.boa_token_id,
-                "eoa_token_id": processor.eoa_token_id,
-                "audio_token_id": processor.audio_token_id,
-                "prompt_token_ids": processor.prompt_ids(),
-                "lookup_excluded_ids": processor.lookup_excluded_ids(vocab_size),
-                **config,
-            }
-        # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
-        whisper = _load_every_weight(AutoModel, encoder, dtype, expected=r"^encoder\.")
-        language_model = _load_every_weight(AutoModelForCausalLM, llm, dtype, expected="")
-        for backbone in (whisper.config, language_model.config):
-            if Path(
-                backbone._name_or_path
-            ).exists():  # a Hub id says where weights are from, a folder of one machine not
-                backbone._name_or_path = ""
-        config.setdefault("aligner_config", whisper.config.to_dict())
-        config = cls.config_class(audio_config=whisper.config, text_config=language_model.config, **config)
-        with torch.device("meta"):  # the shell only: every part is put in below
-            model = cls(config)
-        model.encoder = whisper.get_encoder().requires_grad_(False)
-        model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size).to(dtype)
-        model.language_model = _with_lora(language_model, config).requires_grad_(False)
-        chat = language_model.generation_config
-        special = {
-            "eos_token_id": chat.eos_token_id,
-            "pad_token_id": config.eoa_token_id if chat.pad_token_id is None else chat.pad_token_id,
-        }
-        # Chat models ship sampling as their default; a transcript is decoded greedily unless asked otherwise.
-        language_model.generation_config = GenerationConfig(**special)
-        model.generation_config = GenerationConfig(
-            max_new_tokens=config.aligner_config.max_target_positions - 1, num_beams=1, do_sample=False, **special
-        )
-        model.warn_if_eoa_is_ambiguous()
-        return model
 
     def train(self, mode: bool = True) -> "SeamForSpeechRecognition":
         """As in torch, except that a part without trained parameters stays in evaluation mode: frozen is frozen."""
@@ -420,28 +339,3 @@ class SeamForSpeechRecognition(SeamGenerationMixin, SeamPreTrainedModel):
         input_ids = input_ids.expand(batch_size, -1)
         prompt_attention_mask = prompt_attention_mask.expand(batch_size, -1)
         return [row[keep.bool()] for row, keep in zip(input_ids, prompt_attention_mask, strict=True)]
-
-
-def _with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
-    """Add the LoRA adapters of the config (Section 4.2), in place. They must exist before weights are loaded."""
-    if config.lora_rank:
-        language_model.add_adapter(
-            LoraConfig(
-                r=config.lora_rank,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                target_modules=list(config.lora_target_modules),
-            )
-        )
-    return language_model
-
-
-def _load_every_weight(auto_class, name: str, dtype: torch.dtype, expected: str) -> PreTrainedModel:
-    """Load a backbone; raise when a weight whose name matches `expected` was not in the checkpoint."""
-    model, info = auto_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    lost = [key for key in (*info["missing_keys"], *info["mismatched_keys"]) if re.search(expected, str(key))]
-    if lost:
-        raise ValueError(
-            f"{name} lacks {len(lost)} of the weights of {type(model).__name__}: {sorted(map(str, lost))[:5]}"
-        )
-    return model

@@ -1,0 +1,320 @@
+"""From files to a model and back: backbones, checkpoints whole and light, and LoRA folded in."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from .aligner import SeamAligner
+from .weights import (
+    HUB_ARGUMENTS,
+    backbone_folder,
+    backbone_record,
+    check_finite,
+    read_fingerprint,
+    weight_files,
+)
+
+CODE = Path(__file__).parent
+MODEL_CLASS = "modeling_seam/modeling_seam.SeamForSpeechRecognition"
+AUTO_CLASSES = ("AutoModel", "AutoModelForMultimodalLM", "AutoModelForSpeechSeq2Seq")
+PIPELINES = {
+    "automatic-speech-recognition": {
+        "impl": "modeling_seam/pipeline.SeamPipeline",
+        "pt": ["AutoModelForSpeechSeq2Seq"],
+    }
+}
+STAGING = ".saving"  # beside the files that it replaces, so that moving them is a rename
+
+
+class SeamCheckpointMixin:
+    """Loading and saving of [`SeamForSpeechRecognition`]."""
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class="AutoModel"):
+        """Nothing: transformers would copy the code into one flat folder on saving; `save_pretrained` keeps its own."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        config=None,
+        encoder: str | None = None,
+        llm: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
+        """
+        As in transformers, but stricter: every weight is accounted for.
+
+        Args:
+            encoder, llm: folders or Hub ids to take a light checkpoint's backbones from, instead of those in its
+                config.
+
+        Raises:
+            ValueError: when a weight is missing, unexpected, of another shape, or not finite, or when a weight file is
+                damaged or belongs to another checkpoint.
+            OSError: when files are not to be had.
+        """
+        name = pretrained_model_name_or_path
+        kwargs.pop("ignore_mismatched_sizes", None)
+        if name is None:  # weights given as `state_dict`
+            return super().from_pretrained(
+                name, *args, config=config, output_loading_info=output_loading_info, **kwargs
+            )
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        saved = config if isinstance(config, PreTrainedConfig) else cls.config_class.from_pretrained(name, **hub)
+        fingerprint, owner = read_fingerprint(weight_files(name, **hub))
+        if saved.light_checkpoint:
+            model, info = cls._from_light(name, saved, owner, {"encoder": encoder, "llm": llm}, hub, kwargs), {}
+        elif encoder is not None or llm is not None:
+            raise ValueError(f"{name} is no light checkpoint: it holds its own encoder and LLM.")
+        else:
+            model, info = super().from_pretrained(
+                name,
+                *args,
+                config=config,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **{**kwargs, "use_safetensors": True},
+            )
+            for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+                if info[problem]:
+                    names = ", ".join(sorted(str(key) for key in info[problem])[:3])
+                    raise ValueError(
+                        f"{name} does not fit its config: {len(info[problem])} {problem.replace('_', ' ')} ({names})."
+                    )
+        check_finite(model, owner)
+        if saved.weights_fingerprint not in (None, fingerprint):
+            files = ", ".join(sorted({file.name for file in owner.values()}))
+            raise ValueError(
+                f"{name}: {files} is not the weight file that config.json was saved with (another fingerprint); it was "
+                "swapped or changed."
+            )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_light(cls, name, config, owner, given, hub, kwargs):
+        """The backbones of a light checkpoint, and the aligner and LoRA of its weight file."""
+        device_map = kwargs.get("device_map")
+        if isinstance(device_map, dict):
+            raise ValueError("a light checkpoint is loaded to one device; save it whole to spread it over several.")
+        place = {key: hub[key] for key in ("cache_dir", "local_files_only", "token") if key in hub}
+        folders = {
+            role: backbone_folder(role, (config.backbones or {}).get(role) or {}, given[role], **place)
+            for role in ("encoder", "llm")
+        }
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+        dtype = config.dtype if dtype in (None, "auto") else dtype
+        options = {key: kwargs[key] for key in ("attn_implementation", "device_map") if kwargs.get(key) is not None}
+        whisper = _load_every_weight(AutoModel, folders["encoder"], dtype, r"^encoder\.", **options)
+        if kwargs.get("quantization_config") is not None:
+            options["quantization_config"] = kwargs["quantization_config"]
+        language_model = _load_every_weight(AutoModelForCausalLM, folders["llm"], dtype, "", **options)
+        config.light_checkpoint = False
+        model = cls._assemble(config, whisper, language_model, dtype)
+        weights = {key: value for file in set(owner.values()) for key, value in load_file(file).items()}
+        own = {key for key in model.state_dict() if _is_own(key)}
+        if set(weights) != own:
+            odd = sorted(set(weights) ^ own)
+            raise ValueError(f"{name} does not fit its config: {len(odd)} missing or unexpected keys ({odd[0]}).")
+        model.load_state_dict(weights, strict=False)
+        model.generation_config = GenerationConfig.from_pretrained(name, **hub)
+        return model.to(whisper.device).eval()
+
+    @classmethod
+    def _assemble(cls, config, whisper, language_model, dtype: torch.dtype):
+        """A model around two loaded backbones, with a fresh aligner and fresh LoRA."""
+        with torch.device("meta"):  # the shell only: every part is put in below
+            model = cls(config)
+        model.encoder = whisper.get_encoder().requires_grad_(False)
+        model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size).to(dtype)
+        model.language_model = with_lora(language_model, config).requires_grad_(False)
+        # A chat model's own settings sample; a transcript is decoded greedily unless asked otherwise.
+        chat = language_model.generation_config
+        language_model.generation_config = GenerationConfig(
+            eos_token_id=chat.eos_token_id,
+            pad_token_id=config.eoa_token_id if chat.pad_token_id is None else chat.pad_token_id,
+        )
+        return model
+
+    @classmethod
+    def from_backbones(
+        cls, encoder: str, llm: str, processor=None, dtype: torch.dtype = torch.float32, **config
+    ) -> "SeamCheckpointMixin":
+        """
+        Build a model around two pretrained backbones, with a fresh aligner and fresh LoRA.
+
+        Args:
+            encoder: Hub id or folder of a Whisper-family checkpoint (its decoder, if any, is left behind).
+            llm: Hub id or folder of a causal language model.
+            processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
+            dtype: of all weights, the backbones' included.
+            config: fields of [`SeamConfig`]. Without `aligner_config` the aligner has the encoder's width and the
+                shape of the checkpoint's own decoder.
+
+        Raises:
+            ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, or a field
+                is unknown.
+        """
+        unknown = sorted(set(config) - {field.name for field in fields(cls.config_class)})
+        if unknown:
+            raise ValueError(f"SeamConfig has no field {unknown[0]!r}.")
+        if processor is not None:
+            vocab_size = AutoConfig.from_pretrained(llm).get_text_config().vocab_size
+            config = {
+                "boa_token_id": processor.boa_token_id,
+                "eoa_token_id": processor.eoa_token_id,
+                "audio_token_id": processor.audio_token_id,
+                "prompt_token_ids": processor.prompt_ids(),
+                "lookup_excluded_ids": processor.lookup_excluded_ids(vocab_size),
+                **config,
+            }
+        # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
+        whisper = _load_every_weight(AutoModel, encoder, dtype, r"^encoder\.")
+        language_model = _load_every_weight(AutoModelForCausalLM, llm, dtype, "")
+        for backbone in (whisper.config, language_model.config):
+            backbone._name_or_path = ""  # a folder of one machine; Hub ids are kept as `backbones`
+        config.setdefault("aligner_config", whisper.config.to_dict())
+        records = {"encoder": backbone_record(encoder), "llm": backbone_record(llm)}
+        config.setdefault("backbones", records if all(records.values()) else None)
+        config = cls.config_class(audio_config=whisper.config, text_config=language_model.config, **config)
+        model = cls._assemble(config, whisper, language_model, dtype)
+        model.generation_config = GenerationConfig(
+            max_new_tokens=config.aligner_config.max_target_positions - 1,
+            num_beams=1,  # said, for pipelines would choose 5
+            do_sample=False,
+            eos_token_id=language_model.generation_config.eos_token_id,
+            pad_token_id=language_model.generation_config.pad_token_id,
+        )
+        model.warn_if_eoa_is_ambiguous()
+        return model
+
+    def save_pretrained(
+        self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, light: bool = False, **kwargs
+    ):
+        """
+        As in transformers, and: the code is saved too, so that the folder loads where this package is not installed;
+        everything is written aside first and then moved, so that an interrupted save leaves the old files usable.
+
+        Args:
+            light (`bool`, *optional*, defaults to `False`):
+                Save the aligner and LoRA only; the backbones stay where `config.backbones` says.
+
+        Raises:
+            ValueError: when `light` and the config does not say where the backbones are.
+        """
+        if kwargs.get("distributed_checkpoint"):  # every rank writes its own share
+            return super().save_pretrained(
+                save_directory, is_main_process=is_main_process, push_to_hub=push_to_hub, **kwargs
+            )
+        if light:
+            if self.config.backbones is None or not self.config.lora_rank:
+                raise ValueError(
+                    "a light checkpoint needs LoRA (lora_rank above 0) and backbones of the Hub (config.backbones)."
+                )
+            state_dict = kwargs.get("state_dict") or self.state_dict()
+            kwargs["state_dict"] = {key: value for key, value in state_dict.items() if _is_own(key)}
+        target = Path(save_directory)
+        staging = target / STAGING
+        if is_main_process:
+            shutil.rmtree(staging, ignore_errors=True)  # of a save that was interrupted
+        self.config.auto_map = dict.fromkeys(AUTO_CLASSES, MODEL_CLASS)
+        self.config.custom_pipelines = PIPELINES
+        super().save_pretrained(staging, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            _save_fingerprint(staging, light)
+            shutil.copytree(
+                CODE,
+                staging / CODE.name,
+                ignore=lambda _, names: [n for n in names if not n.endswith(".py") or n == "__init__.py"],
+            )
+            _move_over(staging, target)
+        if push_to_hub and is_main_process:
+            self.push_to_hub(kwargs.pop("repo_id", target.name), **_push_arguments(kwargs))
+
+    def merge_lora(self) -> "SeamCheckpointMixin":
+        """Fold LoRA into the language model's weights, in place: the same transcripts, without adapters."""
+        for name, module in list(self.language_model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge(safe_merge=True)  # refuses NaN
+                self.language_model.set_submodule(name, module.get_base_layer())
+        if self.config.lora_rank:
+            del self.language_model.peft_config
+            self.language_model._hf_peft_config_loaded = False
+            self.config.lora_rank = 0
+        return self
+
+
+def with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
+    """Add the LoRA adapters of the config (Section 4.2), in place. They must exist before weights are loaded."""
+    if config.lora_rank:
+        language_model.add_adapter(
+            LoraConfig(
+                r=config.lora_rank,
+                lora_alpha=config.lora_alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=list(config.lora_target_modules),
+            )
+        )
+    return language_model
+
+
+def _load_every_weight(auto_class, name: str, dtype: torch.dtype, expected: str, **options) -> PreTrainedModel:
+    """Load a backbone; raise when a weight whose name matches `expected` was not in the checkpoint."""
+    model, info = auto_class.from_pretrained(
+        name, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
+    )
+    lost = [key for key in (*info["missing_keys"], *info["mismatched_keys"]) if re.search(expected, str(key))]
+    if lost:
+        raise ValueError(
+            f"{name} lacks {len(lost)} of the weights of {type(model).__name__}: {sorted(map(str, lost))[:5]}"
+        )
+    return model
+
+
+def _is_own(key: str) -> bool:
+    """Whether a weight is part of a light checkpoint: what SEAM trains."""
+    return key.startswith("aligner.") or ".lora_" in key
+
+
+def _save_fingerprint(folder: Path, light: bool):
+    """Write into the saved config what weights lie beside it."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["weights_fingerprint"] = read_fingerprint(weight_files(folder))[0]
+    config["light_checkpoint"] = light
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _move_over(staging: Path, target: Path):
+    """Move finished files over older ones, and remove weight files of the older save that have no successor."""
+    new = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
+    stale = {path.name for path in target.glob("model*.safetensors*")} - {path.name for path in new}
+    for path in new:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / path, target / path)
+    for name in stale:
+        (target / name).unlink()
+    shutil.rmtree(staging)
+
+
+def _push_arguments(kwargs: dict) -> dict:
+    accepted = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size")
+    return {key: kwargs[key] for key in accepted if key in kwargs}

@@ -1,0 +1,139 @@
+"""Weight files of a checkpoint: found, checked and recognised. Safetensors only: nothing is unpickled."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+# Elements of each tensor that its fingerprint looks at: enough to tell two trainings apart, and read in no time.
+SAMPLES = 64
+
+
+def weight_files(name: str | Path, **hub) -> list[Path]:
+    """
+    The weight files of a folder or Hub id, which is asked for them when they are not in its cache.
+
+    Args:
+        hub: `HUB_ARGUMENTS`, as of `from_pretrained`.
+
+    Raises:
+        OSError: when there are none; weights in other formats than safetensors are not looked for.
+        ValueError: when the index of the shards cannot be read.
+    """
+
+    def find(file: str) -> Path | None:
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub,
+        )
+        return None if found is None else Path(found)
+
+    single = find(SAFE_WEIGHTS_NAME)
+    if single is not None:
+        return [single]
+    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    if index is None:
+        raise OSError(f"{name} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, or cannot be reached.")
+    try:
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{index} is damaged: it is no index of weight files.") from error
+    files = {shard: find(shard) for shard in shards if Path(shard).name == shard}
+    missing = [shard for shard in shards if files.get(shard) is None]
+    if missing:
+        raise OSError(f"{name} lacks {missing[0]}, which {index.name} names.")
+    return list(files.values())
+
+
+def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, Path]]:
+    """
+    A digest of the tensors' names, types, shapes and some of their values, and the file that each tensor is in.
+
+    Raises:
+        ValueError: for a file that is cut off or no safetensors file, by its name.
+    """
+    seen, owner = {}, {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():
+                    tensor = opened.get_tensor(key)  # mapped, not read: only the samples are
+                    values = tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)]
+                    seen[key] = (str(tensor.dtype), tuple(tensor.shape), values.contiguous().view(torch.uint8).numpy())
+                    owner[key] = file
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"the weight file {file} is damaged: {error}") from error
+    digest = hashlib.sha256()
+    for key, (dtype, shape, values) in sorted(seen.items()):
+        digest.update(f"{key} {dtype} {shape} ".encode() + values.tobytes())
+    return digest.hexdigest(), owner
+
+
+def check_finite(model: nn.Module, owner: dict[str, Path]):
+    """Raises `ValueError` that names the file for a loaded weight that holds NaN or infinite values."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            raise ValueError(f"the weight file {owner.get(name, '')} is damaged: {name} holds NaN or infinite values.")
+
+
+def backbone_record(name: str) -> dict[str, str] | None:
+    """What a config keeps of a backbone: Hub id, commit and fingerprint; `None` for a folder, which others lack."""
+    if Path(name).exists():
+        return None
+    files = weight_files(name)
+    return {"id": name, "revision": files[0].parent.name, "fingerprint": read_fingerprint(files)[0]}
+
+
+def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
+    """
+    Where a light checkpoint's backbone lies: the folder or id that the user named, or the snapshot of the Hub id in the
+    config, never a path that the config names.
+
+    Args:
+        role: `"encoder"` or `"llm"`.
+        record: see `backbone_record`.
+        given: what the user named instead.
+        hub: `cache_dir`, `local_files_only`, `token`.
+
+    Raises:
+        OSError: when it is not to be had.
+        ValueError: when the config names no Hub id and commit, or the weights are others than the checkpoint's.
+    """
+    if given is not None:
+        folder = given
+    else:
+        try:
+            validate_repo_id(record["id"])
+            named = re.fullmatch(r"[0-9a-f]{40}", record["revision"]) and record["id"].count("/") == 1
+        except (ValueError, KeyError, TypeError):
+            named = False
+        if not named:
+            raise ValueError(
+                f"config.backbones[{role!r}] is {record}; a light checkpoint names a Hub id (owner/name) and a commit."
+            )
+        try:
+            folder = snapshot_download(
+                record["id"], revision=record["revision"], allow_patterns=["*.json", "model*.safetensors"], **hub
+            )
+        except OSError as error:
+            raise OSError(
+                f"this is a light checkpoint, and its {role} {record['id']} at {record['revision']} is not to be had "
+                f"({type(error).__name__}). Connect to the Hub, or name a folder: from_pretrained(…, {role}=FOLDER)."
+            ) from error
+    if read_fingerprint(weight_files(folder))[0] != record.get("fingerprint"):
+        raise ValueError(
+            f"the weights of {folder} are not those of the {role} that this light checkpoint was trained with"
+            f" ({record.get('id')})."
+        )
+    return str(folder)
