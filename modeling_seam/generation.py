@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
@@ -22,12 +23,17 @@ class AlignmentOutput(ModelOutput):
         mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
         aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): predicted embeddings.
         distances (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): Eq. 7 to the chosen tokens.
+        sequences_scores, scores, logits, beam_indices (*optional*): see [`SeamGenerateOutput`].
     """
 
     sequences: torch.LongTensor | None = None
     mask: torch.LongTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
     distances: torch.FloatTensor | None = None
+    sequences_scores: torch.FloatTensor | None = None
+    scores: tuple[torch.FloatTensor, ...] | None = None
+    logits: tuple[torch.FloatTensor, ...] | None = None
+    beam_indices: torch.LongTensor | None = None
 
 
 @dataclass
@@ -35,14 +41,53 @@ class SeamGenerateOutput(ModelOutput):
     """
     Args:
         sequences (`torch.LongTensor` of shape `(batch, tokens)`): transcript ids, padded at the end.
+        sequences_scores, scores, logits, beam_indices (*optional*):
+            As `GenerationMixin.generate` returns them when asked to (`output_scores`, `output_logits`, beams), of the
+            loop that wrote the transcript. The guiding first token was not chosen by it and has none; in rows where
+            Stage 1 heard nothing they are minus infinity.
         alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`].
     """
 
     sequences: torch.LongTensor | None = None
+    sequences_scores: torch.FloatTensor | None = None
+    scores: tuple[torch.FloatTensor, ...] | None = None
+    logits: tuple[torch.FloatTensor, ...] | None = None
+    beam_indices: torch.LongTensor | None = None
     alignment_sequences: torch.LongTensor | None = None
     alignment_mask: torch.LongTensor | None = None
     alignment_distances: torch.FloatTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
+
+
+# What a loop reports about its choices, by the value that stands for "no choice was made here".
+REPORTS = {"sequences_scores": -torch.inf, "scores": -torch.inf, "logits": -torch.inf, "beam_indices": -1}
+
+
+class TranscriptStreamer:
+    """
+    Passes a transcript on to a streamer of `GenerationMixin.generate`.
+
+    What the loop announces first is its prompt, which a streamer may be told to skip; here that is the guiding token,
+    which belongs to the transcript, or Stage 1's `<BOA>`, which does not.
+
+    Args:
+        streamer (`BaseStreamer`): what the user gave.
+        guide (`torch.LongTensor` of shape `(batch, 0 or 1)`): the first token, when it is given to the loop.
+    """
+
+    def __init__(self, streamer: BaseStreamer, guide: torch.LongTensor):
+        streamer.put(guide.new_empty(len(guide), 0).cpu())  # an empty prompt
+        if guide.numel():
+            streamer.put(guide.flatten().cpu())
+        self.streamer, self.announced = streamer, False
+
+    def put(self, value: torch.LongTensor):
+        if self.announced:
+            self.streamer.put(value)
+        self.announced = True
+
+    def end(self):
+        self.streamer.end()
 
 
 class SeamGenerationMixin(GenerationMixin):
@@ -69,6 +114,7 @@ class SeamGenerationMixin(GenerationMixin):
         """
         limit = self.config.aligner_config.max_target_positions - 1
         generation_config = copy.deepcopy(generation_config or GenerationConfig())
+        generation_config.return_dict_in_generate = True
         kwargs = _update(generation_config, kwargs)
         generation_config.decoder_start_token_id = self.config.boa_token_id
         generation_config.eos_token_id = generation_config.pad_token_id = self.config.eoa_token_id
@@ -77,17 +123,21 @@ class SeamGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"max_new_tokens is {generation_config.max_new_tokens}, but the aligner has positions for {limit}."
             )
-        sequences = self.aligner.generate(
+        if kwargs.get("streamer") is not None:
+            nothing = torch.empty(len(speech_states), 0, dtype=torch.long)
+            kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], nothing)
+        loop = self.aligner.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
             attention_mask=speech_mask,
             lookup=self.lookup,
             generation_config=generation_config,
             **kwargs,
-        )[:, 1:]
+        )
+        sequences = loop.sequences[:, 1:]
         ended = (sequences == self.config.eoa_token_id).cumsum(-1) > 0
         longest = int((~ended).sum(-1).max())
         sequences, mask = sequences[:, :longest], (~ended[:, :longest]).long()
-        output = AlignmentOutput(sequences=sequences, mask=mask)
+        output = AlignmentOutput(sequences=sequences, mask=mask, **{name: loop.get(name) for name in REPORTS})
         if return_distances:
             copies = len(sequences) // len(speech_states)  # num_return_sequences
             speech_states = speech_states.repeat_interleave(copies, dim=0)
@@ -112,7 +162,7 @@ class SeamGenerationMixin(GenerationMixin):
         speech_mask: torch.Tensor | None = None,
         first_token_guidance: bool = True,
         use_llm: bool = True,
-        return_dict_in_generate: bool = False,
+        return_dict_in_generate: bool | None = None,
         generation_config: GenerationConfig | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs,
@@ -130,7 +180,8 @@ class SeamGenerationMixin(GenerationMixin):
             speech_states, speech_mask (*optional*): what `encode` returned, instead of `input_features`.
             first_token_guidance (`bool`, *optional*, defaults to `True`): Eq. 6.
             use_llm (`bool`, *optional*, defaults to `True`): `False` gives Stage 1's tokens ("SEAM w/o LLM").
-            return_dict_in_generate (`bool`, *optional*, defaults to `False`): also return what Stage 1 heard.
+            return_dict_in_generate (`bool`, *optional*): also return what Stage 1 heard, and `output_scores` and the
+                like; by default as the generation config says.
             generation_config, kwargs: of `GenerationMixin.generate`, for the loop that writes the transcript: the
                 language model's, or Stage 1's with `use_llm=False`.
             labels: ignored; `Trainer` passes the whole batch.
@@ -140,22 +191,30 @@ class SeamGenerationMixin(GenerationMixin):
             nothing the transcript is empty: nothing is invented.
         """
         speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
-        arguments = {} if use_llm else {"generation_config": generation_config, **kwargs}
+        settings = generation_config or self.generation_config
+        if return_dict_in_generate is None:
+            return_dict_in_generate = bool(settings.return_dict_in_generate)
+        if use_llm:  # the other settings are for the loop that writes
+            arguments = {"cache_implementation": kwargs.get("cache_implementation", settings.cache_implementation)}
+        else:
+            arguments = {"generation_config": generation_config, **kwargs}
         alignment = self.align(speech_states, speech_mask, return_distances=return_dict_in_generate, **arguments)
         pad = self._pad_token_id(generation_config)
-        sequences = alignment.sequences.masked_fill(alignment.mask == 0, pad)
         if use_llm:
-            prompts = self.prompt_rows(len(sequences), input_ids, prompt_attention_mask)
+            prompts = self.prompt_rows(len(alignment.sequences), input_ids, prompt_attention_mask)
             aligned = self.embed_alignment(
                 alignment.sequences.masked_fill(alignment.mask == 0, -100),
                 speech_states=speech_states,
                 speech_mask=speech_mask,
             )
-            sequences = self._write(alignment, aligned, prompts, first_token_guidance, generation_config, pad, kwargs)
+            written = self._write(alignment, aligned, prompts, first_token_guidance, generation_config, pad, kwargs)
+        else:
+            written = {name: alignment.get(name) for name in REPORTS}
+            written["sequences"] = alignment.sequences.masked_fill(alignment.mask == 0, pad)
         if not return_dict_in_generate:
-            return sequences
+            return written["sequences"]
         return SeamGenerateOutput(
-            sequences=sequences,
+            **written,
             alignment_sequences=alignment.sequences,
             alignment_mask=alignment.mask,
             alignment_distances=alignment.distances,
@@ -170,16 +229,26 @@ class SeamGenerationMixin(GenerationMixin):
 
     def _write(
         self, alignment, aligned_embeds, prompts, first_token_guidance, generation_config, pad, kwargs
-    ) -> torch.LongTensor:
-        """The language model's loop over the rows in which Stage 1 heard something."""
+    ) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...] | None]:
+        """The language model's loop over the rows in which Stage 1 heard something: `sequences` and `REPORTS`."""
         generation_config = copy.deepcopy(generation_config or self.generation_config)
         generation_config.pad_token_id = pad
+        generation_config.return_dict_in_generate = True
         kwargs = _update(generation_config, kwargs)
         copies = generation_config.num_return_sequences or 1
+        batch_size = len(alignment.sequences)
         heard = alignment.mask.any(-1).nonzero().flatten().tolist()
-        written = alignment.sequences.new_empty(0, 0)
-        if heard:
-            guides = [alignment.sequences[row][: int(first_token_guidance)] for row in heard]
+        guides = [alignment.sequences[row][: int(first_token_guidance)] for row in heard]
+        guide = torch.stack(guides) if heard else alignment.sequences.new_empty(batch_size, 0)
+        if kwargs.get("streamer") is not None:
+            kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], guide)
+        if first_token_guidance and generation_config.max_new_tokens is not None:
+            generation_config.max_new_tokens -= 1  # the guide is part of the transcript: it counts
+        if not heard or generation_config.max_new_tokens == 0:
+            written = {"sequences": guide.repeat_interleave(copies, dim=0)}
+            if kwargs.get("streamer") is not None:
+                kwargs["streamer"].end()
+        else:
             embeds, mask = splice(
                 self.get_input_embeddings(),
                 [prompts[row] for row in heard],
@@ -188,19 +257,30 @@ class SeamGenerationMixin(GenerationMixin):
                 guides,
             )
             if first_token_guidance:
-                # The guide is part of the transcript: it counts, and `input_ids` shows it to streamers and processors.
-                kwargs["input_ids"] = torch.stack(guides)
-                if generation_config.max_new_tokens is not None:
-                    generation_config.max_new_tokens -= 1
-            if generation_config.max_new_tokens == 0:
-                written = torch.stack(guides).repeat_interleave(copies, dim=0)
+                kwargs["input_ids"] = guide  # shows it to processors and stopping criteria
+            written = self.language_model.generate(
+                inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
+            )
+
+        def spread(rows: torch.Tensor, value: float) -> torch.Tensor:
+            """Rows of what was heard to rows of the batch."""
+            each = len(rows) // max(len(heard), 1)
+            everything = rows.new_full((batch_size, each, *rows.shape[1:]), value)
+            everything[heard] = rows.view(len(heard), each, *rows.shape[1:])
+            return everything.flatten(0, 1)
+
+        result = {}
+        for name, value in REPORTS.items():
+            report = written.get(name)
+            if isinstance(report, tuple):
+                result[name] = tuple(spread(step, value) for step in report)
             else:
-                written = self.language_model.generate(
-                    inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
-                )
-        sequences = written.new_full((len(alignment.sequences), copies, written.shape[1]), pad)
-        sequences[heard] = written.view(len(heard), copies, written.shape[1])
-        return sequences.flatten(0, 1)
+                result[name] = None if report is None else spread(report, value)
+        if heard:
+            result["sequences"] = spread(written["sequences"], pad)
+        else:
+            result["sequences"] = alignment.sequences.new_empty(batch_size * copies, 0)
+        return result
 
 
 def _update(generation_config: GenerationConfig, kwargs: dict) -> dict:

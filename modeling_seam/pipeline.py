@@ -29,7 +29,7 @@ class SeamPipeline(ChunkPipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.processor.check_fits(self.model.config)
-        # Batches are collated by the feature extractor. transformers refuses to, beside a tokenizer that pads elsewhere.
+        # Batches are collated by the feature extractor, not beside a tokenizer that pads on the other side.
         self.tokenizer = None
 
     def save_pretrained(self, save_directory, **kwargs):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextIteratorStreamer
 
 from seam.modeling_seam import SeamForSpeechRecognition
 
@@ -234,3 +234,59 @@ def test_the_default_prompt_is_the_processors(model, processor, waveforms):
 def test_no_input_is_named(model):
     with pytest.raises(ValueError, match="input_features and speech_states"):
         model.generate()
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_llm": False}, {"first_token_guidance": False}, {"max_new_tokens": 1}])
+@pytest.mark.parametrize("skip_prompt", [True, False])
+def test_a_streamer_gets_the_whole_transcript(model, processor, waveforms, settings, skip_prompt):
+    inputs = processor(audio=waveforms[0])
+    text = processor.decode(model.generate(**inputs, **settings)[0])
+    streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True, timeout=60)
+    model.generate(**inputs, **settings, streamer=streamer)
+    assert text and "".join(streamer) == text
+
+
+def test_streaming_more_than_one_row_is_refused(model, processor, waveforms):
+    with pytest.raises(ValueError, match="batch size 1"):
+        model.generate(**processor(audio=waveforms[:2]), streamer=TextIteratorStreamer(processor.tokenizer))
+
+
+def test_scores_are_those_of_the_loop_that_wrote(model, processor, waveforms):
+    inputs = processor(audio=waveforms)
+    output = model.generate(**inputs, return_dict_in_generate=True, output_scores=True)
+    # Greedy: what was written after the guiding token is the argmax of the scores, until the end of the turn.
+    choices = torch.stack(output.scores, dim=1).argmax(-1)
+    written = output.sequences[:, 1:]
+    pad = model.generation_config.pad_token_id
+    assert written.shape == choices.shape
+    assert ((written == choices) | (written == pad)).all()
+    stage1 = model.generate(**inputs, use_llm=False, return_dict_in_generate=True, output_scores=True)
+    first = torch.stack(stage1.scores, dim=1).argmax(-1)[:, 0]
+    assert torch.equal(first, stage1.sequences[:, 0])
+
+
+def test_scores_of_beams_have_a_row_each(model, processor, waveforms):
+    output = model.generate(
+        **processor(audio=waveforms[:2]),
+        num_beams=3,
+        num_return_sequences=2,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    assert len(output.sequences) == len(output.sequences_scores) == len(output.beam_indices) == 4
+    assert output.scores[0].shape[0] == 6
+    assert model.compute_transition_scores(output.sequences, output.scores, output.beam_indices).shape[0] == 4
+
+
+def test_static_cache_writes_the_same(model, processor, waveforms):
+    inputs = processor(audio=waveforms)
+    assert torch.equal(model.generate(**inputs, cache_implementation="static"), model.generate(**inputs))
+
+
+@pytest.mark.parametrize("part", ["encoder", "aligner", "language_model"])
+def test_parts_compile_without_graph_breaks(build_model, processor, waveforms, part):
+    inputs = processor(audio=waveforms[:2], text=["turn on the light", "one two three"])
+    whole = build_model()
+    expected = whole(**inputs).logits
+    getattr(whole, part).compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(**inputs).logits, expected)
