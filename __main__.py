@@ -102,6 +102,82 @@ def demo(
     console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.words} words")
 
 
+Light = Annotated[bool, typer.Option("--light", help="Only aligner and LoRA; backbones by Hub id.")]
+Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]
+
+
+@app.command()
+def export(
+    model: Checkpoint,
+    target: Target,
+    light: Light = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Also LoRA alone, as a folder for peft.")] = False,
+    encoder: Backbone = None,
+    llm: Backbone = None,
+):
+    """Write a folder that loads anywhere: weights, code, processor, results and card."""
+    from seam.publishing.export import export
+
+    with one_sentence_errors():
+        print(export(model, target, light=light, adapter=adapter, encoder=encoder, llm=llm))
+
+
+@app.command()
+def merge(model: Checkpoint, target: Target):
+    """Fold LoRA into the LLM and write a folder like `export`."""
+    from seam.publishing.export import export
+
+    with one_sentence_errors():
+        print(export(model, target, merge=True))
+
+
+@app.command()
+def push(
+    model: Checkpoint,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name; made when it is new.")],
+    light: Light = False,
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Download it again and compare every file.")] = False,
+    encoder: Backbone = None,
+    llm: Backbone = None,
+):
+    """Export, and upload to the Hub in one commit."""
+    from seam.publishing.push import push
+
+    with one_sentence_errors():
+        commit = push(model, repo_id, private=private, verify=verify, light=light, encoder=encoder, llm=llm)
+        print(f"{repo_id} at {commit}" + (", verified" if verify else ""))
+
+
+@app.command()
+def selfcheck(
+    model: Checkpoint,
+    recording: Annotated[Path, typer.Option(help="A short one, at the model's sampling rate.")] = RECORDINGS
+    / "audio"
+    / "000000.wav",
+):
+    """Export it and try everything that users do, in fresh processes without this package."""
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm.auto import tqdm
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.publishing.selfcheck import selfcheck
+
+    disable_progress_bar()
+    table = Table("check", "", "seen")
+    checks = []
+    with one_sentence_errors():
+        for check in tqdm(selfcheck(model, recording), desc="checks", leave=False, disable=not sys.stderr.isatty()):
+            checks.append(check)
+            table.add_row(check.name, "ok" if check.passed else "FAILED", check.seen)
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
 def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[str] | None):
     """Load a recipe and run it; print what came out."""
     from seam.train.recipe import load_recipe

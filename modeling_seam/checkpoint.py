@@ -251,13 +251,8 @@ class SeamCheckpointMixin:
 
     def merge_lora(self) -> "SeamCheckpointMixin":
         """Fold LoRA into the language model's weights, in place: the same transcripts, without adapters."""
-        for name, module in list(self.language_model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge(safe_merge=True)  # refuses NaN
-                self.language_model.set_submodule(name, module.get_base_layer())
         if self.config.lora_rank:
-            del self.language_model.peft_config
-            self.language_model._hf_peft_config_loaded = False
+            take_off_lora(self.language_model, fold_in=True)
             self.config.lora_rank = 0
         return self
 
@@ -274,6 +269,17 @@ def with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
             )
         )
     return language_model
+
+
+def take_off_lora(language_model: PreTrainedModel, fold_in: bool) -> None:
+    """Remove the LoRA adapters, in place; `fold_in` adds them to the weights first."""
+    for name, module in list(language_model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            if fold_in:
+                module.merge(safe_merge=True)  # refuses NaN
+            language_model.set_submodule(name, module.get_base_layer())
+    del language_model.peft_config
+    language_model._hf_peft_config_loaded = False
 
 
 def _load_every_weight(auto_class, name: str, dtype: torch.dtype, expected: str, **options) -> PreTrainedModel:
@@ -306,6 +312,8 @@ def _save_fingerprint(folder: Path, light: bool):
 def _move_over(staging: Path, target: Path):
     """Move finished files over older ones, and remove weight files of the older save that have no successor."""
     new = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
+    if (target / CODE.name).is_symlink():  # to code that is another's: not to be written through
+        (target / CODE.name).unlink()
     stale = {path.name for path in target.glob("model*.safetensors*")} - {path.name for path in new}
     for path in new:
         (target / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,1 @@
+"""Folders that others can load: export, push, and a check of both."""

@@ -1,0 +1,109 @@
+"""One publishable folder: weights, code, configuration, processor, results, and the card as README.md."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from transformers.utils import cached_file
+
+from seam.evaluation.card import write_card
+from seam.evaluation.transcription import load_checkpoint
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.weights import backbone_record
+
+# What training and evaluation left beside the weights, and the card is made from.
+RESULT_FILES = ("card.json", "table.json", "table.png")
+
+
+def export(
+    model: str,
+    target: Path,
+    light: bool = False,
+    adapter: bool = False,
+    merge: bool = False,
+    encoder: str | None = None,
+    llm: str | None = None,
+    model_id: str | None = None,
+) -> Path:
+    """
+    Write a checkpoint as a folder that loads where this package is not installed. An existing checkpoint at `target`
+    is replaced when the new one is complete.
+
+    Args:
+        model: folder or Hub id.
+        target: the folder to write.
+        light: only the aligner and LoRA; the backbones are named by Hub id and commit.
+        adapter: also LoRA as `adapter/`, a folder that `peft` loads onto the language model.
+        merge: fold LoRA into the language model.
+        encoder, llm: Hub ids of the backbones, for a light folder of a checkpoint that was trained from folders.
+        model_id: name in the card's snippets; by default `target`.
+
+    Raises:
+        ValueError: when `target` is something else than a SEAM checkpoint, or a light folder is impossible: no
+            backbones named, or their weights are not this checkpoint's.
+    """
+    if light and merge:
+        raise ValueError("a light folder holds LoRA, a merged one has none left; choose one of the two.")
+    if target.exists() and not _is_checkpoint(target):
+        raise ValueError(f"{target} exists and is no SEAM checkpoint; choose another folder.")
+    seam, processor = load_checkpoint(model)
+    if encoder is not None or llm is not None:
+        if encoder is None or llm is None:
+            raise ValueError("name both backbones: encoder and llm.")
+        seam.config.backbones = {role: _record(role, name) for role, name in (("encoder", encoder), ("llm", llm))}
+    if adapter and not seam.config.lora_rank:
+        raise ValueError(f"{model} has no LoRA to write as an adapter folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    for leftover in (staging, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        if merge:
+            seam.merge_lora()
+        seam.save_pretrained(staging, light=light)
+        processor.save_pretrained(staging)
+        for name in RESULT_FILES:
+            found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+            if found is not None:
+                shutil.copyfile(found, staging / name)
+        if adapter:
+            seam.language_model.save_pretrained(staging / "adapter")
+        write_card(seam, processor, staging, model_id or str(target))
+        if light:
+            _check_same(seam, staging)
+        if target.exists():
+            os.rename(target, old)
+        os.rename(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    if folder.is_dir() and not any(folder.iterdir()):
+        return True
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "seam"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _record(role: str, name: str) -> dict[str, str]:
+    record = backbone_record(name)
+    if record is None:
+        raise ValueError(f"{role} {name} is a folder, which others do not have; give the id of a Hub repository.")
+    return record
+
+
+def _check_same(model: SeamForSpeechRecognition, folder: Path) -> None:
+    """Raises `ValueError` when a light folder with its backbones is not the model that it was saved from."""
+    reloaded = SeamForSpeechRecognition.from_pretrained(folder, dtype=model.dtype).state_dict()
+    for name, tensor in model.state_dict().items():
+        if not torch.equal(tensor.cpu(), reloaded[name].cpu()):
+            raise ValueError(
+                f"{name} is not the weight of the named backbones ({model.config.backbones}): they were trained "
+                "further, or are others. Save the whole checkpoint instead."
+            )

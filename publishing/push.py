@@ -1,0 +1,62 @@
+"""A checkpoint to the Hub, in one commit, so that an interrupted push leaves the old one."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError
+
+from seam.publishing.export import export
+
+
+def push(model: str, repo_id: str, private: bool = False, verify: bool = False, **options) -> str:
+    """
+    Export a checkpoint and upload the folder.
+
+    Args:
+        model: folder or Hub id.
+        repo_id: `owner/name`; made when it is new.
+        private: of a new repository.
+        verify: download the commit afterwards and compare every file.
+        options: of `export`.
+
+    Returns:
+        The commit's id.
+
+    Raises:
+        ValueError: when `private` and the repository is public, or what came back differs.
+    """
+    api = HfApi()
+    try:
+        known = api.model_info(repo_id)
+    except RepositoryNotFoundError:
+        known = None
+    if known is not None and private and not known.private:
+        raise ValueError(f"{repo_id} exists and is public; make it private first, or push without --private.")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = export(model, Path(temporary) / "checkpoint", model_id=repo_id, **options)
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        present = set(api.list_repo_files(repo_id))
+        stale = [name for name in present - set(files) if name.startswith("model") and ".safetensors" in name]
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in sorted(stale)),
+            ],
+            commit_message="Upload SEAM checkpoint",
+        )
+        if verify:
+            with tempfile.TemporaryDirectory() as cache:
+                copy = Path(snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
+                different = [name for name, path in files.items() if _digest(copy / name) != _digest(path)]
+            if different:
+                raise ValueError(f"{repo_id} at {commit.oid}: {different[0]} is not what was uploaded.")
+    return commit.oid
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
