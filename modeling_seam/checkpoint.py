@@ -1,5 +1,6 @@
 """From files to a model and back: backbones, checkpoints whole and light, and LoRA folded in."""
 
+import copy
 import json
 import os
 import re
@@ -39,6 +40,7 @@ PIPELINES = {
         "pt": ["AutoModelForSpeechSeq2Seq"],
     }
 }
+KEPT_IN_FULL = ("encoder", "aligner", "lm_head", r".*\.lora_[AB]\.default")  # when the language model is quantized
 STAGING = ".saving"  # beside the files that it replaces, so that moving them is a rename
 
 
@@ -79,6 +81,8 @@ class SeamCheckpointMixin:
                 name, *args, config=config, output_loading_info=output_loading_info, **kwargs
             )
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        if kwargs.get("quantization_config") is not None:
+            kwargs["quantization_config"] = _for_the_llm_only(kwargs["quantization_config"])
         saved = config if isinstance(config, PreTrainedConfig) else cls.config_class.from_pretrained(name, **hub)
         fingerprint, owner = read_fingerprint(weight_files(name, **hub))
         if saved.light_checkpoint:
@@ -293,6 +297,15 @@ def _load_every_weight(auto_class, name: str, dtype: torch.dtype, expected: str,
             f"{name} lacks {len(lost)} of the weights of {type(model).__name__}: {sorted(map(str, lost))[:5]}"
         )
     return model
+
+
+def _for_the_llm_only(quantization_config):
+    """A copy that leaves out the encoder and what was trained in full precision, unless the user chose otherwise."""
+    quantization_config = copy.deepcopy(quantization_config)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert"):
+        if getattr(quantization_config, name, ()) is None:
+            setattr(quantization_config, name, list(KEPT_IN_FULL))
+    return quantization_config
 
 
 def _is_own(key: str) -> bool:
