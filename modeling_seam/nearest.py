@@ -93,7 +93,7 @@ class NearestToken:
         Returns:
             `torch.FloatTensor` of shape `(..., vocab_size)`.
         """
-        predicted = predicted.float()
+        predicted = predicted.to(self._table32.device).float()  # parts may lie on several devices
         with torch.autocast(predicted.device.type, enabled=False):  # autocast would make it a half-precision product
             dot = predicted @ self._table32.T
         distances = distance_from_products(

@@ -42,5 +42,5 @@ def splice(
             raise ValueError(f"a prompt must hold the audio token ({audio_token_id}) exactly once, found {len(place)}.")
         place = int(place)
         before, after = embed_tokens(ids[:place]), embed_tokens(torch.cat([ids[place + 1 :], reply]))
-        rows.append(torch.cat([before, aligned.to(before.dtype), after]))
+        rows.append(torch.cat([before, aligned.to(before), after]))
     return left_pad(rows)

@@ -10,6 +10,7 @@ from transformers import (
     AutoModel,
     AutoModelForSpeechSeq2Seq,
     AutoProcessor,
+    BitsAndBytesConfig,
     Qwen3ForCausalLM,
     WhisperForConditionalGeneration,
     WhisperModel,
@@ -296,3 +297,18 @@ def test_attention_implementations_agree(model, batch, tmp_path, implementation)
     other = SeamForSpeechRecognition.from_pretrained(tmp_path, attn_implementation=implementation).eval()
     assert other.aligner.config._attn_implementation == implementation
     assert torch.equal(other.generate(**batch), model.generate(**batch))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_llm_leaves_encoder_aligner_and_lora_in_full(bits, processor):
+    pytest.importorskip("bitsandbytes")
+    checkpoint = Path(__file__).parents[2] / "checkpoints" / "tiny"
+    quantization_config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32
+    )
+    model = SeamForSpeechRecognition.from_pretrained(checkpoint, quantization_config=quantization_config)
+    quantized = {n for n, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")}
+    assert quantized and all(name.startswith("language_model") and name.endswith("base_layer") for name in quantized)
+    processor = SeamProcessor.from_pretrained(checkpoint)
+    inputs = processor(audio=checkpoint.parent / "recordings" / "audio" / "000000.wav")
+    assert processor.batch_decode(model.generate(**inputs)) == ["set the light to ten degrees"]
