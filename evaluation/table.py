@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from seam.data.manifest import Utterance
-from seam.evaluation.scoring import word_errors
+from seam.evaluation.scoring import interval, total, utterance_errors
 from seam.evaluation.transcription import transcribe
 
 WHISPER = "Whisper, its own decoder"
@@ -31,9 +31,11 @@ def compare_systems(
         tests: test sets by name.
 
     Returns:
-        `{"wer": {system: {test: percent}}, "words": {test: count}, "notes": [sentence]}`.
+        `{"wer": {system: {test: percent}}, "interval": {system: {test: [low, high]}}, "words": {test: count},
+        "notes": [sentence]}`; the intervals are those of `seam.evaluation.scoring.interval`.
     """
     wer: dict[str, dict[str, float]] = {name: {} for name in (WHISPER, STAGE1, FULL, GUIDED)}
+    intervals: dict[str, dict[str, list[float]]] = {name: {} for name in wer}
     words = {}
     for name, utterances in tqdm(sorted(tests.items()), desc="test sets"):
         references = [utterance.text.lower() for utterance in utterances]
@@ -47,10 +49,11 @@ def compare_systems(
             GUIDED: [one.text for one in guided],
         }
         for system, texts in hypotheses.items():
-            count = word_errors(references, texts)
-            wer[system][name] = count.rate
-            words[name] = count.words
-    return {"wer": wer, "words": words, "notes": notes(wer)}
+            counts = utterance_errors(references, texts)
+            wer[system][name] = total(counts).rate
+            intervals[system][name] = list(interval(counts))
+            words[name] = total(counts).words
+    return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}
 
 
 def whisper_texts(whisper, whisper_processor, waveforms: list[np.ndarray], batch_size: int = 32) -> list[str]:
@@ -84,31 +87,46 @@ def notes(wer: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
-def write_table(table: dict[str, Any], folder: Path) -> None:
-    """Write `table.json`, `table.md` and `table.png` into `folder`."""
+def markdown(table: dict[str, Any]) -> str:
+    """The table of `compare_systems` and its notes, a rate as `5.0 (3.7–6.4)` with its interval."""
     tests = sorted(table["words"])
     lines = [
         "| WER % | " + " | ".join(f"{test} ({table['words'][test]} words)" for test in tests) + " |",
         "|---|" + "---|" * len(tests),
     ]
     for system, rates in table["wer"].items():
-        lines.append(f"| {system} | " + " | ".join(f"{rates[test]:.1f}" for test in tests) + " |")
-    lines += ["", *table["notes"], ""]
-    for name, text in (("table.json", json.dumps(table, indent=1)), ("table.md", "\n".join(lines))):
+        cells = []
+        for test in tests:
+            low, high = table["interval"][system][test]
+            cells.append(f"{rates[test]:.1f} ({low:.1f}–{high:.1f})")
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    explanation = "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times."
+    return "\n".join([*lines, "", explanation, "", *(f"- {note}" for note in table["notes"]), ""])
+
+
+def write_table(table: dict[str, Any], folder: Path) -> None:
+    """Write `table.json`, `table.md` and `table.png` into `folder`."""
+    for name, text in (("table.json", json.dumps(table, indent=1)), ("table.md", markdown(table))):
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)
-    _plot(table, tests, folder / "table.png")
+    _plot(table, folder / "table.png")
 
 
-def _plot(table: dict[str, Any], tests: list[str], path: Path) -> None:
+def _plot(table: dict[str, Any], path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    tests = sorted(table["words"])
     figure, axes = pyplot.subplots(figsize=(2.2 * len(tests) + 2, 4), layout="constrained")
     width = 0.8 / len(table["wer"])
     for index, (system, rates) in enumerate(table["wer"].items()):
-        bars = axes.bar(np.arange(len(tests)) + index * width, [rates[test] for test in tests], width, label=system)
+        heights = np.array([rates[test] for test in tests])
+        low, high = np.array([table["interval"][system][test] for test in tests]).T
+        reach = np.maximum([heights - low, high - heights], 0)  # a bootstrap interval need not contain the rate
+        bars = axes.bar(
+            np.arange(len(tests)) + index * width, heights, width, yerr=reach, error_kw={"lw": 0.8}, label=system
+        )
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
     axes.set_xticks(np.arange(len(tests)) + 0.4 - width / 2, tests)
     axes.set_ylabel("word error rate, %")

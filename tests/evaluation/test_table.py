@@ -2,7 +2,10 @@
 
 import json
 
-from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, notes, write_table
+import soundfile
+
+from seam.data.manifest import Utterance
+from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, compare_systems, notes, write_table
 
 WER = {
     WHISPER: {"seen": 1.0, "other": 50.0},
@@ -18,9 +21,37 @@ def test_notes_say_where_a_step_helps_and_where_not():
     assert "higher on seen (+0.5)" in guidance and "equal on other" in guidance
 
 
+INTERVAL = {system: {test: [rate - 0.5, rate + 1.25] for test, rate in rates.items()} for system, rates in WER.items()}
+
+
 def test_files(tmp_path):
-    write_table({"wer": WER, "words": {"seen": 10, "other": 20}, "notes": notes(WER)}, tmp_path)
-    assert json.loads((tmp_path / "table.json").read_text())["wer"] == WER
-    assert f"| {STAGE1} | 40.0 | 2.0 |" in (tmp_path / "table.md").read_text()
+    table = {"wer": WER, "interval": INTERVAL, "words": {"seen": 10, "other": 20}, "notes": notes(WER)}
+    write_table(table, tmp_path)
+    assert json.loads((tmp_path / "table.json").read_text()) == table
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert f"| {STAGE1} | 40.0 (39.5–41.2) | 2.0 (1.5–3.2) |" in text and "95 %" in text
     assert (tmp_path / "table.png").stat().st_size > 5000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.json", "table.md", "table.png"]
+
+
+def test_a_rate_outside_of_its_interval_is_drawn(tmp_path):
+    """A percentile interval of few utterances can leave the rate out."""
+    interval = {system: {test: [rate + 1, rate + 2] for test, rate in rates.items()} for system, rates in WER.items()}
+    write_table({"wer": WER, "interval": interval, "words": {"seen": 1, "other": 1}, "notes": []}, tmp_path)
+    assert (tmp_path / "table.png").stat().st_size > 5000
+
+
+def test_systems_are_compared_on_the_same_utterances(model, processor, waveforms, tmp_path, monkeypatch):
+    tests = {"tones": []}
+    for index, waveform in enumerate(waveforms):
+        soundfile.write(tmp_path / f"{index}.wav", waveform, 16000)
+        tests["tones"].append(Utterance(tmp_path / f"{index}.wav", "One two", len(waveform) / 16000))
+    monkeypatch.setattr(
+        "seam.evaluation.table.whisper_texts", lambda whisper, _, heard: ["one two"] * (len(heard) - 1) + ["one"]
+    )
+    table = compare_systems(model, processor, None, None, tests)
+    assert table["words"] == {"tones": 2 * len(waveforms)}
+    assert table["wer"][WHISPER] == {"tones": 100 / (2 * len(waveforms))}
+    low, high = table["interval"][WHISPER]["tones"]
+    assert low == 0 and table["wer"][WHISPER]["tones"] < high < 50
+    assert set(table["wer"]) == set(table["interval"]) == {WHISPER, STAGE1, FULL, GUIDED}
