@@ -1,36 +1,137 @@
-"""The model card: `model_card.md` filled in by huggingface_hub from result files, never by hand."""
+"""The model card: `model_card.md` filled in by huggingface_hub from the files of a checkpoint, never by hand."""
 
+import json
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
+
+from seam.evaluation.table import GUIDED, markdown
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+TASK = "automatic-speech-recognition"
 
 
-def write_card(model, processor, folder: Path, training_data: str, results: str) -> None:
+@strict
+@dataclass
+class CardTexts:
     """
-    Write the card of a checkpoint as `README.md`, the name under which the Hub shows it.
+    What `card.json` can say; every key may be absent.
+
+    Args:
+        title: by default the last part of the model's id.
+        summary, training_data, limits: Markdown.
+        language: code of the language heard.
+        licences: of each part, for people.
+        license: of the whole, the Hub's identifier.
+        system: the row of `table.json` that is the model's own result.
+        datasets: Hub ids of the training data.
+    """
+
+    title: str | None = None
+    summary: str = ""
+    language: str | None = None
+    training_data: str = "Not stated."
+    limits: str = "Not stated."
+    licences: dict[str, str] = field(default_factory=dict)
+    license: str | None = None
+    system: str = GUIDED
+    datasets: list[str] = field(default_factory=list)
+
+
+def write_card(model, processor, folder: Path, model_id: str) -> None:
+    """
+    Write the card of a checkpoint as `README.md`, the name under which the Hub shows it, from `card.json` (see
+    `CardTexts`) and `table.json` (of `seam.evaluation.table.write_table`) in the same folder, where they are.
 
     Args:
         model, processor: the checkpoint.
         folder: where it is saved.
-        training_data: a sentence or two.
-        results: Markdown.
+        model_id: the name under which the snippets of the card load it, a Hub id or a folder.
+
+    Raises:
+        ValueError: naming file and key, when one of the two files is not what it should be.
     """
+    folder = Path(folder)
+    texts, table = read_texts(folder / "card.json"), read_table(folder / "table.json")
+    title = texts.title or Path(model_id).name
+    if table is not None and texts.system not in table["wer"]:
+        raise ValueError(f"{folder / 'card.json'}: system: no row {texts.system!r} in table.json: {list(table['wer'])}")
     parts = {name: getattr(model, name) for name in ("encoder", "aligner", "language_model")}
     card = ModelCard.from_template(
         ModelCardData(
-            language="en",
-            license="apache-2.0",
+            language=texts.language,
+            license=texts.license,
             library_name="transformers",
-            pipeline_tag="automatic-speech-recognition",
+            pipeline_tag=TASK,
             tags=["seam", "speech-llm"],
+            datasets=texts.datasets or None,
+            model_name=title if table else None,
+            eval_results=eval_results(table["wer"][texts.system]) if table else None,
         ),
         template_path=str(TEMPLATE),
-        title="SEAM, a tiny checkpoint",
+        title=title,
+        model_id=model_id,
         parameters={name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f}" for name, part in parts.items()},
-        training_data=training_data,
-        window_seconds=processor.max_seconds,
-        results=results,
+        window_seconds=f"{processor.max_seconds:g}",
+        results=markdown(table).strip() if table else "Not stated.",
+        system=texts.system if table else None,
+        plot=(folder / "table.png").is_file(),
+        **{name: getattr(texts, name) for name in ("summary", "training_data", "limits", "licences")},
     )
-    card.save(folder / "README.md")
+    temporary = folder / "README.md.tmp"
+    card.save(temporary)
+    os.replace(temporary, folder / "README.md")
+
+
+def eval_results(rates: dict[str, float]) -> list[EvalResult]:
+    """The Hub's metadata for the word error rates of one system, by test set."""
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=name.lower().replace(" ", "-"),
+            dataset_name=name,
+            metric_type="wer",
+            metric_name="WER",
+            metric_value=round(rate, 2),
+        )
+        for name, rate in sorted(rates.items())
+    ]
+
+
+def read_texts(path: Path) -> CardTexts:
+    """`card.json`, or the defaults where there is none."""
+    values = _read(path) or {}
+    known = [one.name for one in fields(CardTexts)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{path}: unknown key {key!r}; known: {', '.join(known)}")
+    try:
+        return CardTexts(**values)
+    except StrictDataclassError as error:
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def read_table(path: Path) -> dict[str, Any] | None:
+    """`table.json`, None where there is none."""
+    table = _read(path)
+    for key in ("wer", "interval", "words", "notes"):
+        if table is not None and key not in table:
+            raise ValueError(f"{path}: no {key!r}")
+    return table
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: no JSON object")
+    return values
