@@ -39,7 +39,8 @@ train-shipped: $(INSTALLED)
 	$(BIN)/seam train demo recipes/demo/shipped.yaml speech.people=$(PEOPLE) second_round.speech.people=$(PEOPLE)
 	rm -rf checkpoints && mkdir checkpoints
 	cp -r runs/shipped/model checkpoints/tiny
-	cp runs/shipped/table.json runs/shipped/table.png checkpoints/tiny
+	for code in modeling_seam configuration_seam.py processing_seam.py; do \
+		rm -r checkpoints/tiny/$$code && ln -s ../../$$code checkpoints/tiny/$$code || exit 1; done
 	cp -r runs/shipped/tests/recordings checkpoints/recordings
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt

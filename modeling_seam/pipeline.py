@@ -24,7 +24,6 @@ class SeamPipeline(ChunkPipeline):
     _load_feature_extractor = False
     _load_image_processor = False
     _load_video_processor = False
-    _pipeline_calls_generate = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -61,7 +60,7 @@ class SeamPipeline(ChunkPipeline):
     def _forward(self, model_inputs: dict, **generate_kwargs) -> dict:
         is_last = model_inputs.pop("is_last")
         model_inputs["input_features"] = model_inputs["input_features"].to(self.model.dtype)
-        sequences = self.model.generate(**model_inputs, **self._prepare_generate_kwargs(generate_kwargs))
+        sequences = self.model.generate(**model_inputs, **generate_kwargs)
         return {"is_last": is_last, "sequences": getattr(sequences, "sequences", sequences)}
 
     def postprocess(self, model_outputs: list[dict]) -> dict[str, str]:

@@ -116,7 +116,7 @@ def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
         try:
             validate_repo_id(record["id"])
             named = re.fullmatch(r"[0-9a-f]{40}", record["revision"]) and record["id"].count("/") == 1
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             named = False
         if not named:
             raise ValueError(

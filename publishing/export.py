@@ -38,7 +38,7 @@ def export(
         adapter: also LoRA as `adapter/`, a folder that `peft` loads onto the language model.
         merge: fold LoRA into the language model.
         encoder, llm: Hub ids of the backbones, for a light folder of a checkpoint that was trained from folders.
-        model_id: name in the card's snippets; by default `target`.
+        model_id: name in the card's snippets; by default the folder's.
 
     Raises:
         ValueError: when `target` is something else than a SEAM checkpoint, or a light folder is impossible: no
@@ -70,7 +70,7 @@ def export(
                 shutil.copyfile(found, staging / name)
         if adapter:
             seam.language_model.save_pretrained(staging / "adapter")
-        write_card(seam, processor, staging, model_id or str(target))
+        write_card(seam, processor, staging, model_id or target.name)
         if light:
             _check_same(seam, staging)
         if target.exists():

@@ -1,0 +1,338 @@
+"""Saving and loading: whole, in shards, light, interrupted and merged."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSpeechSeq2Seq
+
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.checkpoint import STAGING
+from seam.tests.hub_cache import add_to_cache
+
+TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
+COMMITS = {"encoder": "a" * 40, "llm": "b" * 40}
+
+
+@pytest.fixture(scope="module")
+def inputs(processor, waveforms):
+    return processor(audio=waveforms, text=TEXTS)
+
+
+@pytest.fixture(scope="module")
+def logits(inputs):
+    def logits(model) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(**inputs).logits
+
+    return logits
+
+
+def load(folder, **options) -> SeamForSpeechRecognition:
+    return SeamForSpeechRecognition.from_pretrained(folder, **options)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ---- whole ----
+
+
+def test_saved_twice_it_is_the_same_in_every_byte(model, logits, tmp_path):
+    model.save_pretrained(tmp_path / "once")
+    once = load(tmp_path / "once")
+    once.save_pretrained(tmp_path / "twice")
+    twice = load(tmp_path / "twice")
+    assert content(tmp_path / "once") == content(tmp_path / "twice")
+    assert torch.equal(logits(once), logits(model)) and torch.equal(logits(twice), logits(model))
+    once.save_pretrained(tmp_path / "twice")  # over itself
+    assert content(tmp_path / "once") == content(tmp_path / "twice")
+
+
+def test_a_checkpoint_carries_its_code(build_model, tmp_path):
+    model = build_model()
+    model.save_pretrained(tmp_path)
+    source = Path(__file__).parents[2] / "modeling_seam"
+    saved = {path.name for path in (tmp_path / "modeling_seam").iterdir()}
+    assert saved == {path.name for path in source.glob("*.py")} - {"__init__.py"}
+    assert (tmp_path / "configuration_seam.py").is_file() and not (tmp_path / STAGING).exists()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_seam.SeamConfig",
+        "AutoModel": "modeling_seam/modeling_seam.SeamForSpeechRecognition",
+        "AutoModelForMultimodalLM": "modeling_seam/modeling_seam.SeamForSpeechRecognition",
+        "AutoModelForSpeechSeq2Seq": "modeling_seam/modeling_seam.SeamForSpeechRecognition",
+    }
+    assert config["custom_pipelines"]["automatic-speech-recognition"]["impl"] == "modeling_seam/pipeline.SeamPipeline"
+    assert config["light_checkpoint"] is False and len(config["weights_fingerprint"]) == 64
+
+
+def test_shards_and_one_file_replace_each_other(model, logits, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 2 and not (tmp_path / "model.safetensors").exists()
+    sharded = load(tmp_path)
+    assert torch.equal(logits(sharded), logits(model))
+    sharded.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("model*.safetensors*")] == ["model.safetensors"]
+    sharded.save_pretrained(tmp_path, max_shard_size="200KB")
+    shards = {path.name for path in tmp_path.glob("model-*.safetensors")}
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == shards and not (tmp_path / "model.safetensors").exists()
+    assert torch.equal(logits(load(tmp_path)), logits(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_loaded_in_another_precision_and_to_a_device(model, tmp_path, dtype):
+    model.save_pretrained(tmp_path)
+    half = load(tmp_path, dtype=dtype, device_map="cpu")
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    half.save_pretrained(tmp_path / "half")
+    assert {parameter.dtype for parameter in load(tmp_path / "half").parameters()} == {torch.bfloat16}
+
+
+# ---- interrupted ----
+
+
+def fail_in_weights(monkeypatch):
+    def fail(tensors, filename, **_):
+        Path(filename).write_bytes(b"half a file")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", fail)
+
+
+def fail_in_config(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("seam.configuration_seam.SeamConfig.save_pretrained", fail)
+
+
+def fail_in_code(monkeypatch):
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("seam.modeling_seam.checkpoint.shutil.copytree", fail)
+
+
+def changed(model) -> SeamForSpeechRecognition:
+    with torch.no_grad():
+        model.language_model.get_submodule("model.layers.0.self_attn.q_proj.lora_B.default").weight.mul_(2)
+    return model
+
+
+@pytest.mark.parametrize("fail", [fail_in_weights, fail_in_config, fail_in_code])
+def test_a_save_that_fails_leaves_the_old_checkpoint(build_model, logits, tmp_path, monkeypatch, fail):
+    model = build_model()
+    model.save_pretrained(tmp_path)
+    before, old = content(tmp_path), logits(model)
+    changed(model)
+    with monkeypatch.context() as patched:
+        fail(patched)
+        with pytest.raises(OSError, match="disk full"):
+            model.save_pretrained(tmp_path)
+    after = content(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert {name for name in after if not name.startswith(STAGING)} == set(before)
+    assert torch.equal(logits(load(tmp_path)), old)
+    model.save_pretrained(tmp_path)
+    assert set(content(tmp_path)) == set(before)
+    assert torch.equal(logits(load(tmp_path)), logits(model)) and not torch.equal(logits(model), old)
+
+
+def test_a_killed_save_leaves_the_old_checkpoint(model, logits, tmp_path):
+    model.save_pretrained(tmp_path)
+    before = content(tmp_path)
+    script = f"""
+    import os, signal, torch, transformers.modeling_utils as base
+    from seam.modeling_seam import SeamForSpeechRecognition
+    model = SeamForSpeechRecognition.from_pretrained({str(tmp_path)!r})
+    torch.nn.init.zeros_(model.aligner.output_projection.weight)
+    save = base.safe_save_file
+    def save_and_die(tensors, filename, **options):
+        save(tensors, filename, **options)
+        os.truncate(filename, os.path.getsize(filename) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    base.safe_save_file = save_and_die
+    model.save_pretrained({str(tmp_path)!r})
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / STAGING / "model.safetensors").is_file()
+    assert {name: data for name, data in content(tmp_path).items() if not name.startswith(STAGING)} == before
+    again = load(tmp_path)
+    assert torch.equal(logits(again), logits(model))
+    again.save_pretrained(tmp_path)
+    assert content(tmp_path) == before
+
+
+# ---- LoRA folded in ----
+
+
+def test_merged_lora_says_the_same_without_adapters(build_model, logits, tmp_path):
+    model = build_model()
+    before = logits(model)
+    assert model.merge_lora() is model and model.config.lora_rank == 0
+    assert not any("lora" in name or "base_layer" in name for name in model.state_dict())
+    torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits(model.merge_lora()), logits(model))  # nothing left to do
+    model.save_pretrained(tmp_path)
+    again = load(tmp_path)
+    assert again.config.lora_rank == 0 and torch.equal(logits(again), logits(model))
+    with pytest.raises(ValueError, match="needs LoRA"):
+        again.save_pretrained(tmp_path / "light", light=True)
+
+
+# ---- light ----
+
+
+@pytest.fixture
+def cache(backbones, tmp_path, monkeypatch) -> Path:
+    """A Hub cache that holds the backbones as `owner/whisper` and `owner/llm`."""
+    cache = tmp_path / "cache"
+    for name, folder, commit in zip(("whisper", "llm"), backbones, COMMITS.values(), strict=True):
+        add_to_cache(cache, f"owner/{name}", Path(folder), commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return cache
+
+
+@pytest.fixture
+def from_hub(cache, processor) -> SeamForSpeechRecognition:
+    torch.manual_seed(1)
+    model = SeamForSpeechRecognition.from_backbones("owner/whisper", "owner/llm", processor, lora_rank=4).eval()
+    for name, parameter in model.language_model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+@pytest.fixture
+def light(from_hub, tmp_path) -> Path:
+    from_hub.save_pretrained(tmp_path / "light", light=True)
+    return tmp_path / "light"
+
+
+def test_a_light_checkpoint_holds_what_was_trained_and_loads_the_rest(from_hub, light, logits, tmp_path):
+    backbones = from_hub.config.backbones
+    assert {role: (one["id"], one["revision"]) for role, one in backbones.items()} == {
+        "encoder": ("owner/whisper", COMMITS["encoder"]),
+        "llm": ("owner/llm", COMMITS["llm"]),
+    }
+    names = load_file(light / "model.safetensors").keys()
+    assert all(name.startswith("aligner.") or ".lora_" in name for name in names)
+    assert any(".lora_" in name for name in names)
+    from_hub.save_pretrained(tmp_path / "full")
+    full, again = load(tmp_path / "full"), load(light)
+    assert torch.equal(logits(again), logits(full)) and torch.equal(logits(full), logits(from_hub))
+    assert not again.training and again.config.backbones == backbones and not again.config.light_checkpoint
+    assert again.generation_config.to_dict() == full.generation_config.to_dict()
+    trainable = {name for name, parameter in full.named_parameters() if parameter.requires_grad}
+    assert {name for name, parameter in again.named_parameters() if parameter.requires_grad} <= trainable
+    assert torch.equal(logits(AutoModelForSpeechSeq2Seq.from_pretrained(light)), logits(full))
+    # Whole from light, and light from light.
+    again.save_pretrained(tmp_path / "full again")
+    again.save_pretrained(tmp_path / "light again", light=True)
+    assert content(tmp_path / "full again") == content(tmp_path / "full")
+    assert content(tmp_path / "light again") == content(light)
+
+
+def test_the_backbones_can_be_named(from_hub, light, logits, backbones, cache):
+    shutil.rmtree(cache)
+    with pytest.raises(OSError, match=f"encoder owner/whisper at {COMMITS['encoder']} is not to be had"):
+        load(light)
+    with pytest.raises(OSError, match=f"llm owner/llm at {COMMITS['llm']} is not to be had"):
+        load(light, encoder=backbones[0])
+    for loader in (SeamForSpeechRecognition, AutoModelForSpeechSeq2Seq):
+        named = loader.from_pretrained(light, encoder=backbones[0], llm=backbones[1])
+        assert torch.equal(logits(named), logits(from_hub))
+
+
+def test_a_cache_can_be_named(from_hub, light, logits, cache, tmp_path):
+    cache.rename(tmp_path / "elsewhere")
+    assert torch.equal(logits(load(light, cache_dir=tmp_path / "elsewhere")), logits(from_hub))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "bfloat16"])
+def test_light_in_another_precision_and_to_a_device(from_hub, light, logits, tmp_path, dtype):
+    from_hub.save_pretrained(tmp_path / "full")
+    half, full = (load(folder, dtype=dtype, device_map="cpu") for folder in (light, tmp_path / "full"))
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(half), logits(full))
+    assert half.config.dtype == full.config.dtype
+    with pytest.raises(ValueError, match="to one device"):
+        load(light, device_map={"": "cpu"})
+
+
+@pytest.mark.parametrize("role", ["encoder", "llm"])
+def test_other_weights_than_it_was_trained_with_are_refused(light, cache, role):
+    name = {"encoder": "whisper", "llm": "llm"}[role]
+    file = cache / f"models--owner--{name}" / "snapshots" / COMMITS[role] / "model.safetensors"
+    weights = load_file(file)
+    save_file({key: value + 0.01 for key, value in weights.items()}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"not those of the {role} .*owner/{name}"):
+        load(light)
+    with pytest.raises(ValueError, match=f"not those of the {role}"):
+        load(light, **{role: str(file.parent)})
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"id": "../cache"}, ValueError),
+        ({"id": "/tmp/whisper"}, ValueError),
+        ({"id": "whisper"}, ValueError),
+        ({"id": ".."}, ValueError),
+        ({"id": None}, ValueError),
+        ({"id": "folder/whisper"}, OSError),  # there is such a folder here, but an id is never a folder
+        ({"revision": "main"}, ValueError),
+        ({"revision": "../.."}, ValueError),
+        ({"revision": "A" * 40}, ValueError),
+        ({"revision": None}, ValueError),
+        ({"fingerprint": None}, ValueError),
+    ],
+)
+def test_a_config_cannot_name_a_path_or_a_branch(light, backbones, tmp_path, monkeypatch, change, error):
+    os.makedirs(tmp_path / "cwd" / "folder")
+    monkeypatch.chdir(tmp_path / "cwd")
+    for copy in ("folder/whisper", "whisper"):
+        shutil.copytree(backbones[0], copy)
+    config = json.loads((light / "config.json").read_text())
+    config["backbones"]["encoder"].update(change)
+    (light / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match="light checkpoint"):
+        load(light)
+
+
+@pytest.mark.parametrize("recorded", [None, {}, {"encoder": None, "llm": None}, {"encoder": {"id": "owner/whisper"}}])
+def test_a_light_config_without_backbones_is_refused(light, recorded):
+    config = json.loads((light / "config.json").read_text())
+    (light / "config.json").write_text(json.dumps({**config, "backbones": recorded}))
+    with pytest.raises(ValueError, match="a light checkpoint names a Hub id"):
+        load(light)
+
+
+def test_light_needs_backbones_of_the_hub(model, backbones, tmp_path):
+    assert model.config.backbones is None  # they came from folders
+    with pytest.raises(ValueError, match="backbones of the Hub"):
+        model.save_pretrained(tmp_path / "light", light=True)
+    model.save_pretrained(tmp_path / "full")
+    with pytest.raises(ValueError, match="no light checkpoint"):
+        load(tmp_path / "full", encoder=backbones[0])
+
+
+def test_a_light_checkpoint_that_lacks_a_weight_is_refused(light):
+    weights = load_file(light / "model.safetensors")
+    del weights["aligner.output_projection.weight"]
+    save_file(weights, light / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 missing or unexpected keys .aligner.output_projection.weight"):
+        load(light)
