@@ -37,6 +37,7 @@ from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.train import alignment, foundations, instruction, refinement
+from seam.train.demo_card import card_texts
 from seam.train.parts import Parts
 from seam.train.recipe import StageRecipe, build, check_keys
 
@@ -83,6 +84,7 @@ class DemoRecipe:
     Args:
         output_dir: everything is written here; the checkpoint is in `model/`.
         seed: of everything random.
+        model_id: the name under which the model card loads the checkpoint; by default its folder.
         second_round: see `SecondRound`.
         alignment, instruction, refinement: fields of `StageRecipe`; paths are filled in.
     """
@@ -91,6 +93,7 @@ class DemoRecipe:
     llm: FoundationSettings
     output_dir: str = "runs/demo"
     seed: int = 0
+    model_id: str | None = None
     speech: SpeechSettings = field(default_factory=SpeechSettings)
     second_round: SecondRound | None = None
     alignment: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +124,7 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
     for name, stage in (("alignment", alignment), ("instruction", instruction), ("refinement", refinement)):
         parts.run(name, getattr(recipe, name), lambda stage=stage, name=name: stage.main(stages[name]))
     parts.run("checkpoint", None, lambda: save_checkpoint(folder))
-    parts.run("evaluation", None, lambda: evaluate(recipe, folder, parts))
+    parts.run("evaluation", recipe.model_id, lambda: evaluate(recipe, folder, parts))
     print((folder / "table.md").read_text())
     minutes = sum(part["seconds"] for part in parts.done.values()) / 60
     print(f"{minutes:.1f} minutes in all; checkpoint in {folder / 'model'}, table in {folder / 'table.md'} and .png")
@@ -247,12 +250,10 @@ def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
         path.parent.name.removeprefix("test-"): read_manifest(path)
         for path in (folder / "tests").glob("test-*/manifest.jsonl")
     }
-    table = compare_systems(model, processor, whisper, whisper_processor, tests)
-    write_table(table, folder)
+    write_table(compare_systems(model, processor, whisper, whisper_processor, tests), folder)
+    for name in ("table.json", "table.png"):
+        shutil.copyfile(folder / name, folder / "model" / name)
     spoken = [part["result"] for name, part in parts.done.items() if name in ("speech", "more speech")]
-    training_data = f"{' and '.join(spoken)}: synthetic speech (espeak-ng)"
-    if recipe.speech.people is not None:
-        words = read_manifest(recipe.speech.people, "train", recipe.speech.people_corpus)
-        speakers = ", ".join(sorted({word.speaker for word in words}))
-        training_data += f", and utterances made from recordings of people saying single words ({speakers})"
-    write_card(model, processor, folder / "model", training_data + ".", (folder / "table.md").read_text())
+    texts = json.dumps(card_texts(recipe.speech, spoken), indent=1, ensure_ascii=False)
+    (folder / "model" / "card.json").write_text(texts + "\n", encoding="utf-8")
+    write_card(model, processor, folder / "model", recipe.model_id or str(folder / "model"))
