@@ -100,7 +100,10 @@ def markdown(table: dict[str, Any]) -> str:
             low, high = table["interval"][system][test]
             cells.append(f"{rates[test]:.1f} ({low:.1f}–{high:.1f})")
         lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    explanation = "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times."
+    explanation = (
+        "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times. They say nothing of other "
+        "speakers or of another training run."
+    )
     return "\n".join([*lines, "", explanation, "", *(f"- {note}" for note in table["notes"]), ""])
 
 
