@@ -73,7 +73,7 @@ def selfcheck(model: str, recording: Path) -> Iterator[Check]:
 
 
 def _listed(seen: dict, length: int = 40) -> str:
-    return ", ".join(f"{name}: {str(value)[:length]}" for name, value in seen.items())
+    return seen.get("error") or ", ".join(f"{name}: {str(value)[:length]}" for name, value in seen.items())
 
 
 def _hub(cache: Path | None) -> dict[str, str]:

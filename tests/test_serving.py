@@ -3,6 +3,8 @@
 import http.client
 import json
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -185,3 +187,16 @@ def test_audio_longer_than_the_window_is_refused(server, recordings, request_nam
         getattr(server, request_name)(recordings["long"])
     assert raised.value.status_code == 500
     server.wait_for_log("longer than the encoder's window of 4 s")
+
+
+@pytest.mark.parametrize("document", ["README.md", "checkpoints/tiny/README.md"])
+def test_the_documented_client_works(server, monkeypatch, tmp_path, capsys, document):
+    text = (CHECKPOINTS.parent / document).read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python no-test\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    block = block.replace("localhost:8000", f"127.0.0.1:{server.port}")
+    block = re.sub(r'model="[^"]*"', f"model={server.model!r}", block)
+    shutil.copyfile(CHECKPOINTS / "recordings" / "audio" / "000000.wav", tmp_path / "recording.wav")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    exec(block, {})
+    assert capsys.readouterr().out.strip() == "set the light to ten degrees"

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.publishing.export import export
 from seam.tests.hub import LocalHub
 
 RECORDING = str(RECORDINGS / "audio" / "000000.wav")
@@ -22,8 +23,8 @@ def run(arguments, hub, cache, **environment):
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
 
 
-def push(hub, cache, *options):
-    return run(["-m", "seam", "push", str(CHECKPOINT), "user/tiny", *options], hub, cache)
+def push(hub, cache, *options, model=CHECKPOINT):
+    return run(["-m", "seam", "push", str(model), "user/tiny", *options], hub, cache)
 
 
 @pytest.mark.slow
@@ -44,7 +45,8 @@ def test_push_load_back_and_push_again(tmp_path):
         commits = len(repository.commits)
         before = dict(repository.files)
         hub.fail_uploads = True
-        failed = push(hub, tmp_path / "a")
+        merged = export(str(CHECKPOINT), tmp_path / "merged", merge=True)
+        failed = push(hub, tmp_path / "a", model=merged)
         assert failed.returncode == 1
         assert failed.stderr.strip().splitlines()[-1].startswith("error: ")
         assert len(repository.commits) == commits and dict(repository.files) == before
