@@ -126,7 +126,7 @@ class SeamCheckpointMixin:
         }
         dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         dtype = config.dtype if dtype in (None, "auto") else dtype
-        config.dtype = dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        config.dtype = dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
         options = {key: kwargs[key] for key in ("attn_implementation", "device_map") if kwargs.get(key) is not None}
         whisper = _load_every_weight(AutoModel, folders["encoder"], dtype, r"^encoder\.", **options)
         if kwargs.get("quantization_config") is not None:
