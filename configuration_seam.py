@@ -130,6 +130,16 @@ class SeamConfig(PreTrainedConfig):
         return super().default_config_fields() | dict.fromkeys(cls.sub_configs, {})
 
     @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """Raises `OSError` without a config.json, where transformers would go on with the defaults: a model of 5 B."""
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            raise OSError(f"{pretrained_model_name_or_path} holds no config.json.")
+        if not isinstance(config_dict, dict):
+            raise OSError(f"{pretrained_model_name_or_path}: config.json is damaged: it is not a JSON object.")
+        return config_dict, unused
+
+    @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "SeamConfig":
         """Raises `ValueError` for the config of another architecture, which transformers would only warn about."""
         model_type = config_dict.get("model_type", cls.model_type)

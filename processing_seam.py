@@ -1,6 +1,7 @@
 """Waveform -> log-mel features, instruction -> prompt ids, transcript <-> ids: the one place for each."""
 
 import io
+import json
 from pathlib import Path
 
 import librosa
@@ -13,11 +14,15 @@ from transformers import (
     BatchFeature,
     ProcessorMixin,
 )
+from transformers.utils import cached_file
 
 DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
 # Long audio is cut in the last part of the window, where a stretch of this length is quietest.
 CUT_SEARCH_SHARE = 0.4
 CUT_STRETCH_SECONDS = 0.1
+
+FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list | dict
 
@@ -57,6 +62,16 @@ class SeamProcessor(ProcessorMixin):
         self.eoa_token, self.eoa_token_id = eoa_token, vocabulary[eoa_token]
         self.audio_token, self.audio_token_id = audio_token, vocabulary[audio_token]
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "SeamProcessor":
+        """As in transformers. Raises `ValueError` that names the file when one is damaged."""
+        hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except Exception as error:
+            _raise_for_damage(pretrained_model_name_or_path, hub, error)
+            raise
 
     @classmethod
     def from_backbones(cls, encoder: str, llm: str, **kwargs) -> "SeamProcessor":
@@ -301,6 +316,30 @@ class SeamProcessor(ProcessorMixin):
     def decode(self, token_ids, **kwargs) -> str:
         """Ids `(tokens,)` to text."""
         return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
+
+
+def _raise_for_damage(name, hub: dict, error: Exception):
+    """Look for what made loading fail: a file that is missing or cannot be parsed."""
+    for file in FILES:
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub,
+        )
+        if found is None:
+            if file in ("processor_config.json", "tokenizer.json"):
+                raise OSError(f"{name} lacks {file}, or cannot be reached.") from error
+            continue
+        try:
+            content = Path(found).read_text(encoding="utf-8")
+            damaged = file.endswith(".json") and not isinstance(json.loads(content), dict)
+        except ValueError:
+            damaged = True
+        if damaged:
+            raise ValueError(f"{found} is damaged: {type(error).__name__}: {error}") from error
 
 
 SeamProcessor.register_for_auto_class()  # saving a processor also copies this file

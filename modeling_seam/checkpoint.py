@@ -27,6 +27,7 @@ from .weights import (
     backbone_folder,
     backbone_record,
     check_finite,
+    check_generation_config,
     read_fingerprint,
     weight_files,
 )
@@ -84,6 +85,7 @@ class SeamCheckpointMixin:
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _for_the_llm_only(kwargs["quantization_config"])
         saved = config if isinstance(config, PreTrainedConfig) else cls.config_class.from_pretrained(name, **hub)
+        check_generation_config(name, **hub)
         fingerprint, owner = read_fingerprint(weight_files(name, **hub))
         if saved.light_checkpoint:
             model, info = cls._from_light(name, saved, owner, {"encoder": encoder, "llm": llm}, hub, kwargs), {}

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 # Elements of each tensor that its fingerprint looks at: enough to tell two trainings apart, and read in no time.
@@ -29,31 +29,43 @@ def weight_files(name: str | Path, **hub) -> list[Path]:
         ValueError: when the index of the shards cannot be read.
     """
 
-    def find(file: str) -> Path | None:
-        found = cached_file(
-            name,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub,
-        )
-        return None if found is None else Path(found)
-
-    single = find(SAFE_WEIGHTS_NAME)
+    single = _find(name, SAFE_WEIGHTS_NAME, **hub)
     if single is not None:
         return [single]
-    index = find(SAFE_WEIGHTS_INDEX_NAME)
+    index = _find(name, SAFE_WEIGHTS_INDEX_NAME, **hub)
     if index is None:
         raise OSError(f"{name} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}, or cannot be reached.")
     try:
         shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        files = {shard: _find(name, shard, **hub) for shard in shards if Path(shard).name == shard}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: it is no index of weight files.") from error
-    files = {shard: find(shard) for shard in shards if Path(shard).name == shard}
     missing = [shard for shard in shards if files.get(shard) is None]
     if missing:
         raise OSError(f"{name} lacks {missing[0]}, which {index.name} names.")
     return list(files.values())
+
+
+def check_generation_config(name: str | Path, **hub):
+    """Raises `ValueError` for a damaged generation_config.json, which transformers would replace by defaults."""
+    file = _find(name, GENERATION_CONFIG_NAME, **hub)
+    try:
+        damaged = file is not None and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
+    except ValueError:
+        damaged = True
+    if damaged:
+        raise ValueError(f"{file} is damaged: it is not a JSON object.")
+
+
+def _find(name: str | Path, file: str, **hub) -> Path | None:
+    found = cached_file(
+        name,
+        file,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return None if found is None else Path(found)
 
 
 def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, Path]]:
