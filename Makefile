@@ -23,6 +23,7 @@ test-fast: lint $(SUITE)
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -m "not slow" tests/test_configuration.py tests/test_processing.py \
 		tests/modeling_seam tests/evaluation tests/train/test_foundations.py tests/train/test_stages.py \
+		tests/publishing tests/test_remote_code.py tests/test_serving.py \
 		tests/test_command_line.py::test_demo_prints_references_and_transcripts
 
 lint: $(INSTALLED)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -134,6 +134,8 @@ def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
             raise ValueError(
                 f"config.backbones[{role!r}] is {record}; a light checkpoint names a Hub id (owner/name) and a commit."
             )
+        # Some versions of the client ask the Hub even in offline mode, unless told not to.
+        hub["local_files_only"] = hub.get("local_files_only") or constants.HF_HUB_OFFLINE
         try:
             folder = snapshot_download(
                 record["id"], revision=record["revision"], allow_patterns=["*.json", "model*.safetensors"], **hub
