@@ -1,0 +1,164 @@
+"""`pipeline("automatic-speech-recognition")` with the shipped checkpoint, in this process."""
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from transformers import pipeline
+
+from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.data.manifest import read_manifest
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam.pipeline import SeamPipeline
+
+TASK = "automatic-speech-recognition"
+
+
+@pytest.fixture(scope="module")
+def files():
+    return [str(one.audio) for one in read_manifest(RECORDINGS / "manifest.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def waveforms(files):
+    return [soundfile.read(file, dtype="float32")[0] for file in files]
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return SeamForSpeechRecognition.from_pretrained(CHECKPOINT), SeamProcessor.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def asr(shipped):
+    model, processor = shipped
+    return SeamPipeline(model=model, processor=processor, task=TASK)
+
+
+@pytest.fixture(scope="module")
+def texts(asr, files):
+    return [asr(file)["text"] for file in files]
+
+
+def resampled(asr, waveform, rate):
+    import librosa
+
+    return librosa.resample(waveform, orig_sr=asr.processor.sampling_rate, target_sr=rate)
+
+
+def words(outputs) -> list[str]:
+    return [output["text"] for output in outputs]
+
+
+def test_it_says_what_generate_says(asr, shipped, files, texts):
+    model, processor = shipped
+    ids = model.generate(**processor(audio=files))
+    assert texts == [text.strip() for text in processor.batch_decode(ids)]
+    assert len(set(texts)) > 5 and all(texts)
+
+
+def test_every_kind_of_input(asr, files, waveforms, texts):
+    file, waveform, text = files[0], waveforms[0], texts[0]
+    with open(file, "rb") as opened:
+        data = opened.read()
+    for source in (file, data, waveform, torch.tensor(waveform), np.stack([waveform, waveform])):
+        assert asr(source) == {"text": text}
+    for key in ("array", "raw"):
+        assert asr({key: waveform, "sampling_rate": 16000}) == {"text": text}
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_other_rates(asr, waveforms, texts, rate):
+    for waveform, text in zip(waveforms[:3], texts, strict=False):
+        again = resampled(asr, waveform, rate)
+        array, raw, bare = (
+            asr({"array": again, "sampling_rate": rate}),
+            asr({"raw": again, "sampling_rate": rate}),
+            asr(again, sampling_rate=rate),
+        )
+        assert array == raw == bare
+        if rate > 16000:  # at 8 kHz half of the spectrum is gone
+            assert array == {"text": text}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_batches_are_as_one_by_one(asr, files, texts, batch_size):
+    assert words(asr(files, batch_size=batch_size)) == texts
+
+
+def test_a_generator_is_read_as_it_is_answered(asr, files, texts):
+    given = []
+
+    def audio():
+        for file in files[:4]:
+            given.append(file)
+            yield file
+
+    outputs = asr(audio())
+    assert len(given) <= 1  # a look at what it is
+    assert next(iter(outputs)) == {"text": texts[0]} and len(given) < 4
+    assert words(asr(audio(), batch_size=2)) == texts[:4]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_long_audio_loses_and_doubles_no_word(asr, waveforms, texts, batch_size):
+    """Sentences of one window each: the tiny model has never heard two in one."""
+    one_each = [index for index, waveform in enumerate(waveforms) if len(waveform) > 1.8 * 16000]
+    pause = np.zeros(int(0.6 * 16000), np.float32)
+    long = np.concatenate([part for index in one_each for part in (waveforms[index], pause)])
+    assert len(long) > 3 * asr.processor.max_seconds * 16000
+    pieces = asr.processor.split(long)
+    alone = " ".join(filter(None, (asr(piece)["text"] for piece in pieces)))
+    together, short = asr([long, waveforms[0]], batch_size=batch_size)
+    assert together["text"] == alone and short["text"] == texts[0]
+    assert together["text"].split() == " ".join(texts[index] for index in one_each).split()
+
+
+def test_a_prompt_of_ones_own(asr, files, texts):
+    assert asr(files[0], prompt=asr.processor.instruction) == {"text": texts[0]}
+    other = asr(files[:2], prompt="Stop!", batch_size=2)
+    assert words(other) == [asr(file, prompt="Stop!")["text"] for file in files[:2]]
+    assert words(asr(files[:1])) == texts[:1]  # said for one call only
+
+
+def test_generate_kwargs(asr, files, texts):
+    short = asr(files[0], generate_kwargs={"max_new_tokens": 3})["text"]
+    assert texts[0].startswith(short) and len(short) < len(texts[0])
+    assert asr(files[0], max_new_tokens=3) == {"text": short}
+    assert isinstance(asr(files[0], generate_kwargs={"num_beams": 3})["text"], str)
+    stage1 = asr(files[0], use_llm=False)["text"]
+    assert stage1 and stage1 == asr(files[0], generate_kwargs={"use_llm": False})["text"]
+    assert asr(files[0]) == {"text": texts[0]}
+
+
+def test_what_it_has_no_use_for_is_named(asr, files):
+    with pytest.raises(ValueError, match="return_timestamps: SEAM writes tokens, not times"):
+        asr(files[0], return_timestamps=True)
+    with pytest.raises(ValueError, match="chunk_length_s: long audio is cut"):
+        asr(files[0], chunk_length_s=10)
+    with pytest.raises(ValueError, match="no_such_setting"):
+        asr(files[0], generate_kwargs={"no_such_setting": 1})
+    with pytest.raises(FileNotFoundError, match="missing.wav"):
+        asr("missing.wav")
+    with pytest.raises(ValueError, match="no audio samples"):
+        asr(np.zeros(0, np.float32))
+
+
+def test_a_saved_pipeline_comes_back(asr, files, texts, tmp_path):
+    asr.save_pretrained(tmp_path)
+    again = pipeline(TASK, model=str(tmp_path), pipeline_class=SeamPipeline)
+    assert isinstance(again.model, SeamForSpeechRecognition)
+    assert words(again(files[:3], batch_size=3)) == texts[:3]
+
+
+def test_without_trust_or_the_class_it_is_refused(asr, files, texts):
+    """Even where the package is installed: transformers looks at the config of the folder only."""
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        pipeline(TASK, model=str(CHECKPOINT))
+    again = pipeline(TASK, model=str(CHECKPOINT), pipeline_class=SeamPipeline)
+    assert type(again) is SeamPipeline and words(again(files[:2])) == texts[:2]
+
+
+def test_bfloat16(files):
+    again = pipeline(TASK, model=str(CHECKPOINT), dtype="bfloat16", pipeline_class=SeamPipeline)
+    assert again.model.dtype == torch.bfloat16 and all(words(again(files[:2])))
