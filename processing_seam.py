@@ -183,7 +183,8 @@ class SeamProcessor(ProcessorMixin):
         while len(waveform) > window:
             first = window - int(CUT_SEARCH_SHARE * window)
             power = np.convolve(waveform[first:window].astype(np.float64) ** 2, np.ones(stretch), mode="valid")
-            cut = first + int(power.argmin()) + stretch // 2
+            quietest = len(power) - 1 - int(power[::-1].argmin())  # the last of equals: speech soon follows the cut
+            cut = first + quietest + stretch // 2
             pieces.append(waveform[:cut])
             waveform = waveform[cut:]
         return [*pieces, waveform]
