@@ -66,6 +66,7 @@ class SeamProcessor(ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "SeamProcessor":
         """As in transformers. Raises `ValueError` that names the file when one is damaged."""
+        kwargs.pop("dtype", None)  # of the model, from pipelines; the tokenizer would save it
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
