@@ -161,6 +161,9 @@ def test_without_trust_or_the_class_it_is_refused(asr, files, texts):
     assert type(again) is SeamPipeline and words(again(files[:2])) == texts[:2]
 
 
-def test_bfloat16(files):
+def test_bfloat16(files, tmp_path):
     again = pipeline(TASK, model=str(CHECKPOINT), dtype="bfloat16", pipeline_class=SeamPipeline)
     assert again.model.dtype == torch.bfloat16 and all(words(again(files[:2])))
+    again.save_pretrained(tmp_path)
+    assert "dtype" not in (tmp_path / "tokenizer_config.json").read_text()
+    assert SeamForSpeechRecognition.from_pretrained(tmp_path).dtype == torch.bfloat16
