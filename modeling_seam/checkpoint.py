@@ -225,8 +225,10 @@ class SeamCheckpointMixin:
                 Save the aligner and LoRA only; the backbones stay where `config.backbones` says.
 
         Raises:
-            ValueError: when `light` and the config does not say where the backbones are.
+            ValueError: when `light` and the config does not say where the backbones are, or for a `variant`.
         """
+        if kwargs.get("variant") is not None:
+            raise ValueError("variant: a folder holds one set of weights; save the other to a folder of its own.")
         if kwargs.get("distributed_checkpoint"):  # every rank writes its own share
             return super().save_pretrained(
                 save_directory, is_main_process=is_main_process, push_to_hub=push_to_hub, **kwargs

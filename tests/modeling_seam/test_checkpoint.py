@@ -338,3 +338,9 @@ def test_a_light_checkpoint_that_lacks_a_weight_is_refused(light):
     save_file(weights, light / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match="1 missing or unexpected keys .aligner.output_projection.weight"):
         load(light)
+
+
+def test_a_variant_beside_the_weights_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="one set of weights"):
+        model.save_pretrained(tmp_path, variant="fp16")
+    assert not list(tmp_path.iterdir())
