@@ -31,8 +31,8 @@ def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, Seam
         OSError: when it cannot be found; ValueError: when it is no SEAM checkpoint, or not a whole one.
     """
     try:
+        model = SeamForSpeechRecognition.from_pretrained(name, **kwargs).eval()  # first: it names other architectures
         processor = SeamProcessor.from_pretrained(name)
-        model = SeamForSpeechRecognition.from_pretrained(name, **kwargs).eval()
     except OSError as error:
         raise OSError(f"cannot load the checkpoint {name!r}: {error}") from error
     processor.check_fits(model.config)
