@@ -110,8 +110,11 @@ def test_bad_input_is_one_sentence_and_a_non_zero_exit(case, tmp_path):
     assert "Traceback" not in done.stderr and not done.stdout
 
 
-def test_the_shipped_checkpoint_is_small_and_holds_no_code():
-    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+def test_the_shipped_checkpoint_is_small_and_its_code_is_a_link_to_ours():
+    links = {path.name: path.resolve() for path in CHECKPOINT.iterdir() if path.is_symlink()}
+    root = CHECKPOINT.resolve().parents[1]
+    assert links == {name: root / name for name in ("configuration_seam.py", "modeling_seam", "processing_seam.py")}
+    files = [path for path in CHECKPOINT.iterdir() if path.is_file() and not path.is_symlink()]
     assert sum(path.stat().st_size for path in files) <= 20e6
     assert '"_name_or_path": "/' not in (CHECKPOINT / "config.json").read_text()
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md", ".png"}
