@@ -25,6 +25,7 @@ def push(model: str, repo_id: str, private: bool = False, verify: bool = False, 
         The commit's id.
 
     Raises:
+        OSError: when the Hub is not reached or an upload fails.
         ValueError: when `private` and the repository is public, or what came back differs.
     """
     api = HfApi()
@@ -40,14 +41,17 @@ def push(model: str, repo_id: str, private: bool = False, verify: bool = False, 
         api.create_repo(repo_id, private=private, exist_ok=True)
         present = set(api.list_repo_files(repo_id))
         stale = [name for name in present - set(files) if name.startswith("model") and ".safetensors" in name]
-        commit = api.create_commit(
-            repo_id,
-            [
-                *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
-                *(CommitOperationDelete(name) for name in sorted(stale)),
-            ],
-            commit_message="Upload SEAM checkpoint",
-        )
+        try:
+            commit = api.create_commit(
+                repo_id,
+                [
+                    *(CommitOperationAdd(name, str(path)) for name, path in files.items()),
+                    *(CommitOperationDelete(name) for name in sorted(stale)),
+                ],
+                commit_message="Upload SEAM checkpoint",
+            )
+        except RuntimeError as error:  # what the client makes of a failed upload of a large file
+            raise OSError(f"the upload failed, and {repo_id} is as it was: {error}") from error
         if verify:
             with tempfile.TemporaryDirectory() as cache:
                 copy = Path(snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
