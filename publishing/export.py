@@ -57,8 +57,9 @@ def export(
         raise ValueError(f"{model} has no LoRA to write as an adapter folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    for leftover in (staging, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)  # of an export that was interrupted
+    _put_back(old, target)
+    shutil.rmtree(old, ignore_errors=True)
     try:
         if merge:
             seam.merge_lora()
@@ -78,8 +79,15 @@ def export(
         os.rename(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        _put_back(old, target)
     shutil.rmtree(old, ignore_errors=True)
     return target
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """Undo an export that was stopped between its two renames: `old` is then the only copy."""
+    if old.exists() and not target.exists():
+        os.rename(old, target)
 
 
 def _is_checkpoint(folder: Path) -> bool:

@@ -291,7 +291,7 @@ def test_other_weights_than_it_was_trained_with_are_refused(light, cache, role):
     ("change", "error"),
     [
         ({"id": "../cache"}, ValueError),
-        ({"id": "/tmp/whisper"}, ValueError),
+        ({"id": "/whisper"}, ValueError),
         ({"id": "whisper"}, ValueError),
         ({"id": ".."}, ValueError),
         ({"id": None}, ValueError),

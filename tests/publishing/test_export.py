@@ -75,6 +75,20 @@ def test_an_interrupted_export_leaves_the_old_folder(checkpoint, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_export_killed_between_its_renames_loses_nothing(checkpoint, tmp_path, monkeypatch):
+    folder = export(checkpoint, tmp_path / "out")
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    folder.rename(tmp_path / ".out.old")  # what such a kill leaves
+
+    def full_disk(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(exporting, "write_card", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        export(checkpoint, folder)
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_merged_writes_the_same_logits_without_lora(checkpoint, processor, waveforms, tmp_path):
     folder = export(checkpoint, tmp_path / "out", merge=True)
     assert not [name for name in load_file(folder / "model.safetensors") if "lora" in name]
