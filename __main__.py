@@ -23,6 +23,11 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, with dots between nested keys.")]
 
+Light = Annotated[bool, typer.Option("--light", help="Only aligner and LoRA; backbones by Hub id.")]
+Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]
+
 
 @contextmanager
 def one_sentence_errors():
@@ -100,12 +105,6 @@ def demo(
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.words} words")
-
-
-Light = Annotated[bool, typer.Option("--light", help="Only aligner and LoRA; backbones by Hub id.")]
-Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
-Checkpoint = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
-Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]
 
 
 @app.command()

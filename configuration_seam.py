@@ -132,14 +132,15 @@ class SeamConfig(PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """Raises `OSError` without a config.json, where transformers would go on with the defaults: a model of 5 B."""
+        damaged = OSError(f"{pretrained_model_name_or_path}: config.json is damaged: it is not a JSON object.")
         try:
             config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except TypeError:  # older versions of transformers take for granted that it is an object
-            config_dict, unused = [None], kwargs
+        except TypeError as error:  # older versions of transformers take for granted that it is an object
+            raise damaged from error
         if not config_dict:
             raise OSError(f"{pretrained_model_name_or_path} holds no config.json.")
         if not isinstance(config_dict, dict):
-            raise OSError(f"{pretrained_model_name_or_path}: config.json is damaged: it is not a JSON object.")
+            raise damaged
         return config_dict, unused
 
     @classmethod

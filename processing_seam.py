@@ -22,6 +22,7 @@ CUT_SEARCH_SHARE = 0.4
 CUT_STRETCH_SECONDS = 0.1
 
 FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+# Remote code at the root and in `modeling_seam/` cannot import each other: the arguments are also in its `weights.py`.
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
 AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list | dict

@@ -24,6 +24,7 @@ from transformers import (
 from .aligner import SeamAligner
 from .weights import (
     HUB_ARGUMENTS,
+    WEIGHT_FILES,
     backbone_folder,
     backbone_record,
     check_finite,
@@ -332,7 +333,7 @@ def _move_over(staging: Path, target: Path):
     new = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
     if (target / CODE.name).is_symlink():  # to code that is another's: not to be written through
         (target / CODE.name).unlink()
-    stale = {path.name for path in target.glob("model*.safetensors*")} - {path.name for path in new}
+    stale = {path.name for path in target.glob(WEIGHT_FILES)} - {path.name for path in new}
     for path in new:
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         os.replace(staging / path, target / path)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+WEIGHT_FILES = "model*.safetensors*"  # with the index of shards: what a later save makes stale
 # Elements of each tensor that its fingerprint looks at: enough to tell two trainings apart, and read in no time.
 SAMPLES = 64
 
@@ -28,7 +29,6 @@ def weight_files(name: str | Path, **hub) -> list[Path]:
         OSError: when there are none; weights in other formats than safetensors are not looked for.
         ValueError: when the index of the shards cannot be read.
     """
-
     single = _find(name, SAFE_WEIGHTS_NAME, **hub)
     if single is not None:
         return [single]

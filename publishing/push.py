@@ -1,5 +1,6 @@
 """A checkpoint to the Hub, in one commit, so that an interrupted push leaves the old one."""
 
+import fnmatch
 import hashlib
 import tempfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from seam.modeling_seam.weights import WEIGHT_FILES
 from seam.publishing.export import export
 
 
@@ -40,7 +42,7 @@ def push(model: str, repo_id: str, private: bool = False, verify: bool = False, 
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         api.create_repo(repo_id, private=private, exist_ok=True)
         present = set(api.list_repo_files(repo_id))
-        stale = [name for name in present - set(files) if name.startswith("model") and ".safetensors" in name]
+        stale = fnmatch.filter(present - set(files), WEIGHT_FILES)
         try:
             commit = api.create_commit(
                 repo_id,

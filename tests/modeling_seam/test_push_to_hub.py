@@ -11,7 +11,7 @@ from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
 from seam.tests.hub import LocalHub
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUSH = """
     import sys
     from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
