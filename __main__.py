@@ -44,7 +44,10 @@ def transcribe(
     files: Files,
     model: Model = str(CHECKPOINT),
     batch_size: BatchSize = 8,
-    llm: Annotated[bool, typer.Option("--llm/--no-llm", help="Let the LLM write, or stop after Stage 1.")] = True,
+    llm: Annotated[
+        bool | None,
+        typer.Option("--llm/--no-llm", help="Let the LLM write, or stop after Stage 1.", show_default=False),
+    ] = None,
     first_token_guidance: Annotated[bool, typer.Option(help="Give the LLM Stage 1's first token.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: file, seconds, stage1, text.")

@@ -68,6 +68,8 @@ class SeamConfig(PreTrainedConfig):
         lora_alpha (`int`, *optional*, defaults to 64): Scaling of the LoRA adapters.
         lora_dropout (`float`, *optional*, defaults to 0.1): Dropout before the LoRA adapters.
         lora_target_modules (`list[str]`, *optional*): Linear layers that get an adapter.
+        alignment_only (`bool`, *optional*, defaults to `False`):
+            Whether the language model is present by its embedding table only, which is all that Stage 1 needs.
         backbones (`dict`, *optional*):
             Where the frozen parts come from: `{"encoder": {...}, "llm": {...}}`, each with `id` (of the Hub),
             `revision` (a commit) and `fingerprint` (of its weight files). `None` when they came from folders.
@@ -105,6 +107,7 @@ class SeamConfig(PreTrainedConfig):
         "down_proj",
     )
 
+    alignment_only: bool = False
     backbones: dict | None = None
     light_checkpoint: bool = False
     weights_fingerprint: str | None = None
@@ -123,6 +126,12 @@ class SeamConfig(PreTrainedConfig):
         # Caches are sized by `num_hidden_layers`, which Whisper maps to `encoder_layers`; the aligner has no encoder.
         self.aligner_config.encoder_layers = self.aligner_config.decoder_layers
         self.aligner_config.encoder_attention_heads = self.aligner_config.decoder_attention_heads
+
+    @classmethod
+    def from_backbones(cls, audio_config: WhisperConfig, text_config: PreTrainedConfig, **fields) -> "SeamConfig":
+        """A config around two backbones. By default the aligner has the shape of the Whisper checkpoint's decoder."""
+        fields.setdefault("aligner_config", audio_config.to_dict())
+        return cls(audio_config=audio_config, text_config=text_config, **fields)
 
     @classmethod
     def default_config_fields(cls) -> dict:

@@ -3,7 +3,6 @@
 import copy
 import json
 import os
-import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from .aligner import SeamAligner
+from .backbones import load_backbone, load_embedding_table
 from .weights import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,
@@ -131,10 +131,13 @@ class SeamCheckpointMixin:
         dtype = config.dtype if dtype in (None, "auto") else dtype
         config.dtype = dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
         options = {key: kwargs[key] for key in ("attn_implementation", "device_map") if kwargs.get(key) is not None}
-        whisper = _load_every_weight(AutoModel, folders["encoder"], dtype, r"^encoder\.", **options)
+        whisper = load_backbone(AutoModel, folders["encoder"], dtype, r"^encoder\.", **options)
         if kwargs.get("quantization_config") is not None:
             options["quantization_config"] = kwargs["quantization_config"]
-        language_model = _load_every_weight(AutoModelForCausalLM, folders["llm"], dtype, "", **options)
+        if config.alignment_only:
+            language_model = load_embedding_table(folders["llm"], dtype)
+        else:
+            language_model = load_backbone(AutoModelForCausalLM, folders["llm"], dtype, "", **options)
         config.light_checkpoint = False
         model = cls._assemble(config, whisper, language_model, dtype)
         weights = {key: value for file in set(owner.values()) for key, value in load_file(file).items()}
@@ -153,14 +156,20 @@ class SeamCheckpointMixin:
             model = cls(config)
         model.encoder = whisper.get_encoder().requires_grad_(False)
         model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size).to(dtype)
-        model.language_model = with_lora(language_model, config).requires_grad_(False)
+        model._put_in(language_model)
+        return model
+
+    def _put_in(self, language_model):
+        """Take a loaded language model, or its embedding table, as this model's."""
         # A chat model's own settings sample; a transcript is decoded greedily unless asked otherwise.
         chat = language_model.generation_config
         language_model.generation_config = GenerationConfig(
             eos_token_id=chat.eos_token_id,
-            pad_token_id=config.eoa_token_id if chat.pad_token_id is None else chat.pad_token_id,
+            pad_token_id=self.config.eoa_token_id if chat.pad_token_id is None else chat.pad_token_id,
         )
-        return model
+        if not self.config.alignment_only:
+            with_lora(language_model, self.config)
+        self.language_model = language_model.requires_grad_(False)
 
     @classmethod
     def from_backbones(
@@ -174,8 +183,8 @@ class SeamCheckpointMixin:
             llm: Hub id or folder of a causal language model.
             processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
             dtype: of all weights, the backbones' included.
-            config: fields of [`SeamConfig`]. Without `aligner_config` the aligner has the encoder's width and the
-                shape of the checkpoint's own decoder.
+            config: fields of [`SeamConfig`]. With `alignment_only=True` the LLM's embedding table is all that is read
+                of it: `add_llm` puts in the rest.
 
         Raises:
             ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, or a field
@@ -195,14 +204,16 @@ class SeamCheckpointMixin:
                 **config,
             }
         # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
-        whisper = _load_every_weight(AutoModel, encoder, dtype, r"^encoder\.")
-        language_model = _load_every_weight(AutoModelForCausalLM, llm, dtype, "")
+        whisper = load_backbone(AutoModel, encoder, dtype, r"^encoder\.")
+        if config.get("alignment_only"):
+            language_model = load_embedding_table(llm, dtype)
+        else:
+            language_model = load_backbone(AutoModelForCausalLM, llm, dtype, "")
         for backbone in (whisper.config, language_model.config):
             backbone._name_or_path = ""  # a folder of one machine; Hub ids are kept as `backbones`
-        config.setdefault("aligner_config", whisper.config.to_dict())
         records = {"encoder": backbone_record(encoder), "llm": backbone_record(llm)}
         config.setdefault("backbones", records if all(records.values()) else None)
-        config = cls.config_class(audio_config=whisper.config, text_config=language_model.config, **config)
+        config = cls.config_class.from_backbones(whisper.config, language_model.config, **config)
         model = cls._assemble(config, whisper, language_model, dtype)
         model.generation_config = GenerationConfig(
             max_new_tokens=config.aligner_config.max_target_positions - 1,
@@ -213,6 +224,35 @@ class SeamCheckpointMixin:
         )
         model.warn_if_eoa_is_ambiguous()
         return model
+
+    def add_llm(self, llm: str | None = None) -> "SeamCheckpointMixin":
+        """
+        Put the LLM, with fresh LoRA, in the place of the embedding table that Stage 1 was trained with, in place.
+
+        Args:
+            llm: Hub id or folder; by default the one of `config.backbones`.
+
+        Raises:
+            ValueError: when the model has its LLM already, none is named, or it is not the one of the table.
+        """
+        if not self.config.alignment_only:
+            raise ValueError("this model holds its LLM already.")
+        record = (self.config.backbones or {}).get("llm")
+        if record is not None:
+            llm = backbone_folder("llm", record, llm)
+        elif llm is None:
+            raise ValueError(
+                "this model holds Stage 1 alone, and its config does not say which LLM it is for: name it."
+            )
+        table = self.get_input_embeddings().weight
+        language_model = load_backbone(AutoModelForCausalLM, llm, table.dtype, "").to(table.device)
+        if not torch.equal(language_model.get_input_embeddings().weight, table):
+            raise ValueError(f"{llm} is not the LLM that Stage 1 was trained with: its embedding table is another.")
+        language_model.config._name_or_path = ""
+        self.config.text_config = language_model.config
+        self.config.alignment_only = False
+        self._put_in(language_model)
+        return self
 
     def save_pretrained(
         self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, light: bool = False, **kwargs
@@ -235,7 +275,7 @@ class SeamCheckpointMixin:
                 save_directory, is_main_process=is_main_process, push_to_hub=push_to_hub, **kwargs
             )
         if light:
-            if self.config.backbones is None or not self.config.lora_rank:
+            if self.config.backbones is None or not (self.config.lora_rank or self.config.alignment_only):
                 raise ValueError(
                     "a light checkpoint needs LoRA (lora_rank above 0) and backbones of the Hub (config.backbones)."
                 )
@@ -260,7 +300,12 @@ class SeamCheckpointMixin:
             self.push_to_hub(kwargs.pop("repo_id", target.name), **_push_arguments(kwargs))
 
     def merge_lora(self) -> "SeamCheckpointMixin":
-        """Fold LoRA into the language model's weights, in place: the same transcripts, without adapters."""
+        """
+        Fold LoRA into the language model's weights, in place: the same transcripts, without adapters. Raises
+        `ValueError` for Stage 1 alone, which has none yet.
+        """
+        if self.config.alignment_only:
+            raise ValueError("this model holds Stage 1 alone: it has no LoRA to fold in.")
         if self.config.lora_rank:
             take_off_lora(self.language_model, fold_in=True)
             self.config.lora_rank = 0
@@ -290,19 +335,6 @@ def take_off_lora(language_model: PreTrainedModel, fold_in: bool) -> None:
             language_model.set_submodule(name, module.get_base_layer())
     del language_model.peft_config
     language_model._hf_peft_config_loaded = False
-
-
-def _load_every_weight(auto_class, name: str, dtype: torch.dtype, expected: str, **options) -> PreTrainedModel:
-    """Load a backbone; raise when a weight whose name matches `expected` was not in the checkpoint."""
-    model, info = auto_class.from_pretrained(
-        name, dtype=dtype, output_loading_info=True, use_safetensors=True, **options
-    )
-    lost = [key for key in (*info["missing_keys"], *info["mismatched_keys"]) if re.search(expected, str(key))]
-    if lost:
-        raise ValueError(
-            f"{name} lacks {len(lost)} of the weights of {type(model).__name__}: {sorted(map(str, lost))[:5]}"
-        )
-    return model
 
 
 def _for_the_llm_only(quantization_config):

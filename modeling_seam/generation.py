@@ -161,7 +161,7 @@ class SeamGenerationMixin(GenerationMixin):
         speech_states: torch.FloatTensor | None = None,
         speech_mask: torch.Tensor | None = None,
         first_token_guidance: bool = True,
-        use_llm: bool = True,
+        use_llm: bool | None = None,
         return_dict_in_generate: bool | None = None,
         generation_config: GenerationConfig | None = None,
         labels: torch.LongTensor | None = None,
@@ -179,7 +179,8 @@ class SeamGenerationMixin(GenerationMixin):
             prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
             speech_states, speech_mask (*optional*): what `encode` returned, instead of `input_features`.
             first_token_guidance (`bool`, *optional*, defaults to `True`): Eq. 6.
-            use_llm (`bool`, *optional*, defaults to `True`): `False` gives Stage 1's tokens ("SEAM w/o LLM").
+            use_llm (`bool`, *optional*): `False` gives Stage 1's tokens ("SEAM w/o LLM"); by default `True` where the
+                LLM is present.
             return_dict_in_generate (`bool`, *optional*): also return what Stage 1 heard, and `output_scores` and the
                 like; by default as the generation config says.
             generation_config, kwargs: of `GenerationMixin.generate`, for the loop that writes the transcript: the
@@ -190,6 +191,7 @@ class SeamGenerationMixin(GenerationMixin):
             Transcript ids `(batch, tokens)` padded at the end, or a [`SeamGenerateOutput`]. Where Stage 1 heard
             nothing the transcript is empty: nothing is invented.
         """
+        use_llm = self.uses_llm(use_llm)
         speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
         settings = generation_config or self.generation_config
         if return_dict_in_generate is None:

@@ -14,6 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .aligner import SeamAligner, SeamAlignerOutput
+from .backbones import EmbeddingTable
 from .checkpoint import SeamCheckpointMixin, with_lora
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
@@ -79,7 +80,10 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         text_config = config.get_text_config()
         self.encoder = WhisperEncoder(config.audio_config)
         self.aligner = SeamAligner(config.aligner_config, text_config.hidden_size)
-        self.language_model = with_lora(AutoModelForCausalLM.from_config(text_config), config)
+        if config.alignment_only:
+            self.language_model = EmbeddingTable(text_config)
+        else:
+            self.language_model = with_lora(AutoModelForCausalLM.from_config(text_config), config)
         self._lookup: tuple | None = None
         self.post_init()
         # The backbones are frozen throughout; what a stage trains, its trainer switches on.
@@ -108,6 +112,15 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
         return self.encoder
+
+    def uses_llm(self, use_llm: bool | None) -> bool:
+        """`use_llm` as given; by default whether there is an LLM. Raises `ValueError` where there is none to use."""
+        if use_llm and self.config.alignment_only:
+            raise ValueError(
+                "use_llm: this checkpoint holds Stage 1 alone, of the LLM only the embedding table. Train Stage 2 on "
+                "it, or put the LLM in with add_llm."
+            )
+        return not self.config.alignment_only if use_llm is None else use_llm
 
     @property
     def lookup(self) -> NearestToken:
@@ -229,7 +242,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         speech_mask: torch.Tensor | None = None,
         aligned_embeds: torch.FloatTensor | None = None,
         aligned_mask: torch.Tensor | None = None,
-        use_llm: bool = True,
+        use_llm: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -249,12 +262,13 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             aligned_embeds (`torch.FloatTensor` of shape `(batch, n, d_llm)`, *optional*):
                 What the language model receives (Stage 3). By default the aligner's teacher-forced predictions.
             aligned_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): 0 leaves an aligned embedding out.
-            use_llm (`bool`, *optional*, defaults to `True`): `False` for Stage 1.
+            use_llm (`bool`, *optional*): `False` for Stage 1; by default `True` where the LLM is present.
             num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
                 batch's own, so that the loss is a mean over tokens.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 See [`SeamOutput`]; by default what the configs of the parts say.
         """
+        use_llm = self.uses_llm(use_llm)
         if labels is None:
             raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
         is_label = labels != -100

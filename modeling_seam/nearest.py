@@ -1,5 +1,7 @@
 """The alignment distance (Eq. 3 and Eq. 7) and the nearest-neighbour lookup built on it (Eq. 8): one definition."""
 
+from functools import cached_property
+
 import torch
 
 # Below this product of norms a direction is meaningless; the value is that of `torch.nn.functional.cosine_similarity`.
@@ -75,9 +77,16 @@ class NearestToken:
         self.table = table.detach()
         self.alignment_lambda = alignment_lambda
         self.reduction = reduction
-        self._table32 = self.table.float()
-        self._square = self._table32.square().sum(-1)
         self._excluded = torch.tensor(excluded_ids, dtype=torch.long, device=table.device)
+
+    @cached_property
+    def _table32(self) -> torch.Tensor:
+        """Made when first looked into: training feeds and compares embeddings, but looks nothing up."""
+        return self.table.float()
+
+    @cached_property
+    def _square(self) -> torch.Tensor:
+        return self._table32.square().sum(-1)
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """`(...)` ids to `(..., d_llm)` embeddings."""

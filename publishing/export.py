@@ -53,7 +53,7 @@ def export(
         if encoder is None or llm is None:
             raise ValueError("name both backbones: encoder and llm.")
         seam.config.backbones = {role: _record(role, name) for role, name in (("encoder", encoder), ("llm", llm))}
-    if adapter and not seam.config.lora_rank:
+    if adapter and (seam.config.alignment_only or not seam.config.lora_rank):
         raise ValueError(f"{model} has no LoRA to write as an adapter folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")

@@ -28,10 +28,12 @@ def load(name: str, checkpoint: str):
 
 
 def logits_digest(model, processor, recording: str) -> str:
-    """Digest of the language model's logits for a recording and some text, and of Stage 1's predictions."""
+    """Digest of Stage 1's predictions for a recording and some text, and of the language model's logits, if any."""
     inputs = processor(audio=recording, text="one two three").to(model.device)
     model.eval()
-    digest = hashlib.sha256(model(**inputs).logits.detach().float().cpu().numpy().tobytes())
+    digest = hashlib.sha256()
+    if not model.config.alignment_only:
+        digest.update(model(**inputs).logits.detach().float().cpu().numpy().tobytes())
     digest.update(model(**inputs, use_llm=False).aligned_embeds.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 

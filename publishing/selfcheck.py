@@ -114,6 +114,8 @@ def _backbones(model: str, folder: Path, cache: Path) -> dict[str, str] | str:
     seam, _ = load_checkpoint(model)
     if seam.config.backbones is not None:
         return {}
+    if seam.config.alignment_only:
+        return "not tried: the LLM is not here"
     if not seam.config.lora_rank:
         return "not for a checkpoint without LoRA"
     whisper = WhisperModel(seam.config.audio_config)

@@ -25,7 +25,10 @@ class AlignmentTrainer(StageTrainer):
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
-    """Run Stage 1: on a new model around `encoder` and `llm`, or on an existing `model`."""
+    """
+    Run Stage 1: on a new model around `encoder` and `llm`, of which only the embedding table is read (Table 2), or on
+    an existing `model`.
+    """
     if recipe.model is not None:
         model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
     elif recipe.encoder is None or recipe.llm is None:
@@ -34,5 +37,6 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
         processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
         torch.manual_seed(recipe.training.seed)  # of the fresh aligner
-        model = SeamForSpeechRecognition.from_backbones(recipe.encoder, recipe.llm, processor, **recipe.config)
+        config = {**recipe.config, "alignment_only": True}
+        model = SeamForSpeechRecognition.from_backbones(recipe.encoder, recipe.llm, processor, **config)
     return run(recipe, AlignmentTrainer, model, processor)

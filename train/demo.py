@@ -169,6 +169,8 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
         }
         recipes[name] = build(StageRecipe, {**before, **values}, f"{name}.")
         before = {"model": str(folder / name)}
+        if name == "alignment":
+            before["llm"] = str(folder / "llm")  # Stage 1's checkpoint has the embedding table only
     return recipes
 
 

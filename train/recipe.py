@@ -72,7 +72,8 @@ class StageRecipe:
         training: fields of `transformers.TrainingArguments`.
         data: see `DataSettings`.
         model: checkpoint of the stage before (Stages 2 and 3), or one whose aligner is trained on (Stage 1).
-        encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1).
+        encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1). On a checkpoint of Stage 1 the LLM
+            is named again where it is a folder: the checkpoint holds its embedding table only.
         config: fields of `SeamConfig` for a new model.
         processor: see `ProcessorSettings`, for a new model.
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).

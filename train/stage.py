@@ -86,10 +86,20 @@ def llm_adapters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
 
 
 def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
-    """Model and processor that Stages 2 and 3 go on with."""
+    """Model and processor that Stages 2 and 3 go on with; a checkpoint of Stage 1 gets its LLM here."""
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
-    return load_checkpoint(recipe.model, dtype=torch.float32)
+    model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
+    if model.config.alignment_only:
+        if recipe.llm is None and model.config.backbones is None:
+            raise RecipeError(
+                f"{recipe.model} holds Stage 1 alone, trained with an LLM from a folder: name it, llm=FOLDER."
+            )
+        torch.manual_seed(recipe.training.seed)  # of the fresh LoRA
+        model.add_llm(recipe.llm)
+    elif recipe.llm is not None:
+        raise RecipeError(f"{recipe.model} holds its LLM already: leave llm out.")
+    return model, processor
 
 
 def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import Qwen3ForCausalLM
 
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation.transcription import transcribe
@@ -82,7 +83,9 @@ def stages(tmp_path_factory, backbones, manifest):
                 config={"lora_rank": 8, "lora_dropout": 0.0},
             )
         ),
-        "instruction": instruction.main(recipe(folder / "instruction", manifest, 150, model=str(folder / "alignment"))),
+        "instruction": instruction.main(
+            recipe(folder / "instruction", manifest, 150, model=str(folder / "alignment"), llm=backbones[1])
+        ),
         "refinement": refinement.main(recipe(folder / "refinement", manifest, 60, model=str(folder / "instruction"))),
     }
     return folder, metrics
@@ -108,11 +111,18 @@ def test_the_wrong_audio_gives_the_wrong_text(stages, manifest):
     assert right >= 7 and wrong == 0
 
 
-def test_only_the_stages_own_parameters_change(stages):
+def test_only_the_stages_own_parameters_change(stages, backbones):
     folder, _ = stages
-    fresh, instructed, refined = (weights(folder / name) for name in ("alignment", "instruction", "refinement"))
-    assert changed(fresh, instructed) == {name for name in fresh if "lora_" in name}
-    assert changed(instructed, refined) == {name for name in fresh if "lora_" in name}
+    heard, instructed, refined = (weights(folder / name) for name in ("alignment", "instruction", "refinement"))
+    table = heard.pop("language_model.embed_tokens.weight")
+    assert torch.equal(table, instructed["language_model.model.embed_tokens.weight"])
+    assert not changed(heard, instructed)  # what Stage 1 has; the LLM is not among it
+    llm = {
+        f"language_model.{name}": weight
+        for name, weight in Qwen3ForCausalLM.from_pretrained(backbones[1]).state_dict().items()
+    }
+    assert not changed(llm, {name.replace(".base_layer", ""): weight for name, weight in refined.items()})
+    assert changed(instructed, refined) == {name for name in refined if "lora_" in name}
 
 
 def test_stage_1_changes_the_aligner_alone(backbones, manifest, tmp_path):
@@ -150,7 +160,9 @@ def test_refinement_reads_both_kinds_of_inputs(backbones, manifest, tmp_path, ll
     alignment.main(
         recipe(tmp_path / "1", manifest, 1, encoder=backbones[0], llm=backbones[1], config=config, data=data)
     )
-    metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "1"), data=data))
+    metrics = refinement.main(
+        recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "1"), llm=backbones[1], data=data)
+    )
     assert np.isfinite(metrics["eval_loss"])
 
 
@@ -236,7 +248,15 @@ def test_resumed_training_is_uninterrupted_training(backbones, manifest, tmp_pat
 def test_stage_2_without_lora_is_refused(backbones, manifest, tmp_path):
     alignment.main(recipe(tmp_path / "1", manifest, 1, encoder=backbones[0], llm=backbones[1], config={"lora_rank": 0}))
     with pytest.raises(RecipeError, match="no LoRA adapters"):
-        instruction.main(recipe(tmp_path / "2", manifest, 1, model=str(tmp_path / "1")))
+        instruction.main(recipe(tmp_path / "2", manifest, 1, model=str(tmp_path / "1"), llm=backbones[1]))
+
+
+def test_stage_2_needs_to_be_told_the_llm_once(stages, backbones, manifest, tmp_path):
+    folder, _ = stages
+    with pytest.raises(RecipeError, match="alignment holds Stage 1 alone, .* name it, llm=FOLDER"):
+        instruction.main(recipe(tmp_path, manifest, 1, model=str(folder / "alignment")))
+    with pytest.raises(RecipeError, match="instruction holds its LLM already: leave llm out"):
+        refinement.main(recipe(tmp_path, manifest, 1, model=str(folder / "instruction"), llm=backbones[1]))
 
 
 # ---- perturbation ----
