@@ -248,6 +248,16 @@ def test_a_light_checkpoint_holds_what_was_trained_and_loads_the_rest(from_hub, 
     assert content(tmp_path / "light again") == content(light)
 
 
+def test_stage_1_alone_is_light_and_knows_its_llm(cache, processor, waveforms, tmp_path):
+    alone = SeamForSpeechRecognition.from_backbones("owner/whisper", "owner/llm", processor, alignment_only=True)
+    alone.save_pretrained(tmp_path / "light", light=True)
+    assert all(name.startswith("aligner.") for name in load_file(tmp_path / "light" / "model.safetensors"))
+    again = load(tmp_path / "light")
+    inputs = processor(audio=waveforms)
+    assert torch.equal(again.generate(**inputs), alone.eval().generate(**inputs))
+    assert again.add_llm().generate(**inputs, use_llm=True).shape[0] == len(waveforms)
+
+
 def test_the_backbones_can_be_named(from_hub, light, logits, backbones, cache):
     shutil.rmtree(cache)
     with pytest.raises(OSError, match=f"encoder owner/whisper at {COMMITS['encoder']} is not to be had"):
