@@ -111,6 +111,41 @@ def demo(
 
 
 @app.command()
+def describe(
+    what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a checkpoint: folder or Hub id.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+):
+    """Count parameters and memory of a model that need not exist yet, beside the paper's Table 2."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from seam.train.description import describe, millions
+
+    with one_sentence_errors():
+        description = describe(what)
+    if as_json:
+        print(json.dumps(description.to_dict(), indent=1))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    is_papers = any(one.paper for one in description.components)
+    paper = ("paper", "") if is_papers else ()
+    table = Table("component", "parameters", "trained in stage", "fp32, GB", "bf16, GB", *paper)
+    for one in description.components:
+        stages = ", ".join(map(str, one.trained_in)) or "-"
+        sizes = (f"{one.parameters * size / 1e9:.3g}" for size in (4, 2))
+        theirs = (f"{one.paper:,}M", one.note) if is_papers else ()
+        table.add_row(one.name, millions(one.parameters), stages, *sizes, *theirs)
+    console.print(table)
+    table = Table("stage", "in memory", "trained", "weights fp32, GB", "bf16, GB", "training in fp32, GB *", *paper[:1])
+    for one in description.stages:
+        sizes = (f"{size / 1e9:.3g}" for size in (one.weights_fp32, one.weights_bf16, one.training_fp32))
+        theirs = () if not is_papers else ("" if one.paper_trained is None else f"{one.paper_trained:,}M",)
+        table.add_row(str(one.number), millions(one.loaded), millions(one.trained), *sizes, *theirs)
+    console.print(table)
+    console.print("* weights, gradients and the two moments of AdamW; activations come on top.")
+
+
+@app.command()
 def export(
     model: Checkpoint,
     target: Target,

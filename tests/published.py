@@ -16,7 +16,7 @@ Named = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def whisper_tensors(config: WhisperConfig) -> Named:
-    """Of `openai/whisper-*`: all under `model.`, no bias on keys; the output layer is the decoder's table, not stored."""
+    """Of `openai/whisper-*`: under `model.`, no bias on keys, no output layer, which is the decoder's table."""
     d = config.d_model
     yield "model.encoder.conv1.weight", (d, config.num_mel_bins, 3)
     yield "model.encoder.conv1.bias", (d,)

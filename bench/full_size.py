@@ -1,0 +1,272 @@
+"""
+Time and peak memory of the paper's architecture with random weights: built from folders laid out as the published
+backbones are, one step of each stage, saved in shards, loaded, and one recording transcribed.
+
+    python bench/full_size.py [--size paper|tiny] [--folder FOLDER] [--json FILE]
+
+Every part runs in a process of its own, so that each has its own peak. At paper size it needs 24 GB of memory and as much
+disk.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, Qwen3Config, TrainingArguments, WhisperConfig, WhisperFeatureExtractor
+
+from seam.__main__ import RECORDINGS
+from seam.data.batching import ListDataset, SpeechCollator, SpeechDataset
+from seam.data.manifest import Utterance, read_manifest
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.tests.published import qwen3_tensors, whisper_tensors, write_published
+from seam.train import foundations
+from seam.train.alignment import AlignmentTrainer
+from seam.train.description import backbone_config
+from seam.train.instruction import InstructionTrainer
+from seam.train.recipe import DataSettings
+from seam.train.refinement import AlignedDataset, RefinementTrainer
+from seam.train.stage import StageTrainer
+
+TINY = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "decoder_ffn_dim": 128,
+}
+NEW_TOKENS = 20  # random weights never end a transcript
+BATCHES = (1, 8, 32) if torch.cuda.is_available() else (1,)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def configs(size: str) -> tuple[WhisperConfig, PreTrainedConfig]:
+    if size == "paper":
+        return backbone_config("openai/whisper-large-v2"), backbone_config("Qwen/Qwen3-4B-Instruct-2507")
+    llm = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 500, "head_dim": 16}
+    specials = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1, "decoder_start_token_id": 2}
+    return (
+        WhisperConfig(**TINY, vocab_size=400, **specials),
+        Qwen3Config(**llm, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True),
+    )
+
+
+# ---- the parts, in order; each returns what is particular to it ----
+
+
+def backbones(folder: Path, size: str) -> dict:
+    """Folders as published: one file, three shards. The tokenizer is small: its ids are the first of the vocabulary."""
+    whisper, llm = configs(size)
+    write_published(folder / "whisper", whisper, whisper_tensors(whisper), 1, torch.bfloat16)
+    WhisperFeatureExtractor(feature_size=whisper.num_mel_bins).save_pretrained(folder / "whisper")
+    write_published(folder / "llm", llm, qwen3_tensors(llm, lm_head=False), 3, torch.bfloat16)
+    texts = [one.text for one in recordings()]
+    foundations.make_tokenizer(texts * 20, 340).save_pretrained(folder / "llm")
+    return {"tensors": len(list(whisper_tensors(whisper))) + len(list(qwen3_tensors(llm, lm_head=False)))}
+
+
+def stage_1(folder: Path, size: str) -> dict:
+    """One step in fp32; of the LLM the embedding table is read."""
+    model, processor = assemble(folder, torch.float32, alignment_only=True)
+    with measured() as step:
+        train(AlignmentTrainer, model, processor, folder, speech(processor))
+    return {"step_seconds": step["seconds"], "bound_gb": stage_1_bound(model) / 1e9}
+
+
+def stage_1_bound(model: SeamForSpeechRecognition) -> int:
+    """Bytes of encoder, aligner with gradients and AdamW's moments, and embedding table in fp32."""
+    count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return 4 * (count["encoder"] + 4 * count["aligner"] + count["language_model"])
+
+
+def save(folder: Path, size: str) -> dict:
+    """The whole model in bf16, in shards of 5 GB."""
+    model, processor = assemble(folder, torch.bfloat16)
+    with measured() as saving:
+        model.save_pretrained(folder / "model", max_shard_size="5GB")
+        processor.save_pretrained(folder / "model")
+    size = sum(file.stat().st_size for file in (folder / "model").glob("*.safetensors"))
+    return {"save_seconds": saving["seconds"], "weights_gb": size / 1e9}
+
+
+def load(folder: Path, size: str) -> dict:
+    """Loading alone, with every check that `from_pretrained` makes."""
+    model, _ = reload(folder)
+    return {"weights_gb": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9}
+
+
+def stage_2(folder: Path, size: str) -> dict:
+    """One step in bf16."""
+    model, processor = reload(folder)
+    with measured() as step:
+        train(InstructionTrainer, model, processor, folder, speech(processor))
+    return {"step_seconds": step["seconds"]}
+
+
+def stage_3(folder: Path, size: str) -> dict:
+    """One step in bf16 on a Stage 1 that heard everything right: what it hears with random weights never ends."""
+    model, processor = reload(folder)
+    items = [(index, item["token_ids"], item["token_ids"]) for index, item in enumerate(speech(processor))]
+    with measured() as step:
+        train(RefinementTrainer, model, processor, folder, AlignedDataset(None, items))
+    return {"step_seconds": step["seconds"]}
+
+
+def transcribe(folder: Path, size: str) -> dict:
+    """Stage 1 alone and both loops, `NEW_TOKENS` tokens each, for every batch size."""
+    model, processor = reload(folder)
+    model = model.to(DEVICE)
+    model.config.aligner_config.max_target_positions = NEW_TOKENS + 1  # where Stage 1 stops if it hears no end
+    seen = {}
+    for batch in BATCHES:
+        inputs = processor(audio=[recordings()[0].audio] * batch).to(DEVICE, torch.bfloat16)
+        model.generate(**inputs, max_new_tokens=2)  # warm
+        with measured() as stage_1:
+            heard = model.generate(**inputs, use_llm=False)
+        with measured() as full:
+            written = model.generate(**inputs, max_new_tokens=NEW_TOKENS)
+        seen |= {
+            f"batch_{batch}_stage_1_seconds": stage_1["seconds"],
+            f"batch_{batch}_stage_1_tokens": heard.shape[1],
+            f"batch_{batch}_full_seconds": full["seconds"],
+            f"batch_{batch}_full_tokens": written.shape[1],
+        }
+    return seen
+
+
+PARTS: dict[str, Callable[[Path, str], dict]] = {
+    part.__name__: part for part in (backbones, stage_1, save, load, stage_2, stage_3, transcribe)
+}
+
+
+# ---- what they share ----
+
+
+def recordings() -> list[Utterance]:
+    return read_manifest(RECORDINGS / "manifest.jsonl")
+
+
+def speech(processor: SeamProcessor) -> ListDataset:
+    dataset = SpeechDataset(recordings()[:1], processor)
+    return ListDataset([dataset[0]])
+
+
+def assemble(folder: Path, dtype: torch.dtype, **config) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    names = str(folder / "whisper"), str(folder / "llm")
+    processor = SeamProcessor.from_backbones(*names)
+    return SeamForSpeechRecognition.from_backbones(*names, processor, dtype=dtype, **config), processor
+
+
+def reload(folder: Path) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    model = SeamForSpeechRecognition.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    return model, SeamProcessor.from_pretrained(folder / "model")
+
+
+def train(trainer: type[StageTrainer], model, processor, folder: Path, dataset: Dataset):
+    """One optimizer step on one utterance."""
+    arguments = TrainingArguments(
+        output_dir=str(folder / "training"),
+        max_steps=1,
+        per_device_train_batch_size=1,
+        learning_rate=5e-4,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer(
+        model=model,
+        args=arguments,
+        data_collator=SpeechCollator(processor),
+        train_dataset=dataset,
+        processor=processor,
+        validation=[],
+        data=DataSettings(),
+    ).train()
+
+
+@contextmanager
+def measured():
+    """Wall seconds of a block, once all work on the device is done."""
+    result = {}
+    synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+    synchronize()
+    start = time.perf_counter()
+    yield result
+    synchronize()
+    result["seconds"] = time.perf_counter() - start
+
+
+class PeakMemory(threading.Thread):
+    """Watches this process: `own` is what it allocated, `mapped` the parts of files that it has before it."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.own = self.mapped = 0
+
+    def run(self):
+        while True:
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            self.own = max(self.own, int(status["RssAnon"].split()[0]) * 1024)
+            self.mapped = max(self.mapped, int(status["RssFile"].split()[0]) * 1024)
+            time.sleep(0.02)
+
+
+def run_part(name: str, folder: Path, size: str) -> dict:
+    """A part in this process: what it returned, its time and its peak memory."""
+    memory = PeakMemory()
+    memory.start()
+    with measured() as whole:
+        seen = PARTS[name](folder, size)
+    peaks = {"peak_gb": memory.own / 1e9, "peak_mapped_gb": memory.mapped / 1e9}
+    if DEVICE == "cuda":
+        peaks["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return {"seconds": whole["seconds"], **peaks, **seen}
+
+
+def main(
+    size: str = "paper",
+    folder: Path | None = None,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+    part: Annotated[str | None, typer.Option(hidden=True)] = None,
+):
+    if size not in ("paper", "tiny"):
+        raise typer.BadParameter(f"--size is {size!r}; accepted: paper, tiny.")
+    if part is not None:
+        print(json.dumps(run_part(part, folder, size)))
+        return
+    work = Path(tempfile.mkdtemp()) if folder is None else folder
+    rows, console = [], Console(width=None if sys.stdout.isatty() else 150)
+    try:
+        for name in PARTS:
+            console.print(f"{name} …")
+            command = [sys.executable, __file__, "--size", size, "--folder", str(work), "--part", name]
+            process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            rows.append({"part": name, **json.loads(process.stdout.splitlines()[-1])})
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    table = Table("part", "seconds", "peak GB", "mapped files, GB", "")
+    for row in rows:
+        rest = {key: value for key, value in row.items() if key not in ("part", "seconds", "peak_gb", "peak_mapped_gb")}
+        said = ", ".join(f"{key} {value:.4g}" for key, value in rest.items())
+        table.add_row(row["part"], *(f"{row[key]:.1f}" for key in ("seconds", "peak_gb", "peak_mapped_gb")), said)
+    console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"size": size, "device": DEVICE, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,111 @@
+"""The parameter counts of the paper's architecture, against figures worked out by hand, and of any other."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from seam.__main__ import CHECKPOINT, app
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.description import describe
+from seam.train.recipe import RecipeError, StageRecipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+# Millions, by hand: encoder 32 x (4 d^2 + 3 d + 8 d^2 + 5 d + 4 d) + 2 d of norm + 1500 d of positions + convolutions
+# (80 + d) x 3 d + 2 d with d = 1280, and so on; the same as in the audit of the paper.
+FIGURES = {
+    "speech encoder": 636.785,
+    "alignment decoder": 840.133,
+    "projections": 6.5536,
+    "language model": 4022.468,
+    "  of it the embedding table": 388.956,
+    "LoRA adapters": 66.060,
+}
+TABLE_2 = {"speech encoder": 629, "alignment decoder": 839, "projections": 72, "language model": 4058}
+
+
+@pytest.fixture(scope="module")
+def papers():
+    return describe(str(RECIPES / "paper" / "alignment.yaml"))
+
+
+def test_the_papers_architecture(papers):
+    counts = {one.name: one.parameters / 1e6 for one in papers.components}
+    assert counts == pytest.approx(FIGURES, rel=1e-5)
+    assert TABLE_2.items() <= {one.name: one.paper for one in papers.components}.items()
+    trained = {one.name: one.trained_in for one in papers.components if one.trained_in}
+    assert trained == {"alignment decoder": (1,), "projections": (1,), "LoRA adapters": (2, 3)}
+
+
+def test_how_the_papers_figures_come_about(papers):
+    notes = {one.name: one.note for one in papers.components}
+    assert "629.15M" in notes["speech encoder"] and "838.86M" in notes["alignment decoder"]
+    assert "66.39M" in notes["projections"] and "72.94M" in notes["projections"]
+    assert "heads of 80 instead of 128 it would be 61.64M" in notes["LoRA adapters"]
+
+
+def test_what_each_stage_loads_and_trains(papers):
+    decoder = FIGURES["alignment decoder"] + FIGURES["projections"]
+    loaded = FIGURES["speech encoder"] + decoder + FIGURES["  of it the embedding table"]
+    first, second, third = papers.stages
+    assert first.loaded / 1e6 == pytest.approx(loaded, rel=1e-5)
+    assert first.trained / 1e6 == pytest.approx(decoder, rel=1e-5)
+    assert first.weights_fp32 == 4 * first.loaded and first.weights_bf16 == 2 * first.loaded
+    # Frozen weights once, trained ones with a gradient and two moments.
+    assert first.training_fp32 / 1e6 == pytest.approx(4 * (loaded + 3 * decoder), rel=1e-5)
+    everything = FIGURES["speech encoder"] + decoder + FIGURES["language model"] + FIGURES["LoRA adapters"]
+    assert second.loaded / 1e6 == pytest.approx(everything, rel=1e-5) and second.loaded == third.loaded
+    assert second.trained == third.trained == papers.components[-1].parameters
+    assert [stage.paper_trained for stage in papers.stages] == [911, 62, None]
+
+
+def test_another_architecture_stands_beside_nothing():
+    description = describe(str(RECIPES / "small" / "alignment.yaml"))
+    assert not any(one.paper or one.note for one in description.components)
+    assert {one.name: one.parameters for one in description.components}["speech encoder"] == 307_216_384
+
+
+def test_a_checkpoint():
+    description = describe(str(CHECKPOINT))
+    model = SeamForSpeechRecognition.from_pretrained(CHECKPOINT)
+    counts = {one.name: one.parameters for one in description.components}
+    parts = ("speech encoder", "alignment decoder", "projections", "language model", "LoRA adapters")
+    assert sum(counts[part] for part in parts) == sum(parameter.numel() for parameter in model.parameters())
+    assert counts["  of it the embedding table"] == model.get_input_embeddings().weight.numel()
+
+
+def test_what_cannot_be_described(tmp_path):
+    with pytest.raises(RecipeError, match="goes on with runs/paper/alignment, .* the recipe of Stage 1"):
+        describe(str(RECIPES / "paper" / "instruction.yaml"))
+    (tmp_path / "empty.yaml").write_text("training: {output_dir: x}\n")
+    with pytest.raises(RecipeError, match="names neither a model nor both backbones"):
+        describe(str(tmp_path / "empty.yaml"))
+
+
+def test_the_command():
+    said = CliRunner().invoke(app, ["describe", str(CHECKPOINT)])
+    assert said.exit_code == 0 and "alignment decoder" in said.output and "paper" not in said.output
+    said = CliRunner().invoke(app, ["describe", str(RECIPES / "paper" / "alignment.yaml"), "--json"])
+    assert json.loads(said.stdout)["components"][0]["paper"] == 629
+    said = CliRunner().invoke(app, ["describe", "nowhere.yaml"])
+    assert said.exit_code == 1 and "nowhere.yaml: no such recipe" in said.output
+
+
+@pytest.mark.parametrize("folder", ["paper", "small", "own"])
+def test_the_recipes_say_what_the_paper_says(folder):
+    stages = [
+        load_recipe(StageRecipe, RECIPES / folder / f"{stage}.yaml", ["training.use_cpu=true"])
+        for stage in ("alignment", "instruction", "refinement")
+    ]
+    for recipe in stages:
+        training = recipe.training
+        assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (5e-4, 0.01, 1.0)
+        assert training.bf16 and training.optim.startswith("adamw") and recipe.data.casing == "lower"
+    assert (stages[2].masking_probability, stages[2].deletion_probability) == (0.05, 0.1)
+    assert [stages[1].model, stages[2].model] == [stages[0].training.output_dir, stages[1].training.output_dir]
+    if folder == "paper":
+        config = stages[0].config
+        assert (config["lora_rank"], config["lora_alpha"], config["lora_dropout"]) == (32, 64, 0.1)
+        assert len(config["lora_target_modules"]) == 7 and config["alignment_lambda"] == 0.5
+        assert stages[0].processor.instruction == "Transcribe the following audio:"

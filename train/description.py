@@ -1,0 +1,199 @@
+"""What a model is made of, counted without allocating it, beside the paper's Table 2."""
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from seam.configuration_seam import QWEN3_4B, WHISPER_LARGE, WHISPER_LARGE_DECODER, SeamConfig
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.alignment import AlignmentTrainer
+from seam.train.instruction import InstructionTrainer
+from seam.train.recipe import RecipeError, StageRecipe, load_recipe
+from seam.train.refinement import RefinementTrainer
+
+# config.json of the backbones that the recipes name: their shapes are known without the Hub.
+BACKBONES = Path(__file__).parents[1] / "recipes" / "backbones"
+TRAINERS = (AlignmentTrainer, InstructionTrainer, RefinementTrainer)
+ENCODER, DECODER, PROJECTIONS = "speech encoder", "alignment decoder", "projections"
+LLM, TABLE, LORA = "language model", "  of it the embedding table", "LoRA adapters"
+# Table 2, in millions.
+PAPER = {ENCODER: 629, DECODER: 839, PROJECTIONS: 72, LLM: 4058, TABLE: 389, LORA: 62}
+PAPER_TRAINED = (911, 62, None)
+# Bytes of a trained parameter: itself, its gradient and the two moments of AdamW, in fp32.
+TRAINED_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Component:
+    """
+    Args:
+        name: what it is; names that begin with a space are a part of the one before.
+        parameters: their number.
+        trained_in: the stages, 1 to 3, in which it is trained.
+        paper: millions of parameters in the paper's Table 2, for the paper's architecture.
+        note: where the paper's figure comes from, by counts of our own.
+    """
+
+    name: str
+    parameters: int
+    trained_in: tuple[int, ...]
+    paper: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """
+    Args:
+        number: 1 to 3.
+        loaded: parameters that are in memory: in Stage 1 the LLM's embedding table and no more of it.
+        trained: parameters that are trained.
+        weights_fp32, weights_bf16: bytes of the weights alone.
+        training_fp32: bytes of weights, gradients and AdamW's moments in fp32, without activations.
+        paper_trained: millions of trained parameters in the paper's Table 2.
+    """
+
+    number: int
+    loaded: int
+    trained: int
+    weights_fp32: int
+    weights_bf16: int
+    training_fp32: int
+    paper_trained: int | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """The components of a model and what each stage needs of them."""
+
+    components: list[Component]
+    stages: list[Stage]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+def describe(name: str) -> Description:
+    """
+    Count the parameters of a model that need not exist yet.
+
+    Args:
+        name: a recipe (`*.yaml`), or a checkpoint: folder or Hub id.
+
+    Raises:
+        RecipeError: for a recipe that names neither a checkpoint nor both backbones.
+        OSError: when a configuration is not to be had.
+    """
+    config = _config(name)
+    config.alignment_only = False  # all that the stages need, whatever is there already
+    with torch.device("meta"):
+        model = SeamForSpeechRecognition(config)
+    lora = [parameter for key, parameter in model.language_model.named_parameters() if "lora_" in key]
+    projections = [model.aligner.input_projection.weight, model.aligner.output_projection.weight]
+    parts = {
+        ENCODER: list(model.encoder.parameters()),
+        DECODER: _without(model.aligner.parameters(), projections),
+        PROJECTIONS: projections,
+        LLM: _without(model.language_model.parameters(), lora),
+        TABLE: [model.get_input_embeddings().weight],
+        LORA: lora,
+    }
+    # A model without LoRA has no later stages.
+    trained = [list(trainer.trained_parameters(model)) for trainer in (TRAINERS if lora else TRAINERS[:1])]
+    notes = _notes(model, parts) if _is_the_papers(config) else {}
+    components = [
+        Component(
+            part,
+            _count(parameters),
+            tuple(number for number, those in enumerate(trained, 1) if parameters and not _without(parameters, those)),
+            PAPER[part] if notes else None,
+            notes.get(part, ""),
+        )
+        for part, parameters in parts.items()
+    ]
+    stages = []
+    for number, (those, paper) in enumerate(zip(trained, PAPER_TRAINED, strict=False), start=1):
+        used = (ENCODER, DECODER, PROJECTIONS, TABLE) if number == 1 else (ENCODER, DECODER, PROJECTIONS, LLM, LORA)
+        loaded, count = sum(_count(parts[part]) for part in used), _count(those)
+        training = 4 * (loaded - count) + TRAINED_BYTES * count
+        stages.append(Stage(number, loaded, count, 4 * loaded, 2 * loaded, training, paper if notes else None))
+    return Description(components, stages)
+
+
+def _config(name: str) -> SeamConfig:
+    if Path(name).suffix not in (".yaml", ".yml"):
+        return SeamConfig.from_pretrained(name)
+    recipe = load_recipe(StageRecipe, name, ["training.use_cpu=true"])  # bf16 would ask for a GPU, to count
+    if recipe.model is not None:
+        try:
+            return SeamConfig.from_pretrained(recipe.model)
+        except OSError as error:
+            raise RecipeError(
+                f"{name} goes on with {recipe.model}, which cannot be read; describe the recipe of Stage 1."
+            ) from error
+    if recipe.encoder is None or recipe.llm is None:
+        raise RecipeError(f"{name} names neither a model nor both backbones (encoder and llm).")
+    ids = {"boa_token_id": 0, "eoa_token_id": 1}  # the tokenizer's are not needed to count, nor fit every vocabulary
+    return SeamConfig.from_backbones(
+        backbone_config(recipe.encoder), backbone_config(recipe.llm), **{**ids, **recipe.config}
+    )
+
+
+def backbone_config(name: str) -> PreTrainedConfig:
+    """The configuration of a Hub id or folder; of the backbones of our recipes without asking the Hub."""
+    known = BACKBONES / name
+    return AutoConfig.from_pretrained(known if not Path(name).exists() and known.is_dir() else name)
+
+
+def _is_the_papers(config: SeamConfig) -> bool:
+    """Whether the sizes are those of Section 3.4 and Table 2."""
+    parts = (
+        (config.audio_config, WHISPER_LARGE),
+        (config.aligner_config, WHISPER_LARGE_DECODER),
+        (config.text_config, QWEN3_4B),
+        (config, {"lora_rank": 32}),
+    )
+    return all(getattr(part, key, None) == value for part, sizes in parts for key, value in sizes.items())
+
+
+def _notes(model: SeamForSpeechRecognition, parts: dict[str, list[nn.Parameter]]) -> dict[str, str]:
+    """How the paper's figures come about, as far as a count of ours yields them."""
+    config = model.config
+    vocabulary = config.audio_config.vocab_size * config.audio_config.d_model
+    narrow = copy.deepcopy(config)
+    narrow.text_config.head_dim = config.text_config.hidden_size // config.text_config.num_attention_heads
+    with torch.device("meta"):
+        adapters = SeamForSpeechRecognition(narrow).language_model.named_parameters()
+        narrow_lora = _count(parameter for key, parameter in adapters if "lora_" in key)
+
+    def matrices(module: nn.Module) -> int:
+        return _count(one.weight for one in module.modules() if isinstance(one, nn.Linear))
+
+    return {
+        ENCODER: f"the paper's is its matrices alone, {millions(matrices(model.encoder))}: without convolutions, "
+        "positions, norms and biases",
+        DECODER: f"the paper's is its matrices alone, {millions(matrices(model.aligner.layers))}",
+        PROJECTIONS: f"with Whisper's vocabulary table of {millions(vocabulary)}, which nothing here uses, it would be "
+        f"{millions(_count(parts[PROJECTIONS]) + vocabulary)}",
+        LLM: "no count of ours yields the paper's",
+        LORA: f"with heads of {narrow.text_config.head_dim} instead of {config.text_config.head_dim} it would be "
+        f"{millions(narrow_lora)}",
+    }
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:,.2f}M"
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    left_out = {id(other) for other in others}
+    return [parameter for parameter in parameters if id(parameter) not in left_out]
