@@ -4,8 +4,7 @@ backbones are, one step of each stage, saved in shards, loaded, and one recordin
 
     python bench/full_size.py [--size paper|tiny] [--folder FOLDER] [--json FILE]
 
-Every part runs in a process of its own, so that each has its own peak. At paper size it needs 24 GB of memory and as much
-disk.
+Every part runs in a process of its own, so that each has its own peak. Paper size needs 24 GB of memory and of disk.
 """
 
 import json
