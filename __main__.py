@@ -146,6 +146,42 @@ def describe(
 
 
 @app.command()
+def explain(
+    audio: Annotated[Path, typer.Argument(help="One utterance, at most as long as the encoder's window.")],
+    model: Model = str(CHECKPOINT),
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="The picture; by default AUDIO's name with .explain.png, here."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+):
+    """Show where Stage 1 listened for each token, how near it came, and what the LLM changed."""
+    from rich.console import Console
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.evaluation import explanation_text, transcription
+    from seam.evaluation.explanation import explain
+    from seam.evaluation.explanation_plot import write_picture
+
+    disable_progress_bar()
+    picture = out or Path(f"{audio.stem}.explain.png")
+    with one_sentence_errors():
+        if picture.suffix != ".png":
+            raise ValueError(f"--out is {picture}; accepted: a name that ends with .png.")
+        if not picture.parent.is_dir():
+            raise ValueError(f"--out is {picture}, but there is no folder {picture.parent}.")
+        explanation = explain(*transcription.load_checkpoint(model, device_map="auto"), audio)
+        write_picture(explanation, picture, title=audio.name)
+    if as_json:
+        row = {"file": str(audio), "picture": str(picture), **explanation_text.record(explanation)}
+        print(json.dumps(row, ensure_ascii=False))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 150, markup=False, emoji=False, highlight=False)
+    console.print(explanation_text.table(explanation))
+    print(*explanation_text.summary(explanation), f"picture:    {picture}", sep="\n")
+
+
+@app.command()
 def export(
     model: Checkpoint,
     target: Target,

@@ -1,0 +1,376 @@
+"""What is shown of an utterance is what the model did with it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from matplotlib import image
+
+from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.evaluation.explanation import (
+    EOA,
+    Change,
+    Edit,
+    Explanation,
+    HeardToken,
+    Token,
+    edits,
+    explain,
+    places,
+)
+from seam.evaluation.explanation_plot import write_picture
+from seam.evaluation.explanation_text import decision, record, summary, table, visible
+from seam.evaluation.transcription import load_checkpoint
+
+GIVEN, KEPT, SUBSTITUTED, INSERTED, DELETED = Change
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_checkpoint(str(CHECKPOINT))
+
+
+def recording(number: int):
+    return RECORDINGS / "audio" / f"{number:06}.wav"
+
+
+@pytest.fixture(scope="module")
+def explanations(shipped) -> list[Explanation]:
+    return [explain(*shipped, recording(number)) for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def generated(shipped):
+    model, processor = shipped
+    return [
+        model.generate(**processor(audio=recording(number)), return_dict_in_generate=True, output_scores=True)
+        for number in range(10)
+    ]
+
+
+# ---- against `generate` ----
+
+
+def test_tokens_and_distances_are_those_of_generate(explanations, generated):
+    for explanation, output in zip(explanations, generated, strict=True):
+        assert explanation.ended and explanation.heard[-1].text == EOA
+        assert [token.id for token in explanation.heard[:-1]] == output.alignment_sequences[0].tolist()
+        distances = [token.distance for token in explanation.heard[:-1]]
+        assert np.allclose(distances, output.alignment_distances[0], atol=1e-5)
+
+
+def test_the_runner_up_is_the_second_nearest_of_all_tokens(shipped, explanations, generated):
+    model, processor = shipped
+    for explanation, output in zip(explanations, generated, strict=True):
+        distances = model.lookup.distances(output.aligned_embeds[0])
+        for row, token in zip(distances, explanation.heard, strict=False):
+            first, second = row.argsort()[:2].tolist()
+            assert (first, second) == (token.id, token.runner_up.id)
+            assert row[second] == pytest.approx(token.runner_up_distance, abs=1e-5)
+            assert token.distance < token.runner_up_distance
+
+
+def test_texts_are_those_of_the_processor(shipped, explanations, generated):
+    _, processor = shipped
+    for explanation, output in zip(explanations, generated, strict=True):
+        assert explanation.stage1 == "".join(token.text for token in explanation.heard[:-1])
+        assert explanation.text == processor.decode(output.sequences[0])
+        assert explanation.text == "".join(token.text for token in explanation.written)
+
+
+def test_the_attention_is_that_of_the_aligner(shipped):
+    """Its mean over the heads, layer by layer, against the keys and queries themselves."""
+    model, processor = shipped
+    explanation = explain(model, processor, recording(4))
+    layers = model.config.aligner_config.decoder_layers
+    states, mask = model.encode(**processor(audio=recording(4)))
+    assert explanation.attention.shape == (layers, len(explanation.heard), states.shape[1])
+    caught = []
+    attention = model.aligner.layers[-1].encoder_attn
+    hook = attention.register_forward_hook(
+        lambda module, args, kwargs, output: caught.append(kwargs | {"x": args}), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            model.teacher_forced(states, mask, torch.tensor([[token.id for token in explanation.heard[:-1]]]))
+    finally:
+        hook.remove()
+    (given,) = caught
+    hidden = given["hidden_states"] if "hidden_states" in given else given["x"][0]
+    with torch.no_grad():
+        heads = attention.num_heads
+        query = (attention.q_proj(hidden) * attention.scaling)[0].unflatten(-1, (heads, -1)).transpose(0, 1)
+        key = attention.k_proj(states)[0].unflatten(-1, (heads, -1)).transpose(0, 1)
+        weights = (query @ key.transpose(1, 2)).softmax(-1).mean(0)
+    assert np.allclose(explanation.attention[-1], weights, atol=1e-5)
+
+
+def test_nothing_is_attended_to_beyond_the_audio(explanations):
+    for explanation in explanations:
+        assert np.allclose(explanation.attention.sum(-1), 1, atol=1e-5) and (explanation.attention >= 0).all()
+        last_start = (explanation.attention.shape[-1] - 1) * explanation.state_seconds
+        assert last_start < explanation.seconds
+        assert explanation.state_seconds == pytest.approx(0.02)  # of every Whisper
+        frames = explanation.log_mel.shape[1] * explanation.frame_seconds
+        assert abs(frames - explanation.seconds) <= explanation.frame_seconds
+
+
+def test_the_attention_implementation_is_put_back(shipped, monkeypatch):
+    model, processor = shipped
+    for implementation in ("sdpa", "eager"):
+        model.aligner.set_attn_implementation(implementation)
+        explain(model, processor, recording(5))
+        assert model.aligner.config._attn_implementation == implementation
+    model.aligner.set_attn_implementation("sdpa")
+
+    def fail(*_args, **_kwargs):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(model, "_teacher_forced", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        explain(model, processor, torch.zeros(16000))  # nothing is heard, and so nothing else is teacher-forced
+    assert model.aligner.config._attn_implementation == "sdpa"
+
+
+# ---- places ----
+
+
+def test_places_follow_the_attention_and_not_its_rests():
+    attention = np.zeros((3, 10))
+    attention[:, 0], attention[:, 9] = 0.35, 0.15  # rests that say nothing: the centre of mass would be alike for all
+    attention[0, 0:3] += 0.2
+    attention[1, 3:7] += 0.125
+    attention[2, 7:10] += 0.2
+    assert places(attention) == [(0, 3), (3, 7), (7, 10)]
+
+
+def test_more_tokens_than_states_share_them():
+    found = places(np.full((5, 2), 0.5))
+    assert found[0][0] == 0 and found[-1][1] == 2
+    assert all(0 <= start <= end <= 2 for start, end in found)
+    assert places(np.empty((0, 4))) == []
+
+
+def test_tokens_lie_within_the_recording_one_after_another(explanations):
+    for explanation in explanations:
+        *tokens, end = explanation.heard
+        assert end.start is None and end.end is None
+        assert tokens[0].start == 0 and tokens[-1].end == explanation.seconds
+        assert all(
+            one.end == other.start and one.start < one.end for one, other in zip(tokens, tokens[1:], strict=False)
+        )
+
+
+def test_words_of_a_person_are_found_where_they_were_said(shipped, shared):
+    """Recordings of single digits, joined: where each one lies is known."""
+    _, processor = shipped
+    words = {"seven": 7, "two": 2, "nine": 9, "five": 5, "eight": 8}
+    pieces, spans, position = [], [], 0
+    for digit in words.values():
+        waveform = processor.load_audio(shared / "speech" / "fsdd" / "jackson" / f"{digit}_jackson_10.flac")
+        pieces += [waveform, np.zeros(1600, np.float32)]
+        spans.append((position / 16000, (position + len(waveform)) / 16000))
+        position += len(waveform) + 1600
+    explanation = explain(*shipped, np.concatenate(pieces))
+    assert explanation.stage1 == " ".join(words)
+    for token, (start, end) in zip(explanation.heard, spans, strict=False):
+        assert start < (token.start + token.end) / 2 < end
+
+
+# ---- changes ----
+
+
+@pytest.mark.parametrize(
+    ("heard", "written", "expected"),
+    [
+        ([7, 8], [7, 8], [(GIVEN, 0, 0), (KEPT, 1, 1)]),
+        ([7, 8, 9], [7, 5, 9], [(GIVEN, 0, 0), (SUBSTITUTED, 1, 1), (KEPT, 2, 2)]),
+        ([7, 8], [7, 5, 8], [(GIVEN, 0, 0), (INSERTED, None, 1), (KEPT, 1, 2)]),
+        ([7, 8, 9], [7, 9], [(GIVEN, 0, 0), (DELETED, 1, None), (KEPT, 2, 1)]),
+        ([7, 7], [7], [(GIVEN, 0, 0), (DELETED, 1, None)]),
+        ([7], [7, 7], [(GIVEN, 0, 0), (INSERTED, None, 1)]),
+        ([], [], []),
+        (
+            [1, 2, 3, 4, 5],
+            [1, 9, 3, 5, 6],
+            [(GIVEN, 0, 0), (SUBSTITUTED, 1, 1), (KEPT, 2, 2), (DELETED, 3, None), (KEPT, 4, 3), (INSERTED, None, 4)],
+        ),
+    ],
+)
+def test_edits(heard, written, expected):
+    assert edits(heard, written) == [Edit(*one) for one in expected]
+
+
+def test_a_word_that_the_llm_put_in_is_marked(explanations):
+    explanation = explanations[4]
+    assert explanation.stage1 == "call five one five six one"
+    assert explanation.text == "call five one five six one one"
+    assert [edit.change for edit in explanation.edits] == [GIVEN, *[KEPT] * 5, INSERTED, None]
+    assert explanation.written[explanation.edits[6].written].text == " one"
+
+
+def test_what_stage_1_nearly_heard_can_be_right(explanations):
+    """The reference is "make the bedroom lamp blue please"."""
+    token = explanations[3].heard[4]
+    assert (token.text, token.runner_up.text) == (" red", " blue")
+    assert token.runner_up_distance - token.distance < 0.1
+
+
+# ---- other audio and other models ----
+
+
+def test_silence_is_explained(shipped, tmp_path):
+    explanation = explain(*shipped, np.zeros(16000, np.float32))
+    assert [token.text for token in explanation.heard] == [EOA]
+    assert explanation.edits == (Edit(None, 0, None),) and explanation.text == ""
+    assert "Stage 1 heard nothing" in summary(explanation)[-1]
+    write_picture(explanation, tmp_path / "silence.png", "silence")
+    assert image.imread(tmp_path / "silence.png").ndim == 3
+
+
+def test_audio_longer_than_the_window_is_refused(shipped):
+    with pytest.raises(ValueError, match=r"audio of 5\.0 s is longer than the encoder's window of 4 s"):
+        explain(*shipped, np.zeros(80000, np.float32))
+
+
+def test_an_aligner_that_does_not_end(model, processor, waveforms):
+    """Random weights seldom find <EOA>; the aligner has positions for <BOA> and 23 tokens."""
+    found = [explain(model, processor, waveform) for waveform in waveforms]
+    endless = [explanation for explanation in found if not explanation.ended]
+    assert endless
+    for explanation in endless:
+        assert len(explanation.heard) == explanation.attention.shape[1] == 23
+        assert EOA not in [token.text for token in explanation.heard]
+        assert "positions for 23 tokens only" in summary(explanation)[-1]
+
+
+def test_without_a_mask_the_places_stay_within_the_audio(build_model, processor, waveforms):
+    explanation = explain(build_model(mask_speech_padding=False), processor, waveforms[0])
+    assert explanation.attention.shape[-1] == 100  # the whole window of 2 s
+    assert explanation.seconds == 0.4
+    assert all(token.end <= 0.4 for token in explanation.heard if token.end is not None)
+
+
+# ---- text and picture ----
+
+
+def by_hand() -> Explanation:
+    """ "the red" heard, "the $blue$ now" written, in 0.1 s."""
+    heard = (
+        HeardToken(1, "the", 0.125, Token(4, " a"), 0.5, 0.0, 0.04),
+        HeardToken(2, " red", 0.25, Token(3, " $blue$"), 0.375, 0.04, 0.1),
+        HeardToken(9, EOA, 0.0625, Token(5, "\n"), 2.0, None, None),
+    )
+    written = (Token(1, "the"), Token(3, " $blue$"), Token(6, " now"))
+    steps = (Edit(GIVEN, 0, 0), Edit(SUBSTITUTED, 1, 1), Edit(INSERTED, None, 2), Edit(None, 2, None))
+    attention = np.full((2, 3, 5), 0.2)
+    return Explanation(
+        0.1, "the red", "the $blue$ now", heard, written, steps, attention, 0.02, np.zeros((8, 10)), 0.01
+    )
+
+
+def test_spaces_and_controls_are_visible():
+    assert [visible(Token(0, text)) for text in (" red", "red", "a b", "\n", "né")] == [
+        "␣red",
+        "red",
+        "a␣b",
+        r"\n",
+        "né",
+    ]
+
+
+def test_a_token_that_is_part_of_a_character_is_spelt_as_in_the_vocabulary(shipped, explanations):
+    _, processor = shipped
+    half = processor.tokenizer("é", add_special_tokens=False).input_ids[0]
+    assert "\N{REPLACEMENT CHARACTER}" in processor.decode([half])  # otherwise this tests nothing
+    from seam.evaluation.explanation import _text
+
+    assert _text(processor, half) == "Ã"
+
+
+def test_table():
+    columns = [list(column.cells) for column in table(by_hand()).columns]
+    assert columns == [
+        ["0.00–0.04", "0.04–0.10", "", ""],
+        ["the", "␣red", "", EOA],
+        ["0.1250", "0.2500", "", "0.0625"],
+        ["␣a", "␣$blue$", "", r"\n"],
+        ["0.5000", "0.3750", "", "2.0000"],
+        ["the (given: first token guidance)", "→ ␣$blue$ (substituted)", "+ ␣now (inserted)", ""],
+    ]
+    assert decision(by_hand(), Edit(DELETED, 1, None)) == "− (deleted)"
+
+
+def test_record_is_json():
+    row = json.loads(json.dumps(record(by_hand())))
+    assert row["heard"][1] == {
+        "id": 2,
+        "text": " red",
+        "distance": 0.25,
+        "runner_up": {"id": 3, "text": " $blue$", "distance": 0.375},
+        "start": 0.04,
+        "end": 0.1,
+    }
+    assert row["edits"][1:3] == [
+        {"change": "substituted", "heard": 1, "written": 1},
+        {"change": "inserted", "heard": None, "written": 2},
+    ]
+    assert (row["stage1"], row["text"], row["ended"]) == ("the red", "the $blue$ now", True)
+
+
+def test_the_picture_grows_with_the_tokens(explanations, tmp_path):
+    shapes = []
+    for name, explanation in (("hand", by_hand()), ("five", explanations[4])):
+        write_picture(explanation, tmp_path / f"{name}.png", name)
+        shapes.append(image.imread(tmp_path / f"{name}.png").shape)
+    assert shapes[0][1] == shapes[1][1] and shapes[0][0] < shapes[1][0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["five.png", "hand.png"]
+
+
+# ---- the command ----
+
+
+def seam(*arguments, folder) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "seam", "explain", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+
+
+def test_command(tmp_path):
+    done = seam(recording(4), folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in ("call (given: first token guidance)", "+ ␣one (inserted)", "0.34–0.76", EOA, "000004.explain.png"):
+        assert part in done.stdout
+    assert done.stdout.splitlines()[-2] == "transcript: call five one five six one one"
+    assert [path.name for path in tmp_path.iterdir()] == ["000004.explain.png"]
+    assert image.imread(tmp_path / "000004.explain.png").shape[1] > 1000
+
+
+def test_command_as_json(tmp_path):
+    done = seam(recording(3), "--json", "--out", tmp_path / "red.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["file"] == str(recording(3)) and row["picture"] == str(tmp_path / "red.png")
+    assert row["heard"][4]["runner_up"]["text"] == " blue"
+    assert image.imread(tmp_path / "red.png").ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.wav"], "missing.wav: no such audio file"),
+        (["long.wav"], "longer than the encoder's window of 4 s"),
+        (["long.wav", "--out", "picture.pdf"], "--out is picture.pdf; accepted: a name that ends with .png"),
+        (["long.wav", "--out", "nowhere/picture.png"], "there is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, message, tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.zeros(80000), 16000)
+    done = seam(*arguments, folder=tmp_path)
+    assert done.returncode == 1 and not done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert message in line and "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
