@@ -147,7 +147,7 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     where += [(None, None)] * (count - len(spoken))  # <EOA>
 
     def token(token_id: int) -> Token:
-        return Token(token_id, _text(processor, token_id))
+        return Token(token_id, own_text(processor, token_id))
 
     steps = edits(spoken, written) + [Edit(None, index, None) for index in range(len(spoken), count)]
     values = (heard_ids[0], chosen_distances, runners_up, runner_up_distances)
@@ -178,7 +178,8 @@ def places(attention: np.ndarray) -> list[tuple[int, int]]:
         attention (`np.ndarray` of shape `(tokens, speech)`): averaged over heads and layers.
 
     Returns:
-        For each token its first state and the one after its last; the tokens follow upon each other without a gap.
+        For each token its first state and the one after its last. They follow upon each other without a gap; both are
+        the same where a token shares its state with the next one and has none of its own.
     """
     tokens, states = attention.shape
     if not tokens:
@@ -205,14 +206,14 @@ def edits(heard: Sequence[int], written: Sequence[int]) -> list[Edit]:
     return [Edit(Change.GIVEN, 0, 0), *steps] if heard else []
 
 
-def _text(processor: SeamProcessor, token_id: int) -> str:
+def own_text(processor: SeamProcessor, token_id: int) -> str:
     """A token's own text; the tokenizer's spelling of it where it is only part of a character."""
     if token_id == processor.eoa_token_id:
         return EOA
     text = processor.decode([token_id])
-    return (
-        processor.tokenizer.convert_ids_to_tokens(token_id) if not text or "\N{REPLACEMENT CHARACTER}" in text else text
-    )
+    if not text or "\N{REPLACEMENT CHARACTER}" in text:
+        return processor.tokenizer.convert_ids_to_tokens(token_id)
+    return text
 
 
 @contextmanager
