@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from seam.evaluation.explanation import Change, Explanation
 from seam.evaluation.explanation_text import decision, summary, visible
@@ -62,7 +63,9 @@ def _draw(explanation: Explanation, title: str) -> Figure:
             if edit.change in SHADES:
                 axes.axhspan(index - 0.5, index + 0.5, **SHADES[edit.change])
     _draw_legend(legend)
-    colorbar = figure.colorbar(weights, cax=figure.add_subplot(grid[2, 0]), orientation="horizontal")
+    colorbar = figure.colorbar(
+        weights, cax=figure.add_subplot(grid[2, 0]), orientation="horizontal", ticks=MaxNLocator(5)
+    )
     colorbar.set_label("attention weight, mean of all layers and heads (a line sums to 1)", fontsize=9)
     figure.suptitle("\n".join(text), fontsize=10, x=0.01, ha="left")
     return figure
