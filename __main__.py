@@ -39,6 +39,13 @@ def one_sentence_errors():
         raise typer.Exit(1) from error
 
 
+def wide_console(**settings):
+    """A console of the terminal's width; of 150 columns where the output goes elsewhere."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 150, **settings)
+
+
 @app.command()
 def transcribe(
     files: Files,
@@ -85,7 +92,6 @@ def demo(
     model: Model = str(CHECKPOINT),
 ):
     """Transcribe the recordings that come with the repository, and any others given, and print a table."""
-    from rich.console import Console
     from rich.table import Table
     from transformers.utils.logging import disable_progress_bar
 
@@ -105,7 +111,7 @@ def demo(
         rate = "" if reference is None else f"{word_errors([reference], [result.text]).rate:.0f}"
         table.add_row(source.name, reference or "", result.stage1, result.text, rate)
     total = word_errors([one.text for one in shipped], [one.text for one in results[: len(shipped)]])
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = wide_console()
     console.print(table)
     console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.words} words")
 
@@ -116,7 +122,6 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ):
     """Count parameters and memory of a model that need not exist yet, beside the paper's Table 2."""
-    from rich.console import Console
     from rich.table import Table
 
     from seam.train.description import describe, millions
@@ -126,7 +131,7 @@ def describe(
     if as_json:
         print(json.dumps(description.to_dict(), indent=1))
         return
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = wide_console()
     is_papers = any(one.paper for one in description.components)
     paper = ("paper", "") if is_papers else ()
     table = Table("component", "parameters", "trained in stage", "fp32, GB", "bf16, GB", *paper)
@@ -156,7 +161,6 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ):
     """Show where Stage 1 listened for each token, how near it came, and what the LLM changed."""
-    from rich.console import Console
     from transformers.utils.logging import disable_progress_bar
 
     from seam.evaluation import explanation_text, transcription
@@ -176,7 +180,7 @@ def explain(
         row = {"file": str(audio), "picture": str(picture), **explanation_text.record(explanation)}
         print(json.dumps(row, ensure_ascii=False))
         return
-    console = Console(width=None if sys.stdout.isatty() else 150, markup=False, emoji=False, highlight=False)
+    console = wide_console(markup=False, emoji=False, highlight=False)
     console.print(explanation_text.table(explanation))
     print(*explanation_text.summary(explanation), f"picture:    {picture}", sep="\n")
 
@@ -232,7 +236,6 @@ def selfcheck(
     / "000000.wav",
 ):
     """Export it and try everything that users do, in fresh processes without this package."""
-    from rich.console import Console
     from rich.table import Table
     from tqdm.auto import tqdm
     from transformers.utils.logging import disable_progress_bar
@@ -246,7 +249,7 @@ def selfcheck(
         for check in tqdm(selfcheck(model, recording), desc="checks", leave=False, disable=not sys.stderr.isatty()):
             checks.append(check)
             table.add_row(check.name, "ok" if check.passed else "FAILED", check.seen)
-    Console(width=None if sys.stdout.isatty() else 150).print(table)
+    wide_console().print(table)
     if not all(check.passed for check in checks):
         raise typer.Exit(1)
 

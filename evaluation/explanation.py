@@ -59,9 +59,9 @@ class Edit:
     One step from Stage 1's tokens to the transcript's.
 
     Args:
-        change: None for `<EOA>`, which the LLM is not shown.
+        change: None for `<EOA>`, which the LLM is not shown, and for every token where there is no LLM.
         heard: index of Stage 1's token, None for an insertion.
-        written: index of the transcript's token, None for a deletion and `<EOA>`.
+        written: index of the transcript's token, None for a deletion and where `change` is None.
     """
 
     change: Change | None
@@ -79,6 +79,7 @@ class Explanation:
         heard: Stage 1's tokens, with `<EOA>` as the last one; without it where the aligner's positions ran out.
         written: the transcript's tokens.
         edits: from `heard` to `written`, in order.
+        ended: whether Stage 1 ended with `<EOA>`, and not because the aligner has no more positions.
         attention (`np.ndarray` of shape `(layers, tokens, speech)`): the aligner's cross-attention, averaged over the
             heads: the weights with which each token of `heard` was predicted. Every row sums to 1.
         state_seconds: how much audio a speech state stands for.
@@ -92,15 +93,11 @@ class Explanation:
     heard: tuple[HeardToken, ...]
     written: tuple[Token, ...]
     edits: tuple[Edit, ...]
+    ended: bool
     attention: np.ndarray
     state_seconds: float
     log_mel: np.ndarray
     frame_seconds: float
-
-    @property
-    def ended(self) -> bool:
-        """Whether Stage 1 ended with `<EOA>`, and not because the aligner has no more positions."""
-        return self.edits[-1].change is None
 
 
 def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) -> Explanation:
@@ -126,8 +123,9 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
             aligner = model(
                 labels=labels, speech_states=states, speech_mask=mask, use_llm=False, output_attentions=True
             )
-    if heard_ids.shape[1] < model.config.aligner_config.max_target_positions - 1:
-        heard_ids = labels  # it ended by itself
+    ended = heard_ids.shape[1] < model.config.aligner_config.max_target_positions - 1
+    if ended:
+        heard_ids = labels
     count = heard_ids.shape[1]
     attention = torch.stack([layer[0].float().mean(0).cpu() for layer in aligner.cross_attentions])[:, :count]
 
@@ -149,7 +147,8 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     def token(token_id: int) -> Token:
         return Token(token_id, own_text(processor, token_id))
 
-    steps = edits(spoken, written) + [Edit(None, index, None) for index in range(len(spoken), count)]
+    steps = [] if model.config.alignment_only else edits(spoken, written)
+    steps += [Edit(None, index, None) for index in range(len(spoken) if steps else 0, count)]
     values = (heard_ids[0], chosen_distances, runners_up, runner_up_distances)
     return Explanation(
         seconds=seconds,
@@ -161,6 +160,7 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
         ),
         written=tuple(token(one) for one in written),
         edits=tuple(steps),
+        ended=ended,
         attention=attention.numpy(),
         state_seconds=state_seconds,
         log_mel=inputs.input_features[0, :, : int(inputs.attention_mask.sum())].float().cpu().numpy(),

@@ -271,6 +271,8 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         use_llm = self.uses_llm(use_llm)
         if labels is None:
             raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
+        if not use_llm and aligned_embeds is not None:
+            raise ValueError("aligned_embeds are what the LLM reads; Stage 1 (use_llm=False) makes its own.")
         is_label = labels != -100
         count = is_label.sum() if num_items_in_batch is None else num_items_in_batch
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}

@@ -27,6 +27,7 @@ from seam.evaluation.explanation import (
 from seam.evaluation.explanation_plot import write_picture
 from seam.evaluation.explanation_text import decision, record, summary, table, visible
 from seam.evaluation.transcription import load_checkpoint
+from seam.modeling_seam import SeamForSpeechRecognition
 
 GIVEN, KEPT, SUBSTITUTED, INSERTED, DELETED = Change
 
@@ -272,7 +273,7 @@ def by_hand() -> Explanation:
     steps = (Edit(GIVEN, 0, 0), Edit(SUBSTITUTED, 1, 1), Edit(INSERTED, None, 2), Edit(None, 2, None))
     attention = np.full((2, 3, 5), 0.2)
     return Explanation(
-        0.1, "the red", "the $blue$ now", heard, written, steps, attention, 0.02, np.zeros((8, 10)), 0.01
+        0.1, "the red", "the $blue$ now", heard, written, steps, True, attention, 0.02, np.zeros((8, 10)), 0.01
     )
 
 
@@ -378,3 +379,11 @@ def test_bad_input_is_one_sentence(arguments, message, seam, tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert message in line and "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["long.wav"]
+
+
+def test_stage_1_alone_is_explained_without_an_llm(backbones, processor, waveforms):
+    torch.manual_seed(1)
+    alone = SeamForSpeechRecognition.from_backbones(*backbones, processor, alignment_only=True).eval()
+    explanation = explain(alone, processor, waveforms[0])
+    assert [edit.change for edit in explanation.edits] == [None] * len(explanation.heard)
+    assert explanation.stage1 == explanation.text

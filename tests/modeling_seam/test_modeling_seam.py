@@ -312,3 +312,9 @@ def test_a_quantized_llm_leaves_encoder_aligner_and_lora_in_full(bits, processor
     processor = SeamProcessor.from_pretrained(checkpoint)
     inputs = processor(audio=checkpoint.parent / "recordings" / "audio" / "000000.wav")
     assert processor.batch_decode(model.generate(**inputs)) == ["set the light to ten degrees"]
+
+
+def test_stage_1_makes_its_own_embeddings(model, processor, waveforms):
+    batch = processor(audio=waveforms[:1], text=["one two three"])
+    with pytest.raises(ValueError, match="aligned_embeds are what the LLM reads"):
+        model(**batch, use_llm=False, aligned_embeds=torch.zeros(1, 3, model.config.text_config.hidden_size))
