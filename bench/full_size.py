@@ -214,13 +214,14 @@ class PeakMemory(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
-        self.own = self.mapped = 0
+        self.own = self.mapped = self.resident = 0
 
     def run(self):
         while True:
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             self.own = max(self.own, int(status["RssAnon"].split()[0]) * 1024)
             self.mapped = max(self.mapped, int(status["RssFile"].split()[0]) * 1024)
+            self.resident = int(status["VmHWM"].split()[0]) * 1024  # the kernel's own peak, of both together
             time.sleep(0.02)
 
 
@@ -230,7 +231,11 @@ def run_part(name: str, folder: Path, size: str) -> dict:
     memory.start()
     with measured() as whole:
         seen = PARTS[name](folder, size)
-    peaks = {"peak_gb": memory.own / 1e9, "peak_mapped_gb": memory.mapped / 1e9}
+    peaks = {
+        "peak_gb": memory.own / 1e9,
+        "peak_mapped_gb": memory.mapped / 1e9,
+        "peak_resident_gb": memory.resident / 1e9,
+    }
     if DEVICE == "cuda":
         peaks["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
     return {"seconds": whole["seconds"], **peaks, **seen}
@@ -257,11 +262,16 @@ def main(
             rows.append({"part": name, **json.loads(process.stdout.splitlines()[-1])})
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    table = Table("part", "seconds", "peak GB", "mapped files, GB", "")
+    columns = {
+        "seconds": "seconds",
+        "peak_gb": "peak, GB",
+        "peak_mapped_gb": "mapped files, GB",
+        "peak_resident_gb": "both at once, GB",
+    }
+    table = Table("part", *columns.values(), "")
     for row in rows:
-        rest = {key: value for key, value in row.items() if key not in ("part", "seconds", "peak_gb", "peak_mapped_gb")}
-        said = ", ".join(f"{key} {value:.4g}" for key, value in rest.items())
-        table.add_row(row["part"], *(f"{row[key]:.1f}" for key in ("seconds", "peak_gb", "peak_mapped_gb")), said)
+        said = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("part", *columns))
+        table.add_row(row["part"], *(f"{row[key]:.1f}" for key in columns), said)
     console.print(table)
     if json_file is not None:
         json_file.write_text(json.dumps({"size": size, "device": DEVICE, "rows": rows}, indent=1) + "\n")
