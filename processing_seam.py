@@ -220,16 +220,8 @@ class SeamProcessor(ProcessorMixin):
         return ids
 
     def transcript_ids(self, text: str) -> list[int]:
-        """
-        Ids of a transcript, without any end token: Stage 1's targets and the assistant's reply alike.
-
-        Raises:
-            ValueError: when the text is empty.
-        """
-        ids = self.tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
-        if not ids:
-            raise ValueError("a transcript is empty.")
-        return ids
+        """See the function of the same name."""
+        return transcript_ids(self.tokenizer, text)
 
     def labels(self, transcripts: list[list[int]]) -> torch.LongTensor:
         """Ids of transcripts to what `forward` takes as labels: each with the end of the turn, padded with -100."""
@@ -319,6 +311,19 @@ class SeamProcessor(ProcessorMixin):
     def decode(self, token_ids, **kwargs) -> str:
         """Ids `(tokens,)` to text."""
         return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
+
+
+def transcript_ids(tokenizer, text: str) -> list[int]:
+    """
+    Ids of a transcript, without any end token: Stage 1's targets and the assistant's reply alike.
+
+    Raises:
+        ValueError: when the text is empty.
+    """
+    ids = tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+    if not ids:
+        raise ValueError("a transcript is empty.")
+    return ids
 
 
 def _raise_for_damage(name, hub: dict, error: Exception):

@@ -47,25 +47,27 @@ def read_manifest(path: str | Path, split: str | None = None, corpus: str | None
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest.")
     utterances = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            row = json.loads(line)
-            utterance = Utterance(
-                audio=path.parent / (row["audio"] if "audio" in row else row["file_name"]),
-                text=row["text"],
-                duration=_duration(row, path.parent),
-                speaker=row.get("speaker", ""),
-                corpus=row.get("corpus", ""),
-                split=row.get("split", ""),
-            )
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
-        except KeyError as error:
-            raise ValueError(f"{path}, line {number} lacks the field {error}.") from error
-        except (TypeError, ValueError, soundfile.LibsndfileError) as error:
-            raise ValueError(f"{path}, line {number}: {error}.") from error
-        if split in (None, utterance.split) and corpus in (None, utterance.corpus):
-            utterances.append(utterance)
+    # Lines end with \n only: a JSON string may hold other characters that `splitlines` cuts at, such as U+2028.
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                utterance = Utterance(
+                    audio=path.parent / (row["audio"] if "audio" in row else row["file_name"]),
+                    text=row["text"],
+                    duration=_duration(row, path.parent),
+                    speaker=row.get("speaker", ""),
+                    corpus=row.get("corpus", ""),
+                    split=row.get("split", ""),
+                )
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
+            except KeyError as error:
+                raise ValueError(f"{path}, line {number} lacks the field {error}.") from error
+            except (TypeError, ValueError, soundfile.LibsndfileError) as error:
+                raise ValueError(f"{path}, line {number}: {error}.") from error
+            if split in (None, utterance.split) and corpus in (None, utterance.corpus):
+                utterances.append(utterance)
     if not utterances:
         raise ValueError(f"{path} holds no utterance" + (f" of split {split!r}." if split else "."))
     return utterances
@@ -80,19 +82,25 @@ def _duration(row: dict, folder: Path) -> float:
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> Path:
-    """Write a manifest with audio paths relative to it, to a temporary name and then renamed."""
+    """
+    Write a manifest with audio paths relative to it, to a temporary name and then renamed. When `utterances` raises,
+    an older manifest stays as it was.
+    """
     path = Path(path)
     temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for one in utterances:
-            row = {
-                "audio": os.path.relpath(one.audio, path.parent),
-                "text": one.text,
-                "duration": round(one.duration, 3),
-                "speaker": one.speaker,
-                "corpus": one.corpus,
-                "split": one.split,
-            }
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            for one in utterances:
+                row = {
+                    "audio": os.path.relpath(one.audio, path.parent),
+                    "text": one.text,
+                    "duration": round(one.duration, 3),
+                    "speaker": one.speaker,
+                    "corpus": one.corpus,
+                    "split": one.split,
+                }
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path

@@ -1,0 +1,59 @@
+"""LibriSpeech as OpenSLR packs it: SUBSET/SPEAKER/CHAPTER with SPEAKER-CHAPTER.trans.txt and one .flac per utterance."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from seam.data.corpora.found import NO_TRANSCRIPT, Found, LeftOut, chosen, lines, require_folder
+
+SAMPLING_RATE = 16000
+
+
+def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | LeftOut]:
+    """
+    Args:
+        source: the folder of the archive, its folder `LibriSpeech`, or one subset such as `test-other`.
+        splits: subsets to read; all by default.
+
+    Yields:
+        What the transcripts name, in their order; a recording that none of them names is left out.
+
+    Raises:
+        FileNotFoundError: no such folder; ValueError: another layout, or no such subset.
+    """
+    folder = require_folder(source)
+    subsets = _subsets(folder)
+    if not subsets:
+        raise ValueError(
+            f"{source} is not LibriSpeech as unpacked from OpenSLR: looked for SUBSET/SPEAKER/CHAPTER/*.trans.txt "
+            "in it, in LibriSpeech/ below it, and for SPEAKER/CHAPTER/*.trans.txt."
+        )
+    for split in chosen(subsets, splits, source):
+        for chapter in sorted(path for path in subsets[split].glob("*/*") if path.is_dir()):
+            yield from _chapter(chapter, split)
+
+
+def _subsets(folder: Path) -> dict[str, Path]:
+    if any(folder.glob("*/*/*.trans.txt")):
+        return {folder.name: folder}
+    parent = folder / "LibriSpeech" if (folder / "LibriSpeech").is_dir() else folder
+    return {path.name: path for path in sorted(parent.iterdir()) if any(path.glob("*/*/*.trans.txt"))}
+
+
+def _chapter(chapter: Path, split: str) -> Iterator[Found | LeftOut]:
+    named = set()
+    for transcripts in sorted(chapter.glob("*.trans.txt")):
+        for _, line in lines(transcripts):
+            id, _, text = line.partition(" ")
+            named.add(id)
+            yield Found(
+                id=id,
+                audio=chapter / f"{id}.flac",
+                text=text.strip(),
+                speaker=chapter.parent.name,
+                corpus="librispeech",
+                split=split,
+                sampling_rate=SAMPLING_RATE,
+            )
+    for recording in sorted(chapter.glob("*.flac")):
+        if recording.stem not in named:
+            yield LeftOut(recording.stem, NO_TRANSCRIPT, f"no *.trans.txt in {chapter} names it")
