@@ -4,18 +4,22 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
+LEFT_OUT_SHOWN = 20
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 train_app = typer.Typer(no_args_is_help=True, help="Train one stage, or everything from nothing.")
 app.add_typer(train_app, name="train")
+data_app = typer.Typer(no_args_is_help=True, help="Corpora to train on and to score.")
+app.add_typer(data_app, name="data")
 
 Files = Annotated[list[Path], typer.Argument(help="Audio files, of any length and sample rate.")]
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
@@ -298,6 +302,67 @@ def train_demo(recipe: Recipe, overrides: Overrides = None):
 
     with one_sentence_errors():
         demo.main(load_recipe(demo.DemoRecipe, recipe, overrides or []))
+
+
+@data_app.command("prepare")
+def data_prepare(
+    kind: Annotated[
+        Literal["librispeech", "tedlium", "common-voice", "audiofolder", "dataset"],
+        typer.Argument(help="Layout of SOURCE; dataset: whatever the library datasets loads."),
+    ],
+    source: Annotated[str, typer.Argument(help="Folder of the corpus as unpacked; for dataset also a Hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder for manifest.jsonl, left_out.jsonl and audio that is cut.")],
+    split: Annotated[list[str] | None, typer.Option(help="Of the corpus; may be repeated. All by default.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="LLM or checkpoint, folder or Hub id: must give every transcript back.")
+    ] = None,
+    max_seconds: Annotated[float, typer.Option(min=0, help="Longest utterance; evaluation takes any length.")] = 30.0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
+    name: Annotated[str | None, typer.Option(help="dataset: configuration, such as clean.")] = None,
+    audio_column: Annotated[str | None, typer.Option(help="dataset: found by itself where it can be.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="dataset: found by itself where it can be.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="dataset: without a copy in the cache.")] = False,
+):
+    """Check every utterance of a corpus and write a manifest; say what was left out and why."""
+    from seam.data.corpora import audiofolder, common_voice, hub_dataset, librispeech, tedlium
+    from seam.data.prepare import load_tokenizer, prepare
+
+    readers = {
+        "librispeech": librispeech.read,
+        "tedlium": tedlium.read,
+        "common-voice": common_voice.read,
+        "audiofolder": audiofolder.read,
+        "dataset": hub_dataset.read,
+    }
+    options = {"name": name, "audio_column": audio_column, "text_column": text_column, "streaming": streaming}
+    given = {key: value for key, value in options.items() if value}
+    with one_sentence_errors():
+        if given and kind != "dataset":
+            raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for the kind dataset, not for {kind}.")
+        summary = prepare(
+            readers[kind](source, split or (), **given),
+            out,
+            max_seconds=max_seconds,
+            tokenizer=tokenizer and load_tokenizer(tokenizer),
+            workers=workers,
+            progress=sys.stderr.isatty(),
+        )
+    print(f"{summary.manifest}: {summary.kept} utterances, {summary.seconds / 3600:.2f} hours, ", end="")
+    print(f"{len(summary.speakers)} speakers")
+    for casing, tokens in summary.tokens.items():
+        print(f"tokens per second, casing {casing}: {tokens / summary.seconds:.2f}")
+    if summary.not_scored:
+        print(f"not scored, by the corpus itself: {summary.not_scored} segments")
+    count = summary.left_out.total()
+    if count:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in summary.left_out.most_common())
+        print(f"left out: {count} ({reasons})")
+        with summary.left_out_file.open(encoding="utf-8") as file:
+            for row in map(json.loads, islice(file, LEFT_OUT_SHOWN)):
+                line = f"  {row['name']}: {row['reason']}" + f" ({row['detail']})" * bool(row["detail"])
+                print(line.encode(errors="backslashreplace").decode())
+    if count > LEFT_OUT_SHOWN:
+        print(f"  {count - LEFT_OUT_SHOWN} more in {summary.left_out_file}")
 
 
 if __name__ == "__main__":

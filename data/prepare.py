@@ -12,7 +12,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tqdm.auto import tqdm
+from transformers import AutoTokenizer
 
+import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
 from seam.data import checks
 from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
 from seam.data.manifest import CASINGS, Utterance, write_manifest
@@ -44,6 +46,14 @@ class Summary:
     left_out: Counter = field(default_factory=Counter)
     not_scored: int = 0
     tokens: Counter = field(default_factory=Counter)
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of a language model or of a checkpoint (folder or Hub id). Raises `ValueError` without one."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"no tokenizer can be loaded from {name!r}: {error}") from error
 
 
 def prepare(

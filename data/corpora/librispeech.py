@@ -1,4 +1,4 @@
-"""LibriSpeech as OpenSLR packs it: SUBSET/SPEAKER/CHAPTER with SPEAKER-CHAPTER.trans.txt and one .flac per utterance."""
+"""LibriSpeech as OpenSLR packs it: SUBSET/SPEAKER/CHAPTER, with SPEAKER-CHAPTER.trans.txt and a .flac per utterance."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -1,0 +1,118 @@
+"""Any dataset that `datasets` loads, with an audio and a text column: from the Hub, a folder or a file."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+from datasets.exceptions import DatasetsError
+
+from seam.data.corpora.found import BAD_LINE, SPEAKER_NAMES, TEXT_NAMES, Found, LeftOut
+
+AUDIO_NAME = "audio"
+# Beside the number of the row, which makes it unique: `id` is that of a sentence, not of a recording, in some corpora.
+MAX_NAME_CHARACTERS = 80
+
+
+def read(
+    source: str | Path,
+    splits: Sequence[str] = (),
+    *,
+    name: str | None = None,
+    audio_column: str | None = None,
+    text_column: str | None = None,
+    streaming: bool = False,
+) -> Iterator[Found | LeftOut]:
+    """
+    Args:
+        source: Hub id, a folder that `load_dataset` or `load_from_disk` reads, or a Parquet file.
+        splits: all by default.
+        name: configuration of the dataset, such as `clean`.
+        audio_column, text_column: by default the only column of the feature type `Audio`, or the one called `audio`;
+            and `text`, `transcription`, `transcript` or `sentence`.
+        streaming: read it row by row, without a copy in the cache.
+
+    Yields:
+        Rows with the bytes of the audio file, or with its path where that is all they have.
+
+    Raises:
+        ValueError: no such split, configuration or column, or a dataset that `datasets` cannot load.
+        OSError: no such dataset, or it cannot be reached.
+    """
+    try:
+        for split, rows in _load(str(source), splits, name, streaming):
+            columns = _columns(rows, audio_column, text_column, source)
+            yield from _rows(rows, split, columns, Path(source))
+    except DatasetsError as error:
+        raise ValueError(f"datasets cannot read {source}: {error} {error.__cause__ or ''}") from error
+
+
+def _load(source: str, splits: Sequence[str], name: str | None, streaming: bool) -> Iterable[tuple[str, Any]]:
+    path = Path(source)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        loaded = datasets.load_from_disk(source)
+        if isinstance(loaded, datasets.Dataset):
+            loaded = {str(loaded.split or ""): loaded}
+        for split in splits:
+            if split not in loaded:
+                raise ValueError(f"{source} has no split {split!r}; it has {', '.join(loaded)}.")
+        return [(split, rows) for split, rows in loaded.items() if split in splits or not splits]
+    arguments = {"path": "parquet", "data_files": source} if path.is_file() else {"path": source, "name": name}
+    if splits:
+        loaded = datasets.load_dataset(**arguments, split=list(splits), streaming=streaming)
+        return list(zip(splits, loaded, strict=True))
+    return datasets.load_dataset(**arguments, streaming=streaming).items()
+
+
+def _columns(rows, audio: str | None, text: str | None, source: str | Path) -> tuple[str, str]:
+    """Names of the audio and the text column."""
+    available = list(rows.features or next(iter(rows)))
+    audios = [name for name in available if isinstance((rows.features or {}).get(name), datasets.Audio)]
+    if audio is None and (AUDIO_NAME in available or len(audios) == 1):
+        audio = AUDIO_NAME if AUDIO_NAME in available else audios[0]
+    text = text or next((name for name in TEXT_NAMES if name in available), None)
+    for kind, column in (("audio", audio), ("text", text)):
+        if column not in available:
+            wanted = f"no column {column!r}" if column else f"no {kind} column that is known by its name or type"
+            raise ValueError(f"{source} has {wanted}; its columns are {', '.join(available)}.")
+    return audio, text
+
+
+def _rows(rows, split: str, columns: tuple[str, str], source: Path) -> Iterator[Found | LeftOut]:
+    audio_column, text_column = columns
+    available = rows.features or next(iter(rows))
+    speaker_column = next((name for name in SPEAKER_NAMES if name in available), None)
+    further = [name for name in ("id", speaker_column) if name in available]
+    folder = source.absolute().parent if source.is_file() else source.absolute()
+    rows = rows.select_columns(list(dict.fromkeys([audio_column, text_column, *further])))
+    # Decoding needs torchcodec, and would lose the file as it is.
+    for number, row in enumerate(rows.cast_column(audio_column, datasets.Audio(decode=False))):
+        audio, text = row[audio_column] or {}, row[text_column]
+        path = audio.get("path") or ""
+        label = re.sub(r"[^\w.-]+", "_", str(row.get("id") or Path(path).stem), flags=re.ASCII)[:MAX_NAME_CHARACTERS]
+        id = f"{split}-{number:06d}" + f"-{label}" * bool(label)
+        contents = audio.get("bytes")
+        if contents is None and "://" in path:
+            try:
+                with fsspec.open(path, "rb") as file:
+                    contents = file.read()
+            except OSError as error:
+                yield LeftOut(id, "cannot be read", f"{path}: {error}")
+                continue
+        if contents is None and not path:
+            yield LeftOut(id, "no audio file", f"{audio_column} is empty")
+        elif not isinstance(text, str | None):
+            yield LeftOut(id, BAD_LINE, f"{text_column} is {text!r}, not text")
+        else:
+            speaker = row.get(speaker_column)
+            yield Found(
+                id=id,
+                audio=folder / path,
+                text=text or "",
+                speaker="" if speaker is None else str(speaker),
+                corpus=source.absolute().stem if source.is_file() else source.absolute().name,
+                split=split,
+                contents=contents,
+            )
