@@ -9,7 +9,7 @@ import datasets
 import fsspec
 from datasets.exceptions import DatasetsError
 
-from seam.data.corpora.found import BAD_LINE, SPEAKER_NAMES, TEXT_NAMES, Found, LeftOut
+from seam.data.corpora.found import BAD_LINE, SPEAKER_NAMES, TEXT_NAMES, Found, LeftOut, chosen
 
 AUDIO_NAME = "audio"
 # Beside the number of the row, which makes it unique: `id` is that of a sentence, not of a recording, in some corpora.
@@ -51,19 +51,15 @@ def read(
 
 def _load(source: str, splits: Sequence[str], name: str | None, streaming: bool) -> Iterable[tuple[str, Any]]:
     path = Path(source)
+    arguments = {"path": "parquet", "data_files": source} if path.is_file() else {"path": source, "name": name}
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         loaded = datasets.load_from_disk(source)
-        if isinstance(loaded, datasets.Dataset):
-            loaded = {str(loaded.split or ""): loaded}
-        for split in splits:
-            if split not in loaded:
-                raise ValueError(f"{source} has no split {split!r}; it has {', '.join(loaded)}.")
-        return [(split, rows) for split, rows in loaded.items() if split in splits or not splits]
-    arguments = {"path": "parquet", "data_files": source} if path.is_file() else {"path": source, "name": name}
-    if splits:
-        loaded = datasets.load_dataset(**arguments, split=list(splits), streaming=streaming)
-        return list(zip(splits, loaded, strict=True))
-    return datasets.load_dataset(**arguments, streaming=streaming).items()
+        loaded = {str(loaded.split or ""): loaded} if isinstance(loaded, datasets.Dataset) else loaded
+    elif splits and not streaming:  # the others are not fetched
+        return zip(splits, datasets.load_dataset(**arguments, split=list(splits)), strict=True)
+    else:
+        loaded = datasets.load_dataset(**arguments, streaming=streaming)
+    return [(split, loaded[split]) for split in chosen(loaded, splits, source)]
 
 
 def _columns(rows, audio: str | None, text: str | None, source: str | Path) -> tuple[str, str]:

@@ -8,9 +8,10 @@ import pytest
 import soundfile
 
 from seam.data.corpora import librispeech
+from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
 from seam.data.manifest import read_manifest
-from seam.data.prepare import prepare
-from seam.tests.data.sounds import write
+from seam.data.prepare import load_tokenizer, prepare
+from seam.tests.data.sounds import tone, write
 
 
 def left_out(summary) -> list[tuple[str, str]]:
@@ -100,3 +101,110 @@ def test_the_number_of_workers_changes_nothing(broken, tmp_path):
     one, three = (prepare(librispeech.read(root), tmp_path / str(n), workers=n) for n in (1, 3))
     assert one.manifest.read_bytes() == three.manifest.read_bytes()
     assert one.left_out_file.read_bytes() == three.left_out_file.read_bytes()
+
+
+def found(path, text="good text", **fields) -> Found:
+    labels = {"id": path.stem, "speaker": "anna", "corpus": "tones", "split": "train"}
+    return Found(**{**labels, "audio": path, "text": text, **fields})
+
+
+def recordings(folder, count) -> list:
+    return [write(folder / "corpus" / f"{number}.wav", tone(1.0, 200 + 10 * number)) for number in range(count)]
+
+
+def test_the_manifest_is_relative_and_moves_with_the_corpus(tmp_path):
+    paths = recordings(tmp_path / "here", 2)
+    prepare([found(path, f" {path.stem} words ") for path in paths], tmp_path / "here" / "out")
+    (tmp_path / "here").rename(tmp_path / "there")
+    kept = read_manifest(tmp_path / "there" / "out" / "manifest.jsonl")
+    assert [(one.text, one.duration, one.speaker) for one in kept] == [
+        ("0 words", 1.0, "anna"),
+        ("1 words", 1.0, "anna"),
+    ]
+    assert all(one.audio.is_file() for one in kept)
+
+
+def test_the_first_of_an_id_that_can_be_used_stays(tmp_path):
+    a, b, c = recordings(tmp_path, 3)
+    summary = prepare([found(a, " ", id="x"), found(b, "second", id="x"), found(c, "third", id="x")], tmp_path / "out")
+    assert [one.text for one in read_manifest(summary.manifest)] == ["second"]
+    assert left_out(summary) == [("x", "empty text"), ("x", "duplicate id")]
+
+
+def test_names_and_labels_that_no_file_can_hold_are_left_out(tmp_path):
+    (path,) = recordings(tmp_path, 1)
+    bad = b"caf\xe9".decode(errors="surrogateescape")
+    summary = prepare([found(path, id=bad), found(path, speaker=bad), found(path)], tmp_path / "out")
+    assert left_out(summary) == [(bad, "not UTF-8"), ("0", "not UTF-8")] and summary.kept == 1
+
+
+def test_bytes_and_segments_become_files_below_audio(tmp_path):
+    (path,) = recordings(tmp_path, 1)
+    contents = path.read_bytes()
+    utterances = [
+        found(path, id="../up", contents=contents, split="..", speaker="a/b"),
+        found(path, id="..", segment=(0.25, 0.75), speaker=""),
+    ]
+    summary = prepare(utterances, tmp_path / "out")
+    kept = read_manifest(summary.manifest)
+    assert [str(one.audio.relative_to(tmp_path / "out")) for one in kept] == [
+        "audio/%2E./a%2Fb/%2E.%2Fup.wav",
+        "audio/train/%2E..flac",
+    ]
+    assert kept[0].audio.read_bytes() == contents and kept[1].duration == 0.5
+
+
+def test_what_is_not_scored_is_counted_and_not_listed(tmp_path):
+    (path,) = recordings(tmp_path, 1)
+    summary = prepare([LeftOut("gap", NOT_SCORED), found(path), LeftOut("b", "bad line", "why")], tmp_path / "out")
+    assert summary.not_scored == 1 and summary.left_out == {"bad line": 1} and left_out(summary) == [("b", "bad line")]
+
+
+def test_nothing_left_is_an_error_and_an_older_manifest_stays(tmp_path):
+    (path,) = recordings(tmp_path, 1)
+    before = prepare([found(path)], tmp_path / "out").manifest.read_bytes()
+    with pytest.raises(ValueError, match="nothing is left to write a manifest of: 2 empty text, 1 bad line"):
+        prepare([found(path, ""), LeftOut("b", "bad line"), found(path, "")], tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
+    assert (tmp_path / "out" / "left_out.jsonl").read_text().count("\n") == 3
+    with pytest.raises(ValueError, match="no utterance was found"):
+        prepare([], tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_a_reader_that_refuses_its_folder_leaves_nothing_behind(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        prepare(librispeech.read(tmp_path / "nowhere"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_the_tokenizer_does_not_give_back(tmp_path, processor):
+    """Qwen's tokenizer composes characters (NFC): an accent of its own does not come back."""
+    tokenizer = load_tokenizer(str(save_tokenizer(processor, tmp_path / "tokenizer")))
+    paths = recordings(tmp_path, 4)
+    texts = ["turn on the light", "cafe\u0301", "caf\u00e9 <|im_end|>", "TURN"]
+    utterances = [found(path, text) for path, text in zip(paths, texts, strict=True)]
+    summary = prepare(utterances, tmp_path / "out", tokenizer=tokenizer)
+    assert left_out(summary) == [("1", "tokenizer changes the text")]
+    kept = [one.text for one in read_manifest(summary.manifest)]
+    assert kept == [texts[0], texts[2], texts[3]]
+    assert summary.tokens == {
+        "lower": sum(len(processor.transcript_ids(text.lower())) for text in kept),
+        "keep": sum(len(processor.transcript_ids(text)) for text in kept),
+    }
+    assert summary.tokens["keep"] > summary.tokens["lower"]  # "turn" is one token of this vocabulary
+    assert prepare(utterances, tmp_path / "without").kept == 4
+
+
+def save_tokenizer(processor, folder):
+    """That of the tiny model, with the normaliser of Qwen's."""
+    processor.tokenizer.save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "NFC"}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_no_tokenizer_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match="no tokenizer can be loaded from"):
+        load_tokenizer(str(tmp_path))
