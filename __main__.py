@@ -347,8 +347,8 @@ def data_prepare(
             workers=workers,
             progress=sys.stderr.isatty(),
         )
-    print(f"{summary.manifest}: {summary.kept} utterances, {summary.seconds / 3600:.2f} hours, ", end="")
-    print(f"{len(summary.speakers)} speakers")
+    speakers = len(summary.speakers) or "unknown"
+    print(f"{summary.manifest}: {summary.kept} utterances, {summary.seconds / 3600:.2f} hours, speakers: {speakers}")
     for casing, tokens in summary.tokens.items():
         print(f"tokens per second, casing {casing}: {tokens / summary.seconds:.2f}")
     if summary.not_scored:

@@ -32,7 +32,8 @@ class Summary:
     """
     Args:
         manifest, left_out_file: what was written.
-        kept: number of utterances in the manifest; `seconds` of speech, from `speakers`.
+        kept: number of utterances in the manifest, with `seconds` of audio.
+        speakers: corpus and name of each that is known.
         left_out: how many were left out for each reason.
         not_scored: segments that the corpus itself excludes from scoring.
         tokens: of all kept transcripts, for each casing; empty without a tokenizer.
@@ -217,7 +218,8 @@ def _remove_made(found: Found, recording: Recording) -> None:
 def _count(summary: Summary, utterance: Utterance, tokenizer) -> None:
     summary.kept += 1
     summary.seconds += utterance.duration
-    summary.speakers.add((utterance.corpus, utterance.speaker))
+    if utterance.speaker:
+        summary.speakers.add((utterance.corpus, utterance.speaker))
     if tokenizer is not None:
         for name, casing in CASINGS.items():
             summary.tokens[name] += len(transcript_ids(tokenizer, casing(utterance.text)))

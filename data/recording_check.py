@@ -1,7 +1,9 @@
 """A recording decoded once, whole, and checked; a segment is cut out. Runs in worker processes: light to import."""
 
 import hashlib
+import io
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,11 @@ from seam.data.checks import Problem
 
 # Segment times are rounded to 10 ms, and the last one may be a little longer than its recording.
 END_TOLERANCE_SECONDS = 0.1
+# libsndfile reads a truncated WAV file without an error, and says so in its log only. Programs that write to a pipe
+# state the greatest number that there is, and some are a few bytes off: neither is a truncated file.
+WAV_LENGTH = re.compile(r"^data : (?P<stated>\d+) \(should be (?P<there>\d+)\)", re.MULTILINE)
+WAV_LENGTH_UNKNOWN = 0x7FFFF000
+WAV_SHARE_THERE = 0.99
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Checked:
     """
     Args:
         problem: what is wrong, or `None`.
-        seconds: duration, where it could be read.
-        digest: of the decoded samples; equal for recordings that sound the same in every sample.
+        seconds: duration of what was decoded.
+        digest: of the samples, mixed down; equal where every sample is.
     """
 
     problem: Problem | None
@@ -52,44 +59,26 @@ class Checked:
 
 
 def check(recording: Recording) -> Checked:
-    """Never raises for a bad file: what is wrong with it is returned."""
+    """
+    Decode and check; write the segment, where one is to be cut out and nothing is wrong with it. What is wrong with a
+    file is returned, never raised.
+
+    Raises:
+        OSError: when the segment cannot be written.
+    """
     try:
-        return _check(recording)
+        decoded = _decode(recording)
     except soundfile.LibsndfileError as error:
         return Checked(Problem("cannot be decoded", f"{recording.path}: {error.error_string}"))
+    except TypeError as error:  # of soundfile, for a suffix such as .raw: a format without a header
+        return Checked(Problem("cannot be decoded", f"{recording.path}: {error}"))
     except OSError as error:
         return Checked(Problem("cannot be read", f"{recording.path}: {error.strerror or error}"))
-
-
-def _check(recording: Recording) -> Checked:
-    if not recording.path.is_file():
-        return Checked(Problem("no audio file", f"{recording.path} does not exist"))
-    if recording.path.stat().st_size == 0:
-        return Checked(Problem("empty file", f"{recording.path} has 0 bytes"))
-    with soundfile.SoundFile(recording.path) as file:
-        rate = file.samplerate
-        first, last = 0, file.frames
-        if recording.segment is not None:
-            start, end = recording.segment
-            if end > file.frames / rate + END_TOLERANCE_SECONDS:
-                detail = f"{start:.2f} to {end:.2f} s of {recording.path}, which has {file.frames / rate:.2f} s"
-                return Checked(Problem("segment after the end", detail))
-            first, last = round(start * rate), min(round(end * rate), file.frames)
-        stated = (last - first) / rate
-        # Before decoding: a book of ten hours must not fill the memory.
-        problem = (
-            checks.sampling_rate_is(rate, recording.sampling_rate)
-            or checks.long_enough(stated)
-            or checks.short_enough(stated, recording.max_seconds)
-        )
-        if problem:
-            return Checked(problem, stated)
-        file.seek(first)
-        samples = file.read(last - first, dtype="float32", always_2d=True)
-    seconds = len(samples) / rate
-    if seconds < stated:
-        return Checked(Problem("truncated", f"{seconds:.2f} s of the {stated:.2f} s that the header states"), seconds)
-    waveform = samples.mean(axis=1)
+    if isinstance(decoded, Problem):
+        return Checked(decoded)
+    samples, rate = decoded
+    waveform = samples.mean(axis=1)  # as `SeamProcessor.load_audio`
+    seconds = len(waveform) / rate
     problem = (
         checks.samples_are_finite(waveform)
         or checks.not_silent(waveform, rate)
@@ -99,13 +88,57 @@ def _check(recording: Recording) -> Checked:
         return Checked(problem, seconds)
     if recording.cut_to is not None:
         _write_flac(recording.cut_to, samples, rate)
-    digest = hashlib.blake2b(np.ascontiguousarray(waveform), digest_size=16, key=str(rate).encode()).digest()
-    return Checked(None, seconds, digest)
+    return Checked(None, seconds, hashlib.blake2b(waveform, digest_size=16, key=str(rate).encode()).digest())
+
+
+def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
+    """Samples `(samples, channels)` of the file or of its segment, and the rate; or what is wrong with the file."""
+    path = recording.path
+    if not path.is_file():
+        return Problem("no audio file", f"{path} does not exist")
+    if path.stat().st_size == 0:
+        return Problem("empty file", f"{path} has 0 bytes")
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        first, last = 0, file.frames
+        if recording.segment is not None:
+            start, end = recording.segment
+            if end > file.frames / rate + END_TOLERANCE_SECONDS:
+                detail = f"{start:.2f} to {end:.2f} s of {path}, which has {file.frames / rate:.2f} s"
+                return Problem("segment after the end", detail)
+            first, last = round(start * rate), min(round(end * rate), file.frames)
+        # Before decoding: a book of ten hours must not fill the memory.
+        problem = (
+            checks.sampling_rate_is(rate, recording.sampling_rate)
+            or _wav_is_whole(file)
+            or checks.long_enough((last - first) / rate)
+            or checks.short_enough((last - first) / rate, recording.max_seconds)
+        )
+        if problem:
+            return problem
+        file.seek(first)
+        samples = file.read(last - first, dtype="float32", always_2d=True)
+    if len(samples) < last - first:
+        detail = f"{len(samples) / rate:.2f} s of the {(last - first) / rate:.2f} s that the header of {path} states"
+        return Problem("truncated", detail)
+    return samples, rate
+
+
+def _wav_is_whole(file: soundfile.SoundFile) -> Problem | None:
+    length = WAV_LENGTH.search(file.extra_info)
+    if length is None:
+        return None
+    stated, there = int(length["stated"]), int(length["there"])
+    if stated >= WAV_LENGTH_UNKNOWN or there >= WAV_SHARE_THERE * stated:
+        return None
+    return Problem("truncated", f"{there} bytes of the {stated} that the header of {file.name} states")
 
 
 def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
     """16 bits, as the corpora that have segments; to a temporary name and then renamed."""
+    encoded = io.BytesIO()
+    soundfile.write(encoded, samples, rate, format="FLAC", subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
+    temporary.write_bytes(encoded.getvalue())
     os.replace(temporary, path)

@@ -28,7 +28,7 @@ def test_what_is_kept_and_what_is_left_out_is_printed(corpus):
     done = subprocess.run([*command, "--tokenizer", CHECKPOINT], capture_output=True, text=True, cwd=corpus)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].endswith("out/manifest.jsonl: 3 utterances, 0.00 hours, 1 speakers")
+    assert lines[0].endswith("out/manifest.jsonl: 3 utterances, 0.00 hours, speakers: 1")
     assert lines[1].startswith("tokens per second, casing lower: ")
     assert lines[3] == "left out: 22 (22 silent)"
     assert lines[4] == "  1688-142285-0003: silent (0.00 s of 1.00 s are above -66 dBFS)"

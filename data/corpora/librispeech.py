@@ -43,12 +43,12 @@ def _chapter(chapter: Path, split: str) -> Iterator[Found | LeftOut]:
     named = set()
     for transcripts in sorted(chapter.glob("*.trans.txt")):
         for _, line in lines(transcripts):
-            id, _, text = line.partition(" ")
+            id, *rest = line.split(maxsplit=1)
             named.add(id)
             yield Found(
                 id=id,
                 audio=chapter / f"{id}.flac",
-                text=text.strip(),
+                text="".join(rest),
                 speaker=chapter.parent.name,
                 corpus="librispeech",
                 split=split,

@@ -40,9 +40,23 @@ def test_truncated_flac_is_found_wherever_it_ends(tmp_path, share):
     assert str(path) in of(path).problem.detail
 
 
+def test_truncated_wav_is_found_and_a_length_that_is_unknown_is_not(tmp_path):
+    path = write(tmp_path / "a.wav", tone(2.0))
+    whole = path.read_bytes()
+    assert whole[36:44] == b"data" + (64000).to_bytes(4, "little")
+    path.write_bytes(whole[:30044])
+    problem = of(path).problem
+    assert problem.reason == "truncated" and problem.detail.startswith("30000 bytes of the 64000 that the header of")
+    for length in (64010, 0x7FFFFFFF, 0xFFFFFFFF):  # ten bytes too many; written to a pipe
+        path.write_bytes(whole[:40] + length.to_bytes(4, "little") + whole[44:])
+        result = of(path)
+        assert result.problem is None and result.seconds == 2.0
+
+
 def test_what_else_can_be_wrong(tmp_path):
     (tmp_path / "empty.flac").touch()
     (tmp_path / "page.flac").write_text("<html>")
+    (tmp_path / "samples.raw").write_bytes(bytes(32000))
     nan = tone(1.0)
     nan[5] = np.nan
     soundfile.write(tmp_path / "nan.wav", nan, 16000, subtype="FLOAT")
@@ -52,6 +66,7 @@ def test_what_else_can_be_wrong(tmp_path):
         (of(tmp_path), "no audio file"),
         (of(tmp_path / "empty.flac"), "empty file"),
         (of(tmp_path / "page.flac"), "cannot be decoded"),
+        (of(tmp_path / "samples.raw"), "cannot be decoded"),
         (of(tmp_path / "nan.wav"), "samples not finite"),
         (of(good, rate=8000), "wrong sampling rate"),
         (of(good, max_seconds=1.9), "too long"),
@@ -75,3 +90,9 @@ def test_a_segment_with_a_problem_is_not_written(tmp_path):
     silent = write(tmp_path / "a.wav", np.zeros(32000))
     assert of(silent, segment=(0.5, 1.5), cut_to=tmp_path / "cut" / "a.flac").problem.reason == "silent"
     assert not (tmp_path / "cut").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_not_the_fault_of_the_recording(tmp_path):
+    good = write(tmp_path / "good.wav", tone(2.0))
+    with pytest.raises(OSError):
+        of(good, segment=(0.5, 1.5), cut_to=good / "a.flac")
