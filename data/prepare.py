@@ -24,7 +24,10 @@ from seam.processing_seam import transcript_ids
 # Utterances that each worker may be ahead, so that a slow file does not hold up the others.
 AHEAD = 32
 # By the first bytes of a file; the name that a corpus gives to the bytes is believed where they say nothing.
-SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg", b"ID3": ".mp3", b"\xff\xfb": ".mp3", b"NIST": ".sph"}
+SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg", b"NIST": ".sph", b"ID3": ".mp3"}
+SUFFIXES |= {
+    bytes([0xFF, kind]): ".mp3" for kind in (0xFA, 0xFB, 0xF2, 0xF3, 0xE2, 0xE3)
+}  # layer III of MPEG 1, 2, 2.5
 
 
 @dataclass
@@ -109,7 +112,7 @@ def _admitted(
 
 
 def _problem(one: Found, ids: set[str], tokenizer) -> checks.Problem | None:
-    for value in (one.text, one.id, one.speaker, str(one.audio)):
+    for value in (one.text, one.id, one.speaker, one.corpus, one.split, str(one.audio)):
         if problem := checks.is_unicode(value):
             return problem
     if problem := checks.text_is_there(one.text):

@@ -134,8 +134,9 @@ def test_the_first_of_an_id_that_can_be_used_stays(tmp_path):
 def test_names_and_labels_that_no_file_can_hold_are_left_out(tmp_path):
     (path,) = recordings(tmp_path, 1)
     bad = b"caf\xe9".decode(errors="surrogateescape")
-    summary = prepare([found(path, id=bad), found(path, speaker=bad), found(path)], tmp_path / "out")
-    assert left_out(summary) == [(bad, "not UTF-8"), ("0", "not UTF-8")] and summary.kept == 1
+    utterances = [found(path, id=bad), *(found(path, **{name: bad}) for name in ("speaker", "corpus", "split"))]
+    summary = prepare([*utterances, found(path)], tmp_path / "out")
+    assert left_out(summary) == [(bad, "not UTF-8"), *[("0", "not UTF-8")] * 3] and summary.kept == 1
 
 
 def test_bytes_and_segments_become_files_below_audio(tmp_path):
@@ -152,6 +153,16 @@ def test_bytes_and_segments_become_files_below_audio(tmp_path):
         "audio/train/%2E..flac",
     ]
     assert kept[0].audio.read_bytes() == contents and kept[1].duration == 0.5
+
+
+@pytest.mark.parametrize(
+    ("format", "rate"), [("MP3", 8000), ("MP3", 16000), ("MP3", 44100), ("FLAC", 8000), ("OGG", 8000)]
+)
+def test_bytes_are_named_by_what_they_are(tmp_path, format, rate):
+    path = tmp_path / "recording"
+    soundfile.write(path, tone(1.0, rate=rate), rate, format=format)
+    summary = prepare([found(path, audio=path, contents=path.read_bytes())], tmp_path / "out", workers=1)
+    assert read_manifest(summary.manifest)[0].audio.suffix == f".{format.lower()}"
 
 
 def test_what_is_not_scored_is_counted_and_not_listed(tmp_path):
