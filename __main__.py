@@ -117,7 +117,7 @@ def demo(
     total = word_errors([one.text for one in shipped], [one.text for one in results[: len(shipped)]])
     console = wide_console()
     console.print(table)
-    console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.words} words")
+    console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.length} words")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Word error rate: one normaliser, one alignment, and a confidence interval by resampling utterances."""
+"""Error rates: the two normalisers, one alignment, and a confidence interval by resampling utterances."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,46 +6,112 @@ from dataclasses import dataclass
 import kaldialign
 import numpy as np
 from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
 
-normalize = BasicTextNormalizer()
-"""Lower case, no punctuation. Whisper's English normaliser would turn a digit string into a single number word."""
+NORMALIZERS = {"english": EnglishTextNormalizer(), "basic": BasicTextNormalizer()}
+"""
+Both of Whisper (Radford et al. 2022, Appendix C), each under the name by which results quote it. "basic": lower case,
+no punctuation. "english", the paper's (Table 1): also numbers as digits, contractions in full, American spelling (its
+table comes with the package), no fillers. It makes a single word of a string of digits ("three one four" is "314"):
+where those are what is said, "basic" counts each of them.
+"""
 
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """Word errors and the number of reference words; `rate` is their ratio in percent."""
+    """
+    Errors of one utterance or of a corpus.
 
-    errors: int
-    words: int
+    Where several alignments have as few errors, the three kinds are those of the one that kaldialign finds; their sum
+    is the same in all.
+
+    Args:
+        insertions, deletions, substitutions: what turns the reference into the hypothesis.
+        length: words, or characters, of the normalised reference.
+    """
+
+    insertions: int
+    deletions: int
+    substitutions: int
+    length: int
+
+    @property
+    def errors(self) -> int:
+        return self.insertions + self.deletions + self.substitutions
 
     @property
     def rate(self) -> float:
-        return 100 * self.errors / max(self.words, 1)
+        """Errors over length in percent. Where no reference holds anything, each insertion counts as 100 %."""
+        return 100 * self.errors / max(self.length, 1)
 
 
-def utterance_errors(references: Sequence[str], hypotheses: Sequence[str]) -> list[ErrorCount]:
-    """Insertions, deletions and substitutions of every utterance, after normalisation of both sides."""
-    counts = []
-    for reference, hypothesis in zip(references, hypotheses, strict=True):
-        reference, hypothesis = normalize(reference).split(), normalize(hypothesis).split()
-        counts.append(ErrorCount(kaldialign.edit_distance(reference, hypothesis)["total"], len(reference)))
-    return counts
+def words(text: str, normalizer: str = "basic") -> list[str]:
+    """
+    What is scored of a text.
+
+    Args:
+        normalizer: one of `NORMALIZERS`.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if normalizer not in NORMALIZERS:
+        raise ValueError(f"normalizer is {normalizer!r}; accepted: {', '.join(NORMALIZERS)}.")
+    return NORMALIZERS[normalizer](text).split()
+
+
+def utterance_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic"
+) -> list[ErrorCount]:
+    """
+    Word errors of every utterance, after normalisation of both sides. An utterance whose reference is empty then, such
+    as a filler alone, has no words, but what was written for it counts as insertions.
+    """
+    return [
+        _count(words(reference, normalizer), words(hypothesis, normalizer))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+
+
+def utterance_character_errors(
+    references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic"
+) -> list[ErrorCount]:
+    """As `utterance_errors`, of characters; the single space between two words is one."""
+    return [
+        _count(list(" ".join(words(reference, normalizer))), list(" ".join(words(hypothesis, normalizer))))
+        for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+
+
+def _count(reference: list[str], hypothesis: list[str]) -> ErrorCount:
+    distance = kaldialign.edit_distance(reference, hypothesis)
+    return ErrorCount(distance["ins"], distance["del"], distance["sub"], len(reference))
 
 
 def total(counts: Sequence[ErrorCount]) -> ErrorCount:
     """The corpus as a whole: its errors over its words, not the mean of the utterances' rates."""
-    return ErrorCount(sum(count.errors for count in counts), sum(count.words for count in counts))
+    return ErrorCount(
+        sum(count.insertions for count in counts),
+        sum(count.deletions for count in counts),
+        sum(count.substitutions for count in counts),
+        sum(count.length for count in counts),
+    )
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCount:
-    """Insertions, deletions and substitutions over a corpus, after normalisation of both sides."""
-    return total(utterance_errors(references, hypotheses))
+def word_errors(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic") -> ErrorCount:
+    """Word errors of a corpus, after normalisation of both sides."""
+    return total(utterance_errors(references, hypotheses, normalizer))
+
+
+def character_errors(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic") -> ErrorCount:
+    """Character errors of a corpus, after normalisation of both sides."""
+    return total(utterance_character_errors(references, hypotheses, normalizer))
 
 
 def interval(counts: Sequence[ErrorCount], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """
-    The 95 % bootstrap confidence interval of the corpus' word error rate: the 2.5th and 97.5th percentiles of the rates
-    of corpora of the same size, drawn from the utterances with replacement.
+    The 95 % bootstrap confidence interval of the corpus' error rate (Bisani and Ney 2004): the 2.5th and 97.5th
+    percentiles of the rates of corpora of the same size, drawn from the utterances with replacement.
 
     Args:
         counts: of every utterance, independent of one another.
@@ -60,11 +126,11 @@ def interval(counts: Sequence[ErrorCount], resamples: int = 1000, seed: int = 0)
     """
     if not counts:
         raise ValueError("no confidence interval of no utterances")
-    errors, words = np.array([(count.errors, count.words) for count in counts]).T
+    errors, lengths = np.array([(count.errors, count.length) for count in counts]).T
     rng = np.random.default_rng(seed)
     rates = []
     for _ in range(resamples):
         drawn = rng.integers(len(counts), size=len(counts))
-        rates.append(ErrorCount(int(errors[drawn].sum()), int(words[drawn].sum())).rate)
+        rates.append(100 * errors[drawn].sum() / max(lengths[drawn].sum(), 1))
     low, high = np.percentile(rates, [2.5, 97.5])
     return float(low), float(high)

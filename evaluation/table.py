@@ -52,7 +52,7 @@ def compare_systems(
             counts = utterance_errors(references, texts)
             wer[system][name] = total(counts).rate
             intervals[system][name] = list(interval(counts))
-            words[name] = total(counts).words
+            words[name] = total(counts).length
     return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}
 
 

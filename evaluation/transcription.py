@@ -16,11 +16,14 @@ class Transcription:
         seconds: length of the audio.
         stage1: what the alignment decoder heard (Algorithm 1).
         text: the transcript (Algorithm 2, or Stage 1's with `use_llm=False`).
+        stage1_tokens, tokens: the ids of both, without special tokens: what the texts were decoded from.
     """
 
     seconds: float
     stage1: str
     text: str
+    stage1_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
 
 
 def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
@@ -58,20 +61,23 @@ def transcribe(
     waveforms = [processor.load_audio(source) for source in sources]
     pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
     heard, written = [[] for _ in sources], [[] for _ in sources]
+    added = processor.tokenizer.added_tokens_decoder.items()
+    special = {*processor.tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
     model.eval()
     for start in tqdm(range(0, len(pieces), batch_size), desc="transcribing", leave=False, disable=not progress):
         batch = pieces[start : start + batch_size]
         inputs = processor(audio=[piece for _, piece in batch]).to(model.device)
         with torch.no_grad():
             output = model.generate(**inputs, return_dict_in_generate=True, **generate_kwargs)
-        stage1_ids = [
-            row[keep.bool()] for row, keep in zip(output.alignment_sequences, output.alignment_mask, strict=True)
-        ]
-        stage1, texts = processor.batch_decode(stage1_ids), processor.batch_decode(output.sequences)
-        for (owner, _), one_heard, one_written in zip(batch, stage1, texts, strict=True):
-            heard[owner].append(one_heard.strip())
-            written[owner].append(one_written.strip())
+        alignments = output.alignment_sequences.masked_fill(output.alignment_mask == 0, model.config.eoa_token_id)
+        for (owner, _), alignment, sequence in zip(batch, alignments.tolist(), output.sequences.tolist(), strict=True):
+            heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
+            written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
+
+    def join(rows: list[tuple[int, ...]]) -> str:
+        return " ".join(filter(None, (text.strip() for text in processor.batch_decode(rows))))
+
     return [
-        Transcription(len(waveform) / processor.sampling_rate, " ".join(filter(None, h)), " ".join(filter(None, w)))
+        Transcription(len(waveform) / processor.sampling_rate, join(h), join(w), sum(h, ()), sum(w, ()))
         for waveform, h, w in zip(waveforms, heard, written, strict=True)
     ]

@@ -1,30 +1,136 @@
-"""Word errors by hand."""
+"""Word errors by hand, the rules of both normalisers, and the same counts from another implementation."""
 
+import json
+import random
+
+import jiwer
 import pytest
 
-from seam.evaluation.scoring import ErrorCount, interval, total, utterance_errors, word_errors
+from seam.evaluation.scoring import (
+    ErrorCount,
+    character_errors,
+    interval,
+    total,
+    utterance_character_errors,
+    utterance_errors,
+    word_errors,
+    words,
+)
 
 
 @pytest.mark.parametrize(
-    ("reference", "hypothesis", "errors"),
+    ("reference", "hypothesis", "insertions", "deletions", "substitutions"),
     [
-        ("one two three", "one two three", 0),
-        ("one two three", "one too three", 1),
-        ("one two three", "one three", 1),
-        ("one two three", "one two two three", 1),
-        ("One, two three!", "one two three.", 0),
-        ("one two", "", 2),
-        ("five", "six seven", 2),
+        ("one two three", "one two three", 0, 0, 0),
+        ("one two three", "one too three", 0, 0, 1),
+        ("one two three", "one three", 0, 1, 0),
+        ("one two three", "one two two three", 1, 0, 0),
+        ("One, two three!", "one two three.", 0, 0, 0),
+        ("one two", "", 0, 2, 0),
+        ("five", "six seven", 1, 0, 1),
+        ("a b c d e", "b c x e f g", 2, 1, 1),
     ],
 )
-def test_counts(reference, hypothesis, errors):
+def test_counts(reference, hypothesis, insertions, deletions, substitutions):
     count = word_errors([reference], [hypothesis])
-    assert (count.errors, count.words) == (errors, len(reference.split()))
+    assert count == ErrorCount(insertions, deletions, substitutions, len(reference.split()))
+    assert count.errors == insertions + deletions + substitutions
+
+
+def test_characters_are_those_of_the_normalised_text_with_its_spaces():
+    # "the cat" against "the hats": c -> h, s inserted; 7 characters, one of them the space.
+    assert character_errors(["The  cat."], ["the hats"]) == ErrorCount(1, 0, 1, 7)
+    assert character_errors(["colour"], ["color"], "english") == ErrorCount(0, 0, 0, 5)
+    assert character_errors(["colour"], ["color"], "basic") == ErrorCount(0, 1, 0, 6)
+
+
+ENGLISH = {
+    "numbers": [
+        ("twenty five", "25"),
+        ("twenty-five", "25"),
+        ("one hundred and one men", "101 men"),
+        ("two thousand and ten", "2010"),
+        ("1,000 men", "1000 men"),
+        ("two point five", "2.5"),
+        ("minus five", "-5"),
+        ("one oh one", "101"),
+        ("double five", "55"),
+        ("three one four", "314"),
+    ],
+    "ordinals and decades": [
+        ("the first", "the 1st"),
+        ("twenty second", "22nd"),
+        ("the 3rd", "the 3rd"),
+        ("nineteen sixties", "1960s"),
+    ],
+    "money and shares": [
+        ("two hundred dollars", "$200"),
+        ("$20 million", "$20000000"),
+        ("five cents", "¢5"),
+        ("twenty percent", "20%"),
+        ("five per cent", "5%"),
+        ("per cent", "per cent"),
+    ],
+    "contractions": [
+        ("won't", "will not"),
+        ("can't", "can not"),
+        ("I've", "i have"),
+        ("she'll", "she will"),
+        ("they're", "they are"),
+        ("I'm", "i am"),
+        ("he'd been", "he had been"),
+        ("he'd go", "he would go"),
+        ("it's been", "it has been"),
+        ("it's late", "it is late"),
+        ("let's", "let us"),
+        ("gonna wanna", "going to want to"),
+    ],
+    "spelling": [
+        ("colour", "color"),
+        ("theatre", "theater"),
+        ("realise", "realize"),
+        ("grey", "gray"),
+    ],
+    "titles": [("Mr. Smith", "mister smith"), ("Mrs Jones", "missus jones"), ("Dr. No", "doctor no")],
+    "fillers": [("uh, um, hmm, yes", "yes"), ("mhm", ""), ("the hum", "the hum")],
+    "symbols": [
+        ("(laughs) hello [noise]", "hello"),
+        ("naïve café", "naive cafe"),
+        ("Well... yes!", "well yes"),
+        ("it costs $3.50.", "it costs $3.50"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("text", "normalized"), [pair for pairs in ENGLISH.values() for pair in pairs])
+def test_the_english_normaliser(text, normalized):
+    assert " ".join(words(text, "english")) == normalized
+
+
+@pytest.mark.parametrize(
+    ("text", "normalized"),
+    [
+        ("Twenty-five, please!", "twenty five please"),
+        ("won't", "won t"),
+        ("colour", "colour"),
+        ("uh yes", "uh yes"),
+        ("(laughs) hello [noise]", "hello"),
+        ("3 1 4", "3 1 4"),
+    ],
+)
+def test_the_basic_normaliser_leaves_words_as_they_are(text, normalized):
+    assert " ".join(words(text)) == " ".join(words(text, "basic")) == normalized
+
+
+def test_an_unknown_normaliser_is_refused():
+    with pytest.raises(ValueError, match="'German'; accepted: english, basic"):
+        word_errors(["a"], ["a"], "German")
 
 
 def test_digits_stay_words():
     """A normaliser that makes numbers of them would turn one wrong digit into a wrong string."""
     assert word_errors(["three one four"], ["three one five"]).rate == pytest.approx(100 / 3)
+    assert word_errors(["three one four"], ["three one five"], "english").rate == 100
 
 
 def test_a_corpus_is_counted_as_a_whole():
@@ -32,12 +138,85 @@ def test_a_corpus_is_counted_as_a_whole():
     assert count.rate == 50.0
 
 
+def test_an_empty_reference_adds_insertions_and_no_words():
+    counts = utterance_errors(["um", "one two"], ["hello there", "one two"], "english")
+    assert counts == [ErrorCount(2, 0, 0, 0), ErrorCount(0, 0, 0, 1)]  # "one two" is 12
+    assert total(counts).rate == 200
+    assert word_errors(["um"], ["uh"], "english") == ErrorCount(0, 0, 0, 0)
+    assert word_errors(["um"], ["hello"], "english").rate == 100
+
+
+def inject_errors(text: str, vocabulary: list[str], rng: random.Random, count: int) -> str:
+    """Substitute, delete and insert words at random places."""
+    heard = text.split()
+    for _ in range(count):
+        place = rng.randrange(len(heard) + 1)
+        kind = rng.choice("sdi")
+        if kind == "i":
+            heard.insert(place, rng.choice(vocabulary))
+        elif place < len(heard):
+            heard[place : place + 1] = [rng.choice(vocabulary)] if kind == "s" else []
+    return " ".join(heard)
+
+
+@pytest.fixture(scope="module")
+def injected(shared) -> tuple[list[str], list[str]]:
+    """Transcripts of the real recordings, without the digits, and the same with up to a dozen errors each."""
+    rows = [json.loads(line) for line in (shared / "speech" / "metadata.jsonl").read_text().splitlines()]
+    references = [row["text"] for row in rows if row["corpus"] != "fsdd"]
+    vocabulary = sorted({word for text in references for word in text.split()})
+    rng = random.Random(0)
+    return references, [inject_errors(text, vocabulary, rng, rng.randrange(13)) for text in references]
+
+
+@pytest.mark.parametrize("normalizer", ["english", "basic"])
+def test_jiwer_counts_the_same(injected, normalizer):
+    sides = [[" ".join(words(text, normalizer)) for text in side] for side in injected]
+    ours, theirs = (
+        utterance_errors(*injected, normalizer),
+        [jiwer.process_words(*pair) for pair in zip(*sides, strict=True)],
+    )
+    assert len(ours) == 252 and sum(count.errors > 0 for count in ours) > 200
+    split_alike = 0
+    for count, output in zip(ours, theirs, strict=True):
+        assert count.errors == output.insertions + output.deletions + output.substitutions
+        assert count.insertions - count.deletions == output.insertions - output.deletions
+        assert count.length == output.hits + output.deletions + output.substitutions
+        split_alike += count.substitutions == output.substitutions
+    assert split_alike > 0.9 * len(ours)  # of several alignments with as few errors each takes one
+    assert total(ours).rate == pytest.approx(100 * jiwer.wer(*sides), abs=1e-9)
+    assert character_errors(*injected, normalizer).rate == pytest.approx(100 * jiwer.cer(*sides), abs=1e-9)
+
+
+def test_injected_errors_are_what_is_counted(shared):
+    """A word that is nowhere else, put in, left out or instead of another, is exactly one error of its kind."""
+    rows = [json.loads(line) for line in (shared / "speech" / "metadata.jsonl").read_text().splitlines()]
+    rng = random.Random(1)
+    references, hypotheses, expected = [], [], {"insertions": 0, "deletions": 0, "substitutions": 0}
+    for row in rows:
+        spoken = words(row["text"])
+        if row["corpus"] == "fsdd" or len(set(spoken)) < len(spoken):  # repeated words could be aligned otherwise
+            continue
+        kind, place = rng.choice(list(expected)), rng.randrange(len(spoken))
+        changed = {
+            "insertions": [*spoken[:place], "xyzzy", *spoken[place:]],
+            "deletions": [*spoken[:place], *spoken[place + 1 :]],
+            "substitutions": [*spoken[:place], "xyzzy", *spoken[place + 1 :]],
+        }[kind]
+        expected[kind] += 1
+        references.append(row["text"])
+        hypotheses.append(" ".join(changed))
+    count = word_errors(references, hypotheses)
+    assert min(expected.values()) > 3
+    assert {kind: getattr(count, kind) for kind in expected} == expected
+
+
 def test_no_errors_leave_no_doubt_that_resampling_could_find():
     assert interval(utterance_errors(["one two", "three"], ["one two", "three"])) == (0, 0)
 
 
 def test_interval_is_around_the_rate_and_the_same_every_time():
-    counts = [ErrorCount(index % 7 == 0, 4) for index in range(200)]
+    counts = [ErrorCount(0, 0, int(index % 7 == 0), 4) for index in range(200)]
     low, high = interval(counts)
     assert low < total(counts).rate < high
     assert interval(counts) == (low, high)
@@ -48,7 +227,7 @@ def test_interval_is_around_the_rate_and_the_same_every_time():
 
 
 def test_fewer_utterances_are_less_certain():
-    counts = [ErrorCount(index % 2, 4) for index in range(100)]
+    counts = [ErrorCount(0, 0, index % 2, 4) for index in range(100)]
     (low, high), (lower, higher) = interval(counts), interval(counts[:10])
     assert higher - lower > 2 * (high - low)
 
@@ -56,3 +235,12 @@ def test_fewer_utterances_are_less_certain():
 def test_no_utterances_have_no_interval():
     with pytest.raises(ValueError, match="no utterances"):
         interval([])
+
+
+def test_an_interval_of_characters_is_narrower_than_one_of_words():
+    references, hypotheses = (
+        ["several long words here"] * 20,
+        ["several long words hear", "several long words here"] * 10,
+    )
+    word, character = (f(references, hypotheses) for f in (utterance_errors, utterance_character_errors))
+    assert interval(character)[1] < interval(word)[1]

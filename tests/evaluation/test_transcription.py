@@ -25,3 +25,15 @@ def test_long_audio_is_transcribed_piece_by_piece(model, processor, waveforms):
 
 def test_without_the_llm_the_text_is_stage_1s(model, processor, waveforms):
     assert all(one.text == one.stage1 for one in transcribe(model, processor, waveforms, use_llm=False))
+
+
+def test_the_tokens_are_those_of_the_texts(model, processor, waveforms):
+    for one in transcribe(model, processor, waveforms, batch_size=3):
+        assert processor.decode(list(one.stage1_tokens)).strip() == one.stage1
+        assert processor.decode(list(one.tokens)).strip() == one.text
+        assert not {*one.tokens, *one.stage1_tokens} & set(processor.tokenizer.all_special_ids)
+    batch = processor(audio=waveforms)
+    alone = model.generate(**batch, use_llm=False)
+    end = processor.tokenizer.all_special_ids
+    heard = [tuple(i for i in row if i not in end) for row in alone.tolist()]
+    assert any(heard) and heard == [one.stage1_tokens for one in transcribe(model, processor, waveforms)]
