@@ -1,0 +1,221 @@
+"""Raw hypotheses: every utterance once, whatever interrupts the run."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.data.manifest import read_manifest
+from seam.evaluation import hypotheses
+from seam.evaluation.hypotheses import SYSTEMS, read_hypotheses, write_hypotheses
+from seam.evaluation.transcription import load_checkpoint, transcribe
+
+MANIFEST = RECORDINGS / "manifest.jsonl"
+
+
+def write(folder, manifests=(MANIFEST,), **options):
+    write_hypotheses(str(CHECKPOINT), manifests, folder, **{"batch_size": 3, **options})
+
+
+def without_times(path) -> list[dict]:
+    return [{**json.loads(line), "wall_seconds": None} for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nothing interrupted; read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    write(folder)
+    return folder
+
+
+def test_rows_are_what_the_model_writes(finished):
+    utterances = read_manifest(MANIFEST)
+    seam, processor = load_checkpoint(str(CHECKPOINT))
+    run, systems = read_hypotheses(finished)
+    assert list(systems) == run["systems"] == list(SYSTEMS) == ["stage1", "full", "full-noftg"]
+    for system, arguments in SYSTEMS.items():
+        rows = systems[system]
+        results = transcribe(seam, processor, [one.audio for one in utterances], batch_size=1, **arguments)
+        assert [row["text"] for row in rows] == [result.text for result in results]
+        assert [row["stage1"] for row in rows] == [result.stage1 for result in results]
+        assert [tuple(row["tokens"]) for row in rows] == [result.tokens for result in results]
+        assert [row["seconds"] for row in rows] == [result.seconds for result in results]
+    for row, utterance in zip(systems["full"], utterances, strict=True):
+        assert row["reference"] == utterance.text and row["speaker"] == utterance.speaker
+        assert row["test_set"] == "recordings" and (MANIFEST.parent / row["audio"]).samefile(utterance.audio)
+        assert processor.decode(row["reference_tokens"]) == utterance.text
+        assert row["wall_seconds"] > 0 and "error" not in row
+    assert run["model"]["weights_fingerprint"] == seam.config.weights_fingerprint
+    assert run["casing"] == "lower" and run["batch_size"] == 3 and run["dtype"] == "float32"
+
+
+def test_batches_are_of_one_test_set_and_the_longest_comes_first(finished, tmp_path, monkeypatch):
+    shutil.copytree(RECORDINGS, tmp_path / "other")
+    (tmp_path / "other" / "manifest.jsonl").write_text(MANIFEST.read_text().replace('"corpus": "rec', '"corpus": "Rec'))
+    batches = []
+    monkeypatch.setattr(
+        hypotheses, "transcribe", lambda *a, **k: batches.append([len(w) for w in a[2]]) or transcribe(*a, **k)
+    )
+    write(tmp_path / "out", (MANIFEST, tmp_path / "other" / "manifest.jsonl"), systems=["stage1"], batch_size=4)
+    warm_up, *batches = batches
+    assert warm_up == batches[0] and [len(batch) for batch in batches] == [4, 4, 2, 4, 4, 2]
+    lengths = sum(batches[:3], [])
+    assert lengths == sorted(lengths, reverse=True) == sum(batches[3:], []) and len(set(lengths)) > 5
+    _, systems = read_hypotheses(tmp_path / "out")
+    assert [row["id"] for row in systems["stage1"]] == list(range(20))
+    names = [row["test_set"] for row in systems["stage1"]]
+    assert names == ["recordings"] * 10 + ["Recordings recordings"] * 10
+
+
+@pytest.mark.parametrize("cut", [0, 1, 200])
+def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeypatch, cut):
+    calls = []
+
+    def fail_later(*arguments, **options):
+        calls.append(len(arguments[2]))
+        if len(calls) == 8:  # warm-up and four batches of Stage 1, warm-up and one batch of the full model
+            raise KeyboardInterrupt
+        return transcribe(*arguments, **options)
+
+    monkeypatch.setattr(hypotheses, "transcribe", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path)
+    written = tmp_path / "hypotheses" / "full.jsonl"
+    assert len(without_times(written)) == 3 and not (tmp_path / "hypotheses" / "full-noftg.jsonl").exists()
+    with pytest.raises(ValueError, match="full.jsonl holds 3 of 10 utterances; `seam evaluate`"):
+        read_hypotheses(tmp_path)
+    if cut:  # the machine went down while a line was being written
+        written.write_bytes(written.read_bytes()[:-cut])
+    calls.clear()
+    calls.extend([0] * 8)
+    write(tmp_path)
+    rest = [3, 3, 1] if not cut else [1, 3, 3, 1]
+    assert calls[8:] == [rest[0], *rest] + [3, 3, 3, 3, 1]  # warm-up and batches; Stage 1 was finished
+    for system in SYSTEMS:
+        again, once = (folder / "hypotheses" / f"{system}.jsonl" for folder in (tmp_path, finished))
+        assert without_times(again) == without_times(once)
+    assert json.loads((tmp_path / "run.json").read_text()) == json.loads((finished / "run.json").read_text())
+
+
+def test_a_finished_run_loads_nothing_and_takes_more_systems(finished, tmp_path, monkeypatch):
+    write(tmp_path, systems=["full"])
+    assert list(read_hypotheses(tmp_path)[1]) == ["full"]
+    with monkeypatch.context() as patch:
+        patch.setattr(hypotheses, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
+        write(tmp_path, systems=["full"])
+    write(tmp_path, systems=["stage1"])
+    assert list(read_hypotheses(tmp_path)[1]) == ["stage1", "full"]
+
+
+def test_unreadable_audio_is_named_and_the_rest_is_decoded(finished, tmp_path, capsys):
+    shutil.copytree(RECORDINGS, tmp_path / "data")
+    names = [json.loads(line)["audio"] for line in MANIFEST.read_text().splitlines()]
+    (tmp_path / "data" / names[2]).unlink()
+    (tmp_path / "data" / names[5]).write_bytes(b"no audio at all")
+    soundfile.write(tmp_path / "data" / names[7], np.zeros(0), 16000)
+    write(tmp_path / "out", [tmp_path / "data" / "manifest.jsonl"], systems=["full"], batch_size=1)
+    rows = read_hypotheses(tmp_path / "out")[1]["full"]
+    assert [row["id"] for row in rows if "error" in row] == [2, 5, 7]
+    said = capsys.readouterr().err
+    for number, reason in ((2, "no such audio file"), (5, "cannot be read as audio"), (7, "holds no audio samples")):
+        assert reason in rows[number]["error"] and names[number] in rows[number]["error"]
+        assert f"not decoded: {rows[number]['error']}" in said
+        assert rows[number]["text"] == "" and rows[number]["tokens"] == [] and rows[number]["wall_seconds"] == 0
+        assert rows[number]["reference_tokens"] and rows[number]["seconds"] > 0
+    good = read_hypotheses(finished)[1]["full"]
+    assert all(row["text"] == other["text"] for row, other in zip(rows, good, strict=True) if "error" not in row)
+
+
+def test_long_audio_is_decoded_to_its_end(tmp_path):
+    utterances = read_manifest(MANIFEST)
+    long = [np.concatenate([soundfile.read(one.audio)[0], np.zeros(8000)]) for one in utterances * 2]
+    soundfile.write(tmp_path / "long.flac", np.concatenate(long), 16000)
+    text = " ".join(one.text for one in utterances * 2)
+    (tmp_path / "long.jsonl").write_text(json.dumps({"audio": "long.flac", "text": text}))
+    write(tmp_path / "out", [tmp_path / "long.jsonl"], systems=["full"])
+    (row,) = read_hypotheses(tmp_path / "out")[1]["full"]
+    assert row["test_set"] == "long" and row["seconds"] > 30
+    assert len(row["text"].split()) > 0.7 * len(text.split()) and len(row["tokens"]) > 0.7 * len(text.split())
+
+
+def test_casing_is_that_of_the_references_ids(tmp_path):
+    (tmp_path / "upper.jsonl").write_text(
+        json.dumps({"audio": str(read_manifest(MANIFEST)[0].audio), "text": "SET THE LIGHT"})
+        + "\n"
+        + json.dumps({"audio": str(read_manifest(MANIFEST)[0].audio), "text": " "})
+    )
+    _, processor = load_checkpoint(str(CHECKPOINT))
+    for casing, ids in (("lower", "set the light"), ("keep", "SET THE LIGHT")):
+        write(tmp_path / casing, [tmp_path / "upper.jsonl"], systems=["stage1"], casing=casing)
+        row, silent = read_hypotheses(tmp_path / casing)[1]["stage1"]
+        assert row["reference"] == "SET THE LIGHT" and row["reference_tokens"] == processor.transcript_ids(ids)
+        assert silent["reference"] == " " and silent["reference_tokens"] == []
+
+
+def other_model(folder):
+    shutil.copytree(CHECKPOINT, folder / "model", symlinks=False)
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config["weights_fingerprint"] = "0" * 64
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    return {"model": str(folder / "model")}
+
+
+def other_data(folder):
+    lines = MANIFEST.read_text().splitlines()
+    rows = [{**json.loads(line), "text": "other words"} for line in lines]
+    rows = [{**row, "audio": str(RECORDINGS / row["audio"])} for row in rows]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {"manifests": [folder / "manifest.jsonl"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (other_model, r"another run \(model: .*tiny, now .*model\)"),
+        (other_data, r"another run \(data: .*manifest.jsonl, now .*manifest.jsonl\)"),
+        (lambda _: {"casing": "keep"}, r"another run \(casing: lower, now keep\)"),
+        (lambda _: {"batch_size": 4}, r"another run \(batch_size: 3, now 4\)"),
+        (lambda _: {"systems": ["full", "fulll"]}, "unknown system 'fulll'; known: stage1, full, full-noftg"),
+        (lambda _: {"casing": "upper"}, "casing is 'upper'; accepted: lower, keep"),
+        (lambda _: {"split": "train"}, "holds no utterance of split 'train'"),
+    ],
+)
+def test_another_run_is_refused_before_anything_is_loaded(finished, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(hypotheses, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
+    before = {path: path.read_bytes() for path in finished.rglob("*.json*")}
+    arguments = {"model": str(CHECKPOINT), "manifests": [MANIFEST], "folder": finished, "batch_size": 3}
+    with pytest.raises(ValueError, match=message):
+        write_hypotheses(**{**arguments, **change(tmp_path)})
+    assert {path: path.read_bytes() for path in finished.rglob("*.json*")} == before
+
+
+def test_missing_and_ambiguous_manifests_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.jsonl: no such manifest"):
+        write(tmp_path / "out", [MANIFEST, tmp_path / "none.jsonl"])
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dev.jsonl").write_text(json.dumps({"audio": "x.wav", "text": "x", "duration": 1}))
+    with pytest.raises(ValueError, match="b/dev.jsonl state no corpus and have one name"):
+        write(tmp_path / "out", [tmp_path / "a" / "dev.jsonl", tmp_path / "b" / "dev.jsonl"])
+    with pytest.raises(FileNotFoundError, match="run.json is missing"):
+        read_hypotheses(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_line_and_rows_of_no_run_are_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    path = tmp_path / "out" / "hypotheses" / "full.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], "{\n", *lines[1:]]))
+    with pytest.raises(ValueError, match="full.jsonl, line 2 is damaged"):
+        write(tmp_path / "out")
+    path.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(ValueError, match="full.jsonl holds other utterances than the 10"):
+        read_hypotheses(tmp_path / "out")
+    (tmp_path / "out" / "run.json").unlink()
+    with pytest.raises(FileNotFoundError, match="run.json is missing"):
+        write(tmp_path / "out")
