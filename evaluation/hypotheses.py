@@ -156,7 +156,7 @@ def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[
             count = len({row["id"] for row in rows})
             if count < utterances:
                 raise ValueError(
-                    f"{path} holds {count} of {utterances} utterances; `seam evaluate` with the same arguments finishes it."
+                    f"{path} holds {count} of {utterances} utterances; the same `seam evaluate` finishes it."
                 )
             raise ValueError(f"{path} holds other utterances than the {utterances} of run.json, or some of them twice.")
         systems[system] = rows

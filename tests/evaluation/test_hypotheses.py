@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
         write(tmp_path)
     written = tmp_path / "hypotheses" / "full.jsonl"
     assert len(without_times(written)) == 3 and not (tmp_path / "hypotheses" / "full-noftg.jsonl").exists()
-    with pytest.raises(ValueError, match="full.jsonl holds 3 of 10 utterances; `seam evaluate`"):
+    with pytest.raises(ValueError, match="full.jsonl holds 3 of 10 utterances; the same `seam evaluate`"):
         read_hypotheses(tmp_path)
     if cut:  # the machine went down while a line was being written
         written.write_bytes(written.read_bytes()[:-cut])
