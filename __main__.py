@@ -190,6 +190,49 @@ def explain(
 
 
 @app.command()
+def evaluate(
+    model: Checkpoint,
+    data: Annotated[list[Path], typer.Option(help="Manifest or audiofolder; give it once for each.")],
+    out: Annotated[Path, typer.Option(help="Folder of hypotheses and report; an interrupted run goes on there.")],
+    systems: Annotated[
+        str, typer.Option(help="Of stage1, full and full-noftg, with commas.")
+    ] = "stage1,full,full-noftg",
+    batch_size: BatchSize = 16,
+    casing: Annotated[
+        str, typer.Option(help="Of the references' tokens, as the model was trained: lower, keep.")
+    ] = "lower",
+    split: Annotated[str | None, typer.Option(help="Only this one of the manifests.")] = None,
+):
+    """Decode test sets with every system, raw, and score them."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.evaluation.hypotheses import write_hypotheses
+
+    disable_progress_bar()
+    with one_sentence_errors():
+        write_hypotheses(
+            model,
+            data,
+            out,
+            systems=[name.strip() for name in systems.split(",")],
+            batch_size=batch_size,
+            casing=casing,
+            split=split,
+            progress=sys.stderr.isatty(),
+        )
+    score(out)
+
+
+@app.command()
+def score(folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `seam evaluate` wrote.")]):
+    """Score the hypotheses of `seam evaluate` again, without the model, and print the tables."""
+    from seam.evaluation.report import markdown, write_report
+
+    with one_sentence_errors():
+        print(markdown(write_report(folder, progress=sys.stderr.isatty())))
+
+
+@app.command()
 def export(
     model: Checkpoint,
     target: Target,

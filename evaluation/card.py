@@ -6,14 +6,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
+from seam.evaluation import report
+from seam.evaluation.metadata import TASK, eval_result
 from seam.evaluation.table import GUIDED, markdown
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
-TASK = "automatic-speech-recognition"
+# What each file of results holds at least.
+RESULTS = {
+    "table.json": ("wer", "interval", "words", "notes"),
+    "results.json": ("run", "test_sets", "systems", "rates"),
+}
+PLOTS = ("table.png", "results.png")
 
 
 @strict
@@ -46,7 +53,8 @@ class CardTexts:
 def write_card(model, processor, folder: Path, model_id: str) -> None:
     """
     Write the card of a checkpoint as `README.md`, the name under which the Hub shows it, from `card.json` (see
-    `CardTexts`) and `table.json` (of `seam.evaluation.table.write_table`) in the same folder, where they are.
+    `CardTexts`), `table.json` (of `seam.evaluation.table.write_table`) and `results.json` (of `seam score`) in the same
+    folder, where they are.
 
     Args:
         model, processor: the checkpoint.
@@ -54,13 +62,21 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
         model_id: the name under which the snippets of the card load it, a Hub id or a folder.
 
     Raises:
-        ValueError: naming file and key, when one of the two files is not what it should be.
+        ValueError: naming file and key, when one of these files is not what it should be.
     """
     folder = Path(folder)
-    texts, table = read_texts(folder / "card.json"), read_table(folder / "table.json")
+    texts = read_texts(folder / "card.json")
+    table, results = (_read_whole(folder / name, keys) for name, keys in RESULTS.items())
     title = texts.title or Path(model_id).name
     if table is not None and texts.system not in table["wer"]:
         raise ValueError(f"{folder / 'card.json'}: system: no row {texts.system!r} in table.json: {list(table['wer'])}")
+    evaluated = report.eval_results(results) if results else []
+    if table:
+        evaluated += [
+            eval_result(name, "wer", "WER", rate) for name, rate in sorted(table["wer"][texts.system].items())
+        ]
+    shown = [markdown(table)] if table else []
+    shown += [report.markdown(results)] if results else []
     parts = {name: getattr(model, name) for name in ("encoder", "aligner", "language_model")}
     card = ModelCard.from_template(
         ModelCardData(
@@ -70,37 +86,22 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
             pipeline_tag=TASK,
             tags=["seam", "speech-llm"],
             datasets=texts.datasets or None,
-            model_name=title if table else None,
-            eval_results=eval_results(table["wer"][texts.system]) if table else None,
+            model_name=title if evaluated else None,
+            eval_results=evaluated or None,
         ),
         template_path=str(TEMPLATE),
         title=title,
         model_id=model_id,
         parameters={name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f}" for name, part in parts.items()},
         window_seconds=f"{processor.max_seconds:g}",
-        results=markdown(table).strip() if table else "Not stated.",
+        results="\n".join(shown).strip() or "Not stated.",
         system=texts.system if table else None,
-        plot=(folder / "table.png").is_file(),
+        plots=[name for name in PLOTS if (folder / name).is_file()],
         **{name: getattr(texts, name) for name in ("summary", "training_data", "limits", "licences")},
     )
     temporary = folder / "README.md.tmp"
     card.save(temporary)
     os.replace(temporary, folder / "README.md")
-
-
-def eval_results(rates: dict[str, float]) -> list[EvalResult]:
-    """The Hub's metadata for the word error rates of one system, by test set."""
-    return [
-        EvalResult(
-            task_type=TASK,
-            dataset_type=name.lower().replace(" ", "-"),
-            dataset_name=name,
-            metric_type="wer",
-            metric_name="WER",
-            metric_value=round(rate, 2),
-        )
-        for name, rate in sorted(rates.items())
-    ]
 
 
 def read_texts(path: Path) -> CardTexts:
@@ -116,13 +117,13 @@ def read_texts(path: Path) -> CardTexts:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def read_table(path: Path) -> dict[str, Any] | None:
-    """`table.json`, None where there is none."""
-    table = _read(path)
-    for key in ("wer", "interval", "words", "notes"):
-        if table is not None and key not in table:
+def _read_whole(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """Results with all of `keys`, None where there is no file."""
+    results = _read(path)
+    for key in keys:
+        if results is not None and key not in results:
             raise ValueError(f"{path}: no {key!r}")
-    return table
+    return results
 
 
 def _read(path: Path) -> dict[str, Any] | None:

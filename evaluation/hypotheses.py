@@ -16,10 +16,11 @@ from typing import Any
 import torch
 import transformers
 from tqdm.auto import tqdm
+from transformers.utils import cached_file
 
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.transcription import Transcription, load_checkpoint, transcribe
-from seam.modeling_seam import SeamConfig
+from seam.processing_seam import FILES
 
 SYSTEMS = {"stage1": {"use_llm": False}, "full": {}, "full-noftg": {"first_token_guidance": False}}
 """The paper's ablation (Table 1), as arguments of `generate`: no LLM; with First Token Guidance; without it."""
@@ -91,7 +92,7 @@ def write_hypotheses(
     older = {"systems": [], "hardware": []}
     if any((folder / "hypotheses").glob("*.jsonl")):
         older = _read_run(folder)
-        run["model"] = _identify(model, SeamConfig.from_pretrained(model))
+        run["model"] = _identify(model)
         _check_same_run(folder, older, run)
     pending = {}
     for system in systems:
@@ -103,7 +104,7 @@ def write_hypotheses(
 
     seam, processor = load_checkpoint(model, device_map="auto")
     run |= {
-        "model": _identify(model, seam.config),
+        "model": _identify(model),
         "dtype": str(seam.dtype).removeprefix("torch."),
         "systems": [name for name in SYSTEMS if name in {*older["systems"], *systems}],
         "hardware": list(dict.fromkeys([*older["hardware"], _hardware(seam)])),
@@ -222,7 +223,7 @@ def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[lis
         for utterance in utterances:
             test_set = " ".join(dict.fromkeys(filter(None, (utterance.corpus, utterance.split))))
             if not test_set:
-                test_set = folder.resolve().name if manifest.is_dir() else manifest.stem
+                test_set = folder.resolve().name if folder == manifest else manifest.stem
                 if unlabelled.setdefault(test_set, manifest) != manifest:
                     raise ValueError(
                         f"{unlabelled[test_set]} and {manifest} state no corpus and have one name: rename one of them."
@@ -230,7 +231,8 @@ def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[lis
             audio = os.path.relpath(utterance.audio, folder)
             items.append(Item(len(items), audio, test_set, utterance))
             digest.update(json.dumps([audio, test_set, utterance.text, utterance.duration]).encode())
-        data.append({"manifest": str(manifest), "utterances": len(utterances), "sha256": digest.hexdigest()})
+        name = folder.resolve().name if folder == manifest else f"{folder.resolve().name}/{manifest.name}"
+        data.append({"manifest": name, "utterances": len(utterances), "sha256": digest.hexdigest()})
     return items, data
 
 
@@ -242,16 +244,27 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
             yield members[start : start + batch_size]
 
 
-def _identify(name: str, config: SeamConfig) -> dict[str, str | None]:
-    return {"name": str(name), "weights_fingerprint": config.weights_fingerprint}
+def _identify(name: str) -> dict[str, str]:
+    """
+    A checkpoint by its name, a Hub id or a folder's without where it lies, and by all that decides what it writes:
+    settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading compares.
+    """
+    digest = hashlib.sha256()
+    for file in ("config.json", "generation_config.json", *FILES):
+        path = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        digest.update(b"absent" if path is None else hashlib.sha256(Path(path).read_bytes()).digest())
+    folder = Path(name)
+    return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": digest.hexdigest()}
 
 
 def _check_same_run(folder: Path, older: dict[str, Any], run: dict[str, Any]) -> None:
-    """Names and places may change, weights and texts may not."""
+    """Names and places may change, checkpoint and texts may not."""
 
     def identity(of: dict[str, Any], key: str):
         if key == "model":
-            return of[key]["weights_fingerprint"] or of[key]["name"]
+            return of[key]["sha256"]
         return [manifest["sha256"] for manifest in of[key]] if key == "data" else of[key]
 
     def said(of: dict[str, Any], key: str) -> str:
@@ -269,7 +282,7 @@ def _check_same_run(folder: Path, older: dict[str, Any], run: dict[str, Any]) ->
 def _hardware(model) -> str:
     devices = {parameter.device for parameter in model.parameters()}
     names = sorted(torch.cuda.get_device_name(device) for device in devices if device.type == "cuda")
-    return " + ".join(names) if names else f"{model.device.type}, {torch.get_num_threads()} threads"
+    return " + ".join(names) if names else f"CPU (threads: {torch.get_num_threads()})"
 
 
 def _rows_path(folder: Path, system: str) -> Path:

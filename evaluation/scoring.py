@@ -88,6 +88,11 @@ def _count(reference: list[str], hypothesis: list[str]) -> ErrorCount:
     return ErrorCount(distance["ins"], distance["del"], distance["sub"], len(reference))
 
 
+def alignment(reference: str, hypothesis: str, normalizer: str = "basic") -> list[tuple[str, str]]:
+    """Pairs of a word of the reference and the word written for it, empty where there is none."""
+    return kaldialign.align(words(reference, normalizer), words(hypothesis, normalizer), "")
+
+
 def total(counts: Sequence[ErrorCount]) -> ErrorCount:
     """The corpus as a whole: its errors over its words, not the mean of the utterances' rates."""
     return ErrorCount(

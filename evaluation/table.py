@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from tqdm.auto import tqdm
 
 from seam.data.manifest import Utterance
+from seam.evaluation.layout import INTERVALS, plot_error_rates, rate_table
 from seam.evaluation.scoring import interval, total, utterance_errors
 from seam.evaluation.transcription import transcribe
 
@@ -88,23 +88,10 @@ def notes(wer: dict[str, dict[str, float]]) -> list[str]:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """The table of `compare_systems` and its notes, a rate as `5.0 (3.7–6.4)` with its interval."""
-    tests = sorted(table["words"])
-    lines = [
-        "| WER % | " + " | ".join(f"{test} ({table['words'][test]} words)" for test in tests) + " |",
-        "|---|" + "---|" * len(tests),
-    ]
-    for system, rates in table["wer"].items():
-        cells = []
-        for test in tests:
-            low, high = table["interval"][system][test]
-            cells.append(f"{rates[test]:.1f} ({low:.1f}–{high:.1f})")
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    explanation = (
-        "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times. They say nothing of other "
-        "speakers or of another training run."
-    )
-    return "\n".join([*lines, "", explanation, "", *(f"- {note}" for note in table["notes"]), ""])
+    """The table of `compare_systems` and its notes."""
+    words = {test: table["words"][test] for test in sorted(table["words"])}
+    lines = rate_table("WER %", table["wer"], table["interval"], words)
+    return "\n".join([*lines, "", INTERVALS, "", *(f"- {note}" for note in table["notes"]), ""])
 
 
 def write_table(table: dict[str, Any], folder: Path) -> None:
@@ -113,26 +100,4 @@ def write_table(table: dict[str, Any], folder: Path) -> None:
         temporary = folder / f"{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, folder / name)
-    _plot(table, folder / "table.png")
-
-
-def _plot(table: dict[str, Any], path: Path) -> None:
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    tests = sorted(table["words"])
-    figure, axes = pyplot.subplots(figsize=(2.2 * len(tests) + 2, 4), layout="constrained")
-    width = 0.8 / len(table["wer"])
-    for index, (system, rates) in enumerate(table["wer"].items()):
-        heights = np.array([rates[test] for test in tests])
-        low, high = np.array([table["interval"][system][test] for test in tests]).T
-        reach = np.maximum([heights - low, high - heights], 0)  # a bootstrap interval need not contain the rate
-        bars = axes.bar(
-            np.arange(len(tests)) + index * width, heights, width, yerr=reach, error_kw={"lw": 0.8}, label=system
-        )
-        axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set_xticks(np.arange(len(tests)) + 0.4 - width / 2, tests)
-    axes.set_ylabel("word error rate, %")
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    plot_error_rates(table["wer"], table["interval"], sorted(table["words"]), folder / "table.png")

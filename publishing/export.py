@@ -14,7 +14,7 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.weights import backbone_record
 
 # What training and evaluation left beside the weights, and the card is made from.
-RESULT_FILES = ("card.json", "table.json", "table.png")
+RESULT_FILES = ("card.json", "table.json", "table.png", "results.json", "results.png")
 
 
 def export(

@@ -128,3 +128,29 @@ def test_where_stage_1_hears_nothing_the_transcript_is_empty(tmp_path):
     assert row["seconds"] == 1.0
     if not row["stage1"]:
         assert not row["text"]
+
+
+def test_evaluate_and_score(tmp_path):
+    manifest = RECORDINGS / "manifest.jsonl"
+    done = seam("evaluate", CHECKPOINT, "--data", manifest, "--systems", "stage1,full", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "| WER %, Whisper's English normaliser | recordings (29 words) |" in done.stdout
+    assert "full-noftg" not in done.stdout and "RTFx" in done.stdout
+    results = (tmp_path / "out" / "results.json").read_bytes()
+    again = seam("score", tmp_path / "out")
+    assert again.returncode == 0 and again.stdout == done.stdout
+    assert (tmp_path / "out" / "results.json").read_bytes() == results
+    for arguments, message in (
+        (["evaluate", CHECKPOINT, "--data", manifest, "--systems", "fast", "--out", tmp_path / "x"], "system 'fast'"),
+        (["evaluate", CHECKPOINT, "--data", tmp_path / "no.jsonl", "--out", tmp_path / "x"], "no.jsonl: no such manif"),
+        (["evaluate", tmp_path / "none", "--data", manifest, "--out", tmp_path / "x"], "cannot load the checkpoint"),
+        (
+            ["evaluate", CHECKPOINT, "--data", manifest, "--casing", "keep", "--out", tmp_path / "out"],
+            "holds hypotheses of another run (casing: lower, now keep)",
+        ),
+        (["score", tmp_path / "x"], "run.json is missing"),
+    ):
+        refused = seam(*arguments)
+        (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+        assert refused.returncode == 1 and message in line and "Traceback" not in refused.stderr
+    assert not (tmp_path / "x").exists()

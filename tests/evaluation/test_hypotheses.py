@@ -49,7 +49,7 @@ def test_rows_are_what_the_model_writes(finished):
         assert row["test_set"] == "recordings" and (MANIFEST.parent / row["audio"]).samefile(utterance.audio)
         assert processor.decode(row["reference_tokens"]) == utterance.text
         assert row["wall_seconds"] > 0 and "error" not in row
-    assert run["model"]["weights_fingerprint"] == seam.config.weights_fingerprint
+    assert run["model"]["name"] == "tiny" and run["data"][0]["manifest"] == "recordings/manifest.jsonl"
     assert run["casing"] == "lower" and run["batch_size"] == 3 and run["dtype"] == "float32"
 
 
@@ -99,6 +99,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
         again, once = (folder / "hypotheses" / f"{system}.jsonl" for folder in (tmp_path, finished))
         assert without_times(again) == without_times(once)
     assert json.loads((tmp_path / "run.json").read_text()) == json.loads((finished / "run.json").read_text())
+
+
+def test_a_checkpoint_may_be_moved_between_two_runs(tmp_path):
+    write(tmp_path / "out", systems=["stage1"])
+    shutil.copytree(CHECKPOINT, tmp_path / "elsewhere")
+    write_hypotheses(str(tmp_path / "elsewhere"), [MANIFEST], tmp_path / "out", ["full"], batch_size=3)
+    assert list(read_hypotheses(tmp_path / "out")[1]) == ["stage1", "full"]
 
 
 def test_a_finished_run_loads_nothing_and_takes_more_systems(finished, tmp_path, monkeypatch):
@@ -156,12 +163,19 @@ def test_casing_is_that_of_the_references_ids(tmp_path):
         assert silent["reference"] == " " and silent["reference_tokens"] == []
 
 
-def other_model(folder):
-    shutil.copytree(CHECKPOINT, folder / "model", symlinks=False)
-    config = json.loads((folder / "model" / "config.json").read_text())
-    config["weights_fingerprint"] = "0" * 64
-    (folder / "model" / "config.json").write_text(json.dumps(config))
-    return {"model": str(folder / "model")}
+def other_weights(folder):
+    return change_settings(folder, "config.json", weights_fingerprint="0" * 64)
+
+
+def other_settings(folder):
+    return change_settings(folder, "generation_config.json", num_beams=4)
+
+
+def change_settings(folder, file, **changes):
+    shutil.copytree(CHECKPOINT, folder / "tiny")
+    settings = json.loads((folder / "tiny" / file).read_text())
+    (folder / "tiny" / file).write_text(json.dumps({**settings, **changes}))
+    return {"model": str(folder / "tiny")}
 
 
 def other_data(folder):
@@ -175,8 +189,9 @@ def other_data(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (other_model, r"another run \(model: .*tiny, now .*model\)"),
-        (other_data, r"another run \(data: .*manifest.jsonl, now .*manifest.jsonl\)"),
+        (other_weights, r"another run \(model: tiny, with other content than now\)"),
+        (other_settings, r"another run \(model: tiny, with other content than now\)"),
+        (other_data, r"another run \(data: recordings/manifest.jsonl, now .*/manifest.jsonl\)"),
         (lambda _: {"casing": "keep"}, r"another run \(casing: lower, now keep\)"),
         (lambda _: {"batch_size": 4}, r"another run \(batch_size: 3, now 4\)"),
         (lambda _: {"systems": ["full", "fulll"]}, "unknown system 'fulll'; known: stage1, full, full-noftg"),

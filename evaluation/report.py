@@ -1,0 +1,253 @@
+"""
+Score what `seam.evaluation.hypotheses` wrote, without a model: `results.json`, `results.md`, `results.yaml` (the Hub's
+evaluation metadata), `results.png`, `rates.png` and `errors.md`, the worst utterances word by word.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from tqdm.auto import tqdm
+
+from seam.evaluation import layout, scoring
+from seam.evaluation.hypotheses import read_hypotheses
+from seam.evaluation.loops import is_loop
+from seam.evaluation.metadata import eval_result
+from seam.evaluation.rates import per_utterance, rates
+
+ALL = "all test sets"
+MEANINGS = {
+    "stage1": "Stage 1 without the LLM",
+    "full": "the full model, with First Token Guidance",
+    "full-noftg": "the full model without it",
+}
+NORMALIZERS = {"english": "Whisper's English normaliser", "basic": "Whisper's basic normaliser"}
+OWN_SYSTEMS = ("full", "full-noftg", "stage1")  # the first that was run is the model's own result, as on its card
+WORST = 20
+
+
+def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
+    """
+    Score a finished run and write the report beside its hypotheses. The same hypotheses give the same files.
+
+    Returns:
+        What `results.json` holds:
+        - `run`: `run.json`, with what was decoded, and on what hardware;
+        - `test_sets`: `utterances` of each, and `seconds` of what could be read, and `ALL` of them where there are
+          several;
+        - `systems`: by system and test set, what `score_system` returns;
+        - `rates`: by test set, what `seam.evaluation.rates.rates` returns.
+
+    Raises:
+        FileNotFoundError: when there is no run; ValueError: when it is unfinished or damaged.
+    """
+    folder = Path(folder)
+    run, systems = read_hypotheses(folder)
+    sets = {system: _test_sets(rows) for system, rows in systems.items()}
+    first = next(iter(sets.values()))
+    heard = {name: [row for row in rows if "error" not in row] for name, rows in first.items()}
+    heard = {name: rows for name, rows in heard.items() if rows}
+    scored = {system: {} for system in sets}
+    parts = [(system, name, rows) for system, named in sets.items() for name, rows in named.items()]
+    for system, name, rows in tqdm(parts, desc="scoring", leave=False, disable=not progress):
+        scored[system][name] = score_system(rows)
+    results = {
+        "run": run,
+        "test_sets": {
+            name: {
+                "utterances": len(rows),
+                "seconds": sum(row["seconds"] for row in rows if "error" not in row),
+            }
+            for name, rows in first.items()
+        },
+        "systems": scored,
+        "rates": {name: rates(rows) for name, rows in heard.items()},
+    }
+    results = _rounded(results)
+    card_data = ModelCardData(model_name=run["model"]["name"], eval_results=eval_results(results))
+    for name, text in (
+        ("results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
+        ("results.md", f"# Results of {run['model']['name']}\n\n{markdown(results)}"),
+        ("results.yaml", card_data.to_yaml() + "\n"),
+        ("errors.md", worst_utterances(systems)),
+    ):
+        temporary = folder / f"{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / name)
+    wer, intervals = _error_rates(results, "english")
+    layout.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
+    if heard:
+        _plot_rates(heard, results["rates"], folder / "rates.png")
+    return results
+
+
+def score_system(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """
+    One system on one test set. Audio that could not be read was not recognised: it counts with an empty hypothesis.
+
+    Returns:
+        - `wer`, by normaliser: `rate` in percent, `interval` `[low, high]`, `insertions`, `deletions`,
+          `substitutions`, `words`; `cer` likewise, of `characters`, without interval;
+        - `first_token`, `stage1_first_token`: percent of the utterances with a reference whose first token is the
+          reference's, in the transcript and in what Stage 1 heard; `None` without any;
+        - `loops`, `empty`: percent of the utterances (see `seam.evaluation.loops`; an empty transcript of something);
+        - `failed`: number of utterances whose audio could not be read;
+        - `rtfx`: seconds of audio in a second of work; `None` without any audio.
+    """
+    references, hypotheses = [row["reference"] for row in rows], [row["text"] for row in rows]
+    result: dict[str, Any] = {"wer": {}, "cer": {}}
+    for normalizer in scoring.NORMALIZERS:
+        counts = scoring.utterance_errors(references, hypotheses, normalizer)
+        count, characters = scoring.total(counts), scoring.character_errors(references, hypotheses, normalizer)
+        result["wer"][normalizer] = {**_kinds(count), "words": count.length, "interval": list(scoring.interval(counts))}
+        result["cer"][normalizer] = {**_kinds(characters), "characters": characters.length}
+    spoken = [row for row in rows if row["reference_tokens"]]
+    loops = [is_loop(*map(scoring.words, pair)) for pair in zip(references, hypotheses, strict=True)]
+    empty = [bool(row["reference"].strip()) and not row["text"].strip() for row in rows]
+    wall = sum(row["wall_seconds"] for row in rows)
+    return {
+        **result,
+        "first_token": _percent([row["tokens"][:1] == row["reference_tokens"][:1] for row in spoken]),
+        "stage1_first_token": _percent([row["stage1_tokens"][:1] == row["reference_tokens"][:1] for row in spoken]),
+        "loops": _percent(loops),
+        "empty": _percent(empty),
+        "failed": sum("error" in row for row in rows),
+        "rtfx": sum(row["seconds"] for row in rows if "error" not in row) / wall if wall else None,
+    }
+
+
+def eval_results(results: dict[str, Any]) -> list[EvalResult]:
+    """The Hub's metadata of `results.json`: WER and CER of the model's own system, by test set."""
+    system = _own_system(results)
+    return [
+        eval_result(name, metric, f"{metric.upper()}, {said}", scores[metric][normalizer]["rate"])
+        for name, scores in results["systems"][system].items()
+        if name != ALL
+        for metric in ("wer", "cer")
+        for normalizer, said in NORMALIZERS.items()
+    ]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of `results.json`, for people."""
+    run, systems = results["run"], results["systems"]
+    lines = []
+    for normalizer, said in NORMALIZERS.items():
+        wer, intervals = _error_rates(results, normalizer)
+        words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
+        lines += [*layout.rate_table(f"WER %, {said}", wer, intervals, words), ""]
+    lines += [layout.INTERVALS, "; ".join(f"{system}: {MEANINGS[system]}" for system in systems) + ".", ""]
+    lines += [
+        "| test set | system | words | insertions | deletions | substitutions | CER % | first token right % "
+        "| of Stage 1 % | loops % | empty % | RTFx |",
+        "|---" * 12 + "|",
+    ]
+    for name in results["test_sets"]:
+        for system, named in systems.items():
+            scores, count = named[name], named[name]["wer"]["english"]
+            kinds = " | ".join(str(count[kind]) for kind in ("words", "insertions", "deletions", "substitutions"))
+            shares = (scores[key] for key in ("first_token", "stage1_first_token", "loops", "empty", "rtfx"))
+            cells = " | ".join("–" if value is None else f"{value:.1f}" for value in shares)
+            lines.append(f"| {name} | {system} | {kinds} | {scores['cer']['english']['rate']:.1f} | {cells} |")
+    lines += [
+        "",
+        f"Counts and CER under {NORMALIZERS['english']}. First token: of the reference, casing {run['casing']!r}. "
+        "RTFx: seconds of audio in a second of work, from file to text, in batches of "
+        f"{run['batch_size']}, {run['dtype']}, on {'; then '.join(run['hardware'])}; {run['software']}.",
+        "",
+        "| per second of audio | utterances | minutes | words | tokens | embeddings | tokens with ends "
+        "| embeddings with ends |",
+        "|---" * 8 + "|",
+    ]
+    for name, rate in results["rates"].items():
+        size, failed = results["test_sets"][name], next(iter(systems.values()))[name]["failed"]
+        units = ("words", "tokens", "embeddings", "tokens_with_ends", "embeddings_with_ends")
+        cells = " | ".join(f"{rate[unit]['corpus']:.2f}" for unit in units)
+        lines.append(f"| {name} | {size['utterances'] - failed} | {size['seconds'] / 60:.1f} | {cells} |")
+    lines += [
+        "",
+        f"Tokens of the references (casing {run['casing']!r}), and embeddings that Stage 1 predicted: all of a test "
+        "set over all of its seconds. With ends: `<BOA>` and `<EOA>` counted as well.",
+    ]
+    for system, named in systems.items():
+        failed = ", ".join(f"{scores['failed']} of {name}" for name, scores in named.items() if scores["failed"])
+        if failed:
+            lines += ["", f"Audio that {system} could not read: {failed}; scored as empty, and named in `errors.md`."]
+    return "\n".join([*lines, ""])
+
+
+def worst_utterances(systems: dict[str, list[dict[str, Any]]]) -> str:
+    """
+    Markdown: all audio that a system could not read, and the `WORST` utterances of those with most word errors under
+    the English normaliser, as `[said → written]`.
+    """
+    lines = ["# Utterances with most errors", ""]
+    for system, rows in systems.items():
+        counts = scoring.utterance_errors([r["reference"] for r in rows], [r["text"] for r in rows], "english")
+        ranked = sorted(zip(counts, rows, strict=True), key=lambda pair: (-pair[0].errors, pair[1]["id"]))
+        lines += [f"## {system}", ""]
+        lines += [
+            f"- {row['audio']} ({row['test_set']}) was not read: {row['error']}" for row in rows if "error" in row
+        ]
+        for count, row in [pair for pair in ranked if pair[0].errors and "error" not in pair[1]][:WORST]:
+            aligned = " ".join(
+                said if said == written else f"[{said} → {written}]"
+                for said, written in scoring.alignment(row["reference"], row["text"], "english")
+            )
+            lines.append(f"- {row['audio']} ({row['test_set']}), {count.errors} of {count.length}: {aligned}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _test_sets(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    names = list(dict.fromkeys(row["test_set"] for row in rows))
+    sets = {name: [row for row in rows if row["test_set"] == name] for name in names}
+    return {**sets, ALL: rows} if len(names) > 1 else sets
+
+
+def _kinds(count: scoring.ErrorCount) -> dict[str, float]:
+    kinds = {kind: getattr(count, kind) for kind in ("insertions", "deletions", "substitutions")}
+    return {"rate": count.rate, **kinds}
+
+
+def _percent(flags: Sequence[bool]) -> float | None:
+    return 100 * sum(flags) / len(flags) if flags else None
+
+
+def _own_system(results: dict[str, Any]) -> str:
+    return next(system for system in OWN_SYSTEMS if system in results["systems"])
+
+
+def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[layout.Rates, layout.Intervals]:
+    def pick(key: str):
+        return {
+            system: {name: scores["wer"][normalizer][key] for name, scores in named.items()}
+            for system, named in results["systems"].items()
+        }
+
+    return pick("rate"), pick("interval")
+
+
+def _plot_rates(sets: dict[str, list[dict[str, Any]]], means: dict[str, Any], path: Path) -> None:
+    units = {"tokens": ("reference_tokens", "tokens of the reference"), "embeddings": ("stage1_tokens", "embeddings")}
+    panels = {
+        name: {
+            said: per_utterance([len(row[key]) for row in rows], [row["seconds"] for row in rows])
+            for key, said in units.values()
+        }
+        for name, rows in sets.items()
+    }
+    marks = {name: {said: means[name][unit]["corpus"] for unit, (_, said) in units.items()} for name in panels}
+    layout.plot_histograms(panels, marks, "per second of audio", path)
+
+
+def _rounded(value):
+    """Figures to four decimals: more say nothing."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    return [_rounded(one) for one in value] if isinstance(value, list) else value
