@@ -1,6 +1,7 @@
 """Error rates as rows of Markdown and as bars, for every table of systems and test sets; histograms."""
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def plot_error_rates(wer: Rates, intervals: Intervals, tests: Sequence[str], pat
             np.arange(len(tests)) + index * width, heights, width, yerr=reach, error_kw={"lw": 0.8}, label=system
         )
         axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set_xticks(np.arange(len(tests)) + 0.4 - width / 2, tests)
+    axes.set_xticks(np.arange(len(tests)) + 0.4 - width / 2, [textwrap.fill(test, 20) for test in tests])
     axes.set_ylabel("word error rate, %")
     axes.legend(fontsize=8)
     _save(figure, path)

@@ -232,7 +232,10 @@ def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[layout.Rates
 
 
 def _plot_rates(sets: dict[str, list[dict[str, Any]]], means: dict[str, Any], path: Path) -> None:
-    units = {"tokens": ("reference_tokens", "tokens of the reference"), "embeddings": ("stage1_tokens", "embeddings")}
+    units = {
+        "tokens": ("reference_tokens", "tokens of the reference"),
+        "embeddings": ("stage1_tokens", "embeddings of Stage 1"),
+    }
     panels = {
         name: {
             said: per_utterance([len(row[key]) for row in rows], [row["seconds"] for row in rows])
