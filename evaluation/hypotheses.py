@@ -22,7 +22,11 @@ from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.transcription import Transcription, load_checkpoint, transcribe
 from seam.processing_seam import FILES
 
-SYSTEMS = {"stage1": {"use_llm": False}, "full": {}, "full-noftg": {"first_token_guidance": False}}
+SYSTEMS = {
+    "stage1": {"use_llm": False},
+    "full": {"use_llm": True, "first_token_guidance": True},
+    "full-noftg": {"use_llm": True, "first_token_guidance": False},
+}
 """The paper's ablation (Table 1), as arguments of `generate`: no LLM; with First Token Guidance; without it."""
 # What two runs must share for their hypotheses to stand in one folder. The batch size is part of the speed.
 IDENTITY = ("model", "data", "casing", "batch_size")
@@ -79,7 +83,8 @@ def write_hypotheses(
 
     Raises:
         ValueError: for unknown systems or casings, and for a folder that holds another run; FileNotFoundError: for a
-            missing manifest. Both before the model is loaded.
+            missing manifest. Both before the model is loaded. ValueError: for systems that need the LLM, of a
+            checkpoint of Stage 1 alone.
     """
     for system in systems:
         if system not in SYSTEMS:
@@ -103,6 +108,8 @@ def write_hypotheses(
         return
 
     seam, processor = load_checkpoint(model, device_map="auto")
+    if seam.config.alignment_only and set(systems) != {"stage1"}:
+        raise ValueError(f"{model} holds Stage 1 without the LLM; accepted: --systems stage1.")
     run |= {
         "model": _identify(model),
         "dtype": str(seam.dtype).removeprefix("torch."),

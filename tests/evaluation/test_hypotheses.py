@@ -37,7 +37,8 @@ def test_rows_are_what_the_model_writes(finished):
     seam, processor = load_checkpoint(str(CHECKPOINT))
     run, systems = read_hypotheses(finished)
     assert list(systems) == run["systems"] == list(SYSTEMS) == ["stage1", "full", "full-noftg"]
-    for system, arguments in SYSTEMS.items():
+    ablation = {"stage1": {"use_llm": False}, "full": {}, "full-noftg": {"first_token_guidance": False}}
+    for system, arguments in ablation.items():
         rows = systems[system]
         results = transcribe(seam, processor, [one.audio for one in utterances], batch_size=1, **arguments)
         assert [row["text"] for row in rows] == [result.text for result in results]
@@ -161,6 +162,16 @@ def test_casing_is_that_of_the_references_ids(tmp_path):
         row, silent = read_hypotheses(tmp_path / casing)[1]["stage1"]
         assert row["reference"] == "SET THE LIGHT" and row["reference_tokens"] == processor.transcript_ids(ids)
         assert silent["reference"] == " " and silent["reference_tokens"] == []
+
+
+def test_a_checkpoint_of_stage_1_alone_has_one_system(build_model, processor, tmp_path):
+    build_model(alignment_only=True).save_pretrained(tmp_path / "stage1")
+    processor.save_pretrained(tmp_path / "stage1")
+    with pytest.raises(ValueError, match="holds Stage 1 without the LLM; accepted: --systems stage1"):
+        write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out", ["stage1"])
+    assert len(read_hypotheses(tmp_path / "out")[1]["stage1"]) == 10
 
 
 def other_weights(folder):
