@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SUITE := $(VENV)/.transformers-tests
+QWEN := $(VENV)/qwen.tiktoken
 OLDEST := .venv-oldest
 
 .PHONY: demo test test-fast test-oldest lint train-demo train-shipped clean
@@ -12,15 +13,15 @@ OLDEST := .venv-oldest
 demo: $(INSTALLED)
 	$(BIN)/seam demo $(FILES)
 
-test: lint $(SUITE)
+test: lint $(SUITE) $(QWEN)
 	$(BIN)/pytest
 
 # Leaves out what takes minutes.
-test-fast: lint $(SUITE)
+test-fast: lint $(SUITE) $(QWEN)
 	$(BIN)/pytest -m "not slow"
 
 # With the oldest transformers that setup.cfg allows: what loads, computes, trains and reads the shipped checkpoint.
-test-oldest: $(OLDEST)/.installed
+test-oldest: $(OLDEST)/.installed $(QWEN)
 	$(OLDEST)/bin/python -m pytest -m "not slow" tests/test_configuration.py tests/test_processing.py \
 		tests/modeling_seam tests/evaluation tests/train/test_foundations.py tests/train/test_stages.py \
 		tests/publishing tests/test_remote_code.py tests/test_serving.py \
@@ -57,6 +58,15 @@ $(SUITE): $(INSTALLED)
 	cd $(VENV) && tar -tzf transformers-*.tar.gz | grep '^[^/]*/tests/[^/]*\.py$$' | xargs tar -xzf transformers-*.tar.gz
 	rm $(VENV)/transformers-*.tar.gz
 	touch $@
+
+# Qwen's vocabulary lies in the wheel of dashscope, whose many dependencies nothing here needs.
+$(QWEN): $(INSTALLED)
+	rm -f $(VENV)/dashscope-*.whl
+	$(BIN)/pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+		--constraint constraints.txt --dest $(VENV) dashscope
+	cd $(VENV) && bin/python -m zipfile --extract dashscope-*.whl dashscope-wheel
+	mv $(VENV)/dashscope-wheel/dashscope/resources/qwen.tiktoken $@
+	rm -r $(VENV)/dashscope-*
 
 # Only what is older is installed here; everything else is found in $(VENV), which comes later on the path.
 $(OLDEST)/.installed: $(INSTALLED) constraints-oldest.txt

@@ -1,4 +1,4 @@
-"""How fast text passes: words, tokens and embeddings per second of audio (the paper's Section 5 on granularity)."""
+"""How fast text passes: words, tokens and embeddings per second of audio (the paper's Section 4.4)."""
 
 from collections.abc import Sequence
 from typing import Any
