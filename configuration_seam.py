@@ -8,6 +8,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 ALIGNMENT_REDUCTIONS = ("sum", "mean")
 LLM_INPUTS = ("nearest", "continuous")
+BRIDGES = ("aligner", "linear", "qformer", "ctc")
 WHISPER_LARGE_DECODER = {"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120}
 WHISPER_LARGE = {
     **WHISPER_LARGE_DECODER,
@@ -42,6 +43,10 @@ class SeamConfig(PreTrainedConfig):
             `init_std` and `max_target_positions` matter; it has no vocabulary table.
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             The language model: anything `AutoModelForCausalLM` can build.
+        bridge (`str`, *optional*, defaults to `"aligner"`):
+            What stands between encoder and language model: SEAM's `"aligner"`, or a rival to compare it with:
+            `"linear"` (SLAM-ASR), `"qformer"` (SALMONN), `"ctc"` (see `modeling_seam/bridges.py`).
+        bridge_config (`dict`, *optional*): Settings of a rival; the aligner's are `aligner_config`.
         boa_token_id (`int`, *optional*, defaults to 151644):
             Id whose embedding starts Stage 1 (`<BOA>`, Algorithm 1). Default: `<|im_start|>` of Qwen3.
         eoa_token_id (`int`, *optional*, defaults to 151645):
@@ -85,6 +90,8 @@ class SeamConfig(PreTrainedConfig):
     audio_config: dict | PreTrainedConfig | None = None
     aligner_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
+    bridge: str = "aligner"
+    bridge_config: dict | None = None
     boa_token_id: int = 151644
     eoa_token_id: int = 151645
     audio_token_id: int = 151669
@@ -162,7 +169,7 @@ class SeamConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Check that the parts fit together. Raises `ValueError` that names the field and what is accepted."""
-        if self.audio_config.d_model != self.aligner_config.d_model:
+        if self.bridge == "aligner" and self.audio_config.d_model != self.aligner_config.d_model:
             raise ValueError(
                 f"aligner_config.d_model is {self.aligner_config.d_model} but the speech encoder yields states of size "
                 f"{self.audio_config.d_model}; the alignment decoder attends to them directly, so they must be equal."
@@ -188,9 +195,17 @@ class SeamConfig(PreTrainedConfig):
         outside = [i for i in self.lookup_excluded_ids or () if not 0 <= i < vocab_size]
         if outside:
             raise ValueError(f"lookup_excluded_ids holds {outside[0]}, outside the vocabulary of {vocab_size} ids.")
-        for name, accepted in (("alignment_reduction", ALIGNMENT_REDUCTIONS), ("llm_inputs", LLM_INPUTS)):
+        for name, accepted in (
+            ("alignment_reduction", ALIGNMENT_REDUCTIONS),
+            ("llm_inputs", LLM_INPUTS),
+            ("bridge", BRIDGES),
+        ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        if self.bridge == "aligner" and self.bridge_config is not None:
+            raise ValueError("bridge_config is for the aligner's rivals; the aligner's settings are aligner_config.")
+        if self.bridge == "ctc" and self.llm_inputs != "nearest":
+            raise ValueError("llm_inputs: a CTC head predicts tokens, no embeddings; accepted: nearest.")
         if not 0 <= self.alignment_lambda <= 1:
             raise ValueError(f"alignment_lambda is {self.alignment_lambda}; accepted: 0 to 1.")
         if self.lora_rank < 0:

@@ -109,8 +109,10 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
         audio: what `SeamProcessor.load_audio` takes, at most as long as the encoder's window.
 
     Raises:
-        ValueError: when the audio is longer, or is none.
+        ValueError: when the audio is longer, or is none, or the model's bridge is not the aligner.
     """
+    if model.config.bridge != "aligner":
+        raise ValueError(f"the bridge {model.config.bridge!r} has no cross-attention to tokens; only the aligner has.")
     waveform = processor.load_audio(audio)
     inputs = processor(audio=waveform).to(model.device)
     model.eval()

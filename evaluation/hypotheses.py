@@ -110,6 +110,8 @@ def write_hypotheses(
     seam, processor = load_checkpoint(model, device_map="auto")
     if seam.config.alignment_only and set(systems) != {"stage1"}:
         raise ValueError(f"{model} holds Stage 1 without the LLM; accepted: --systems stage1.")
+    if not seam.aligner.writes_tokens and set(systems) != {"full"}:
+        raise ValueError(f"{model} has no Stage 1 (bridge {seam.config.bridge!r}); accepted: --systems full.")
     run |= {
         "model": _identify(model),
         "dtype": str(seam.dtype).removeprefix("torch."),

@@ -14,7 +14,7 @@ class Transcription:
     """
     Args:
         seconds: length of the audio.
-        stage1: what the alignment decoder heard (Algorithm 1).
+        stage1: what the alignment decoder heard (Algorithm 1); empty where the bridge has no Stage 1.
         text: the transcript (Algorithm 2, or Stage 1's with `use_llm=False`).
         stage1_tokens, tokens: the ids of both, without special tokens: what the texts were decoded from.
     """
@@ -69,8 +69,12 @@ def transcribe(
         inputs = processor(audio=[piece for _, piece in batch]).to(model.device)
         with torch.no_grad():
             output = model.generate(**inputs, return_dict_in_generate=True, **generate_kwargs)
-        alignments = output.alignment_sequences.masked_fill(output.alignment_mask == 0, model.config.eoa_token_id)
-        for (owner, _), alignment, sequence in zip(batch, alignments.tolist(), output.sequences.tolist(), strict=True):
+        if model.aligner.writes_tokens:
+            alignments = output.alignment_sequences.masked_fill(output.alignment_mask == 0, model.config.eoa_token_id)
+            alignments = alignments.tolist()
+        else:
+            alignments = [()] * len(batch)
+        for (owner, _), alignment, sequence in zip(batch, alignments, output.sequences.tolist(), strict=True):
             heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
             written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
 

@@ -60,6 +60,7 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         llm_dim: size of the LLM's embeddings, d_llm.
     """
 
+    writes_tokens = True  # there is a Stage 1
     config: WhisperConfig
     base_model_prefix = "aligner"
     main_input_name = "input_features"  # never given: `generate` takes `encoder_outputs`

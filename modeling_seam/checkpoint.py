@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .aligner import SeamAligner
 from .backbones import load_backbone, load_embedding_table
+from .bridges import build_bridge
 from .weights import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,
@@ -155,7 +155,7 @@ class SeamCheckpointMixin:
         with torch.device("meta"):  # the shell only: every part is put in below
             model = cls(config)
         model.encoder = whisper.get_encoder().requires_grad_(False)
-        model.aligner = SeamAligner(config.aligner_config, config.get_text_config().hidden_size).to(dtype)
+        model.aligner = build_bridge(config).to(dtype)
         model._put_in(language_model)
         return model
 

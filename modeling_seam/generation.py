@@ -105,13 +105,17 @@ class SeamGenerationMixin(GenerationMixin):
         """
         Algorithm 1: the nearest token of each predicted embedding, fed back, until `<EOA>`.
 
-        The loop is the stock one of `GenerationMixin` on the aligner, whose logits are minus the distances.
+        The loop is the stock one of `GenerationMixin` on the aligner, whose logits are minus the distances. Of a CTC
+        head, its most probable path, which takes no arguments and has no distances.
 
         Args:
             speech_states, speech_mask: what `encode` returned.
             return_distances: also return distances and predicted embeddings, from one parallel pass over the tokens.
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
+        if self.config.bridge != "aligner":
+            ids, mask = self.aligner.decode(speech_states, speech_mask)
+            return AlignmentOutput(sequences=ids, mask=mask)
         limit = self.config.aligner_config.max_target_positions - 1
         generation_config = copy.deepcopy(generation_config or GenerationConfig())
         generation_config.return_dict_in_generate = True
@@ -200,16 +204,24 @@ class SeamGenerationMixin(GenerationMixin):
             arguments = {"cache_implementation": kwargs.get("cache_implementation", settings.cache_implementation)}
         else:
             arguments = {"generation_config": generation_config, **kwargs}
-        alignment = self.align(speech_states, speech_mask, return_distances=return_dict_in_generate, **arguments)
+        if self.aligner.writes_tokens:
+            alignment = self.align(speech_states, speech_mask, return_distances=return_dict_in_generate, **arguments)
+        else:
+            alignment = AlignmentOutput()  # no Stage 1, and no first token to guide with
         pad = self._pad_token_id(generation_config)
         if use_llm:
-            prompts = self.prompt_rows(len(alignment.sequences), input_ids, prompt_attention_mask)
-            aligned = self.embed_alignment(
-                alignment.sequences.masked_fill(alignment.mask == 0, -100),
-                speech_states=speech_states,
-                speech_mask=speech_mask,
-            )
-            written = self._write(alignment, aligned, prompts, first_token_guidance, generation_config, pad, kwargs)
+            prompts = self.prompt_rows(len(speech_states), input_ids, prompt_attention_mask)
+            if self.aligner.writes_tokens:
+                guides, mask = alignment.sequences[:, : int(first_token_guidance)], alignment.mask
+                aligned = self.embed_alignment(
+                    alignment.sequences.masked_fill(mask == 0, -100),
+                    speech_states=speech_states,
+                    speech_mask=speech_mask,
+                )
+            else:
+                aligned, mask = self.aligner(speech_states, speech_mask)
+                alignment.aligned_embeds, guides = aligned, mask.new_empty(len(mask), 0)
+            written = self._write(aligned, mask, guides, prompts, generation_config, pad, kwargs)
         else:
             written = {name: alignment.get(name) for name in REPORTS}
             written["sequences"] = alignment.sequences.masked_fill(alignment.mask == 0, pad)
@@ -230,21 +242,24 @@ class SeamGenerationMixin(GenerationMixin):
         return self.config.eoa_token_id
 
     def _write(
-        self, alignment, aligned_embeds, prompts, first_token_guidance, generation_config, pad, kwargs
+        self, aligned_embeds, aligned_mask, guides, prompts, generation_config, pad, kwargs
     ) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...] | None]:
-        """The language model's loop over the rows in which Stage 1 heard something: `sequences` and `REPORTS`."""
+        """
+        The language model's loop over the rows in which something was heard: `sequences` and `REPORTS`. `guides`: the
+        first tokens `(batch, 1)`, or none `(batch, 0)`.
+        """
         generation_config = copy.deepcopy(generation_config or self.generation_config)
         generation_config.pad_token_id = pad
         generation_config.return_dict_in_generate = True
         kwargs = _update(generation_config, kwargs)
         copies = generation_config.num_return_sequences or 1
-        batch_size = len(alignment.sequences)
-        heard = alignment.mask.any(-1).nonzero().flatten().tolist()
-        guides = [alignment.sequences[row][: int(first_token_guidance)] for row in heard]
-        guide = torch.stack(guides) if heard else alignment.sequences.new_empty(batch_size, 0)
+        batch_size = len(aligned_mask)
+        heard = aligned_mask.any(-1).nonzero().flatten().tolist()
+        guide = guides[heard] if heard else guides[:, :0]
+        is_guided = bool(guides.shape[1])
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], guide)
-        if first_token_guidance and generation_config.max_new_tokens is not None:
+        if is_guided and generation_config.max_new_tokens is not None:
             generation_config.max_new_tokens -= 1  # the guide is part of the transcript: it counts
         if not heard or generation_config.max_new_tokens == 0:
             written = {"sequences": guide.repeat_interleave(copies, dim=0)}
@@ -255,10 +270,10 @@ class SeamGenerationMixin(GenerationMixin):
                 self.get_input_embeddings(),
                 [prompts[row] for row in heard],
                 self.config.audio_token_id,
-                [aligned_embeds[row][alignment.mask[row].bool()] for row in heard],
-                guides,
+                [aligned_embeds[row][aligned_mask[row].bool()] for row in heard],
+                list(guide),
             )
-            if first_token_guidance:
+            if is_guided:
                 kwargs["input_ids"] = guide  # shows it to processors and stopping criteria
             written = self.language_model.generate(
                 inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
@@ -281,7 +296,7 @@ class SeamGenerationMixin(GenerationMixin):
         if heard:
             result["sequences"] = spread(written["sequences"], pad)
         else:
-            result["sequences"] = alignment.sequences.new_empty(batch_size * copies, 0)
+            result["sequences"] = guides.new_empty(batch_size * copies, 0)
         return result
 
 

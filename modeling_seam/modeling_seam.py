@@ -13,8 +13,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from .aligner import SeamAligner, SeamAlignerOutput
+from .aligner import SeamAlignerOutput
 from .backbones import EmbeddingTable
+from .bridges import build_bridge
 from .checkpoint import SeamCheckpointMixin, with_lora
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
@@ -79,7 +80,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         super().__init__(config)
         text_config = config.get_text_config()
         self.encoder = WhisperEncoder(config.audio_config)
-        self.aligner = SeamAligner(config.aligner_config, text_config.hidden_size)
+        self.aligner = build_bridge(config)  # or a rival in its place
         if config.alignment_only:
             self.language_model = EmbeddingTable(text_config)
         else:
@@ -115,6 +116,8 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
 
     def uses_llm(self, use_llm: bool | None) -> bool:
         """`use_llm` as given; by default whether there is an LLM. Raises `ValueError` where there is none to use."""
+        if use_llm is False and not self.aligner.writes_tokens:
+            raise ValueError(f"use_llm: the bridge {self.config.bridge!r} writes no tokens: it has no Stage 1.")
         if use_llm and self.config.alignment_only:
             raise ValueError(
                 "use_llm: this checkpoint holds Stage 1 alone, of the LLM only the embedding table. Train Stage 2 on "
@@ -172,9 +175,11 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         attention_mask: torch.Tensor | None = None,
         speech_states: torch.FloatTensor | None = None,
         speech_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.FloatTensor, torch.LongTensor | None]:
+    ) -> tuple[torch.FloatTensor, torch.LongTensor]:
         """Speech states and their mask: the given ones, or those of `input_features` (see `encode`)."""
         if speech_states is not None:
+            if speech_mask is None:
+                speech_mask = torch.ones(speech_states.shape[:2], dtype=torch.long, device=speech_states.device)
             return speech_states, speech_mask
         if input_features is None:
             raise ValueError("one of input_features and speech_states is required.")
@@ -277,30 +282,50 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         count = is_label.sum() if num_items_in_batch is None else num_items_in_batch
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {name: value for name, value in wanted.items() if value is not None}
-        predictions = None
+        speech = None
         if aligned_embeds is None:
-            speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
-            aligner = self._teacher_forced(speech_states, speech_mask, labels[:, :-1], **wanted)
-            predictions = aligner.aligned_embeds
+            speech = self.speech(input_features, attention_mask, speech_states, speech_mask)
         if not use_llm:
-            is_last = is_label & ~nn.functional.pad(is_label[:, 1:], (0, 1))
-            labels = labels.masked_fill(is_last, self.config.eoa_token_id)
-            targets = self.lookup.embed(labels.clamp_min(0))
-            distances = alignment_distance(
-                predictions, targets, self.config.alignment_lambda, self.config.alignment_reduction
-            )
-            return SeamOutput(
-                loss=(distances * is_label).sum() / count,
-                aligned_embeds=predictions,
-                hidden_states=aligner.hidden_states,
-                attentions=aligner.attentions,
-                cross_attentions=aligner.cross_attentions,
-            )
-        if aligned_embeds is None:
-            # The prediction at the last label of a row is that of <EOA>: no part of what the LLM reads.
-            aligned_embeds, aligned_mask = self.llm_inputs(predictions[:, :-1]), is_label[:, 1:]
+            return self._stage_1_loss(labels, is_label, count, *speech, **wanted)
+        if speech is not None:
+            aligned_embeds, aligned_mask = self.aligned(*speech, labels)
         return self._reply_loss(
             labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask, **wanted
+        )
+
+    def aligned(
+        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor, labels: torch.LongTensor
+    ) -> tuple[torch.FloatTensor, torch.Tensor]:
+        """
+        What the language model is given for speech in training: embeddings `(batch, n, d_llm)` and their mask
+        `(batch, n)`. The aligner's are predicted under teacher forcing; its rivals have nothing to force.
+        """
+        if self.config.bridge == "aligner":
+            predictions = self.teacher_forced(speech_states, speech_mask, labels[:, :-1])
+            # The prediction at the last label of a row is that of <EOA>: no part of what the LLM reads.
+            return self.llm_inputs(predictions[:, :-1]), labels[:, 1:] != -100
+        if self.aligner.writes_tokens:
+            token_ids, mask = self.aligner.decode(speech_states, speech_mask)
+            return self.get_input_embeddings()(token_ids), mask
+        return self.aligner(speech_states, speech_mask)
+
+    def _stage_1_loss(self, labels, is_label, count, speech_states, speech_mask, **kwargs) -> SeamOutput:
+        """Eq. 3, of the aligner; a rival's own loss."""
+        is_last = is_label & ~nn.functional.pad(is_label[:, 1:], (0, 1))
+        if self.config.bridge != "aligner":
+            transcripts = labels.masked_fill(is_last, -100)
+            return SeamOutput(loss=self.aligner.loss(speech_states, speech_mask, transcripts) / count)
+        aligner = self._teacher_forced(speech_states, speech_mask, labels[:, :-1], **kwargs)
+        targets = self.lookup.embed(labels.masked_fill(is_last, self.config.eoa_token_id).clamp_min(0))
+        distances = alignment_distance(
+            aligner.aligned_embeds, targets, self.config.alignment_lambda, self.config.alignment_reduction
+        )
+        return SeamOutput(
+            loss=(distances * is_label).sum() / count,
+            aligned_embeds=aligner.aligned_embeds,
+            hidden_states=aligner.hidden_states,
+            attentions=aligner.attentions,
+            cross_attentions=aligner.cross_attentions,
         )
 
     def _reply_loss(

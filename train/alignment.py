@@ -4,14 +4,12 @@ Stage 1, speech-conditioning alignment (Section 3.5, Eq. 3): only the aligner le
     seam train alignment RECIPE.yaml [key=value ...]
 """
 
-from dataclasses import asdict
-
 import torch
 
 from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.recipe import RecipeError, StageRecipe
-from seam.train.stage import StageTrainer, run
+from seam.train.stage import StageTrainer, new_model, run
 
 
 class AlignmentTrainer(StageTrainer):
@@ -31,12 +29,8 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     """
     if recipe.model is not None:
         model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
-    elif recipe.encoder is None or recipe.llm is None:
-        raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
     else:
-        tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
-        processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
-        torch.manual_seed(recipe.training.seed)  # of the fresh aligner
-        config = {**recipe.config, "alignment_only": True}
-        model = SeamForSpeechRecognition.from_backbones(recipe.encoder, recipe.llm, processor, **config)
+        model, processor = new_model(recipe, alignment_only=True)
+    if not model.aligner.writes_tokens:
+        raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1: begin with seam train instruction.")
     return run(recipe, AlignmentTrainer, model, processor)

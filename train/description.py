@@ -18,12 +18,12 @@ from seam.train.refinement import RefinementTrainer
 
 # config.json of the backbones that the recipes name: their shapes are known without the Hub.
 BACKBONES = Path(__file__).parents[1] / "recipes" / "backbones"
-TRAINERS = (AlignmentTrainer, InstructionTrainer, RefinementTrainer)
-ENCODER, DECODER, PROJECTIONS = "speech encoder", "alignment decoder", "projections"
+TRAINERS = {1: AlignmentTrainer, 2: InstructionTrainer, 3: RefinementTrainer}
+ENCODER, DECODER, PROJECTIONS, BRIDGE = "speech encoder", "alignment decoder", "projections", "bridge"
 LLM, TABLE, LORA = "language model", "  of it the embedding table", "LoRA adapters"
 # Table 2, in millions.
 PAPER = {ENCODER: 629, DECODER: 839, PROJECTIONS: 72, LLM: 4058, TABLE: 389, LORA: 62}
-PAPER_TRAINED = (911, 62, None)
+PAPER_TRAINED = {1: 911, 2: 62, 3: None}
 # Bytes of a trained parameter: itself, its gradient and the two moments of AdamW, in fp32.
 TRAINED_BYTES = 16
 
@@ -94,34 +94,41 @@ def describe(name: str) -> Description:
     with torch.device("meta"):
         model = SeamForSpeechRecognition(config)
     lora = [parameter for key, parameter in model.language_model.named_parameters() if "lora_" in key]
-    projections = [model.aligner.input_projection.weight, model.aligner.output_projection.weight]
+    if config.bridge == "aligner":
+        projections = [model.aligner.input_projection.weight, model.aligner.output_projection.weight]
+        bridge = {DECODER: _without(model.aligner.parameters(), projections), PROJECTIONS: projections}
+    else:
+        bridge = {f"{BRIDGE} ({config.bridge})": list(model.aligner.parameters())}
     parts = {
         ENCODER: list(model.encoder.parameters()),
-        DECODER: _without(model.aligner.parameters(), projections),
-        PROJECTIONS: projections,
+        **bridge,
         LLM: _without(model.language_model.parameters(), lora),
         TABLE: [model.get_input_embeddings().weight],
         LORA: lora,
     }
-    # A model without LoRA has no later stages.
-    trained = [list(trainer.trained_parameters(model)) for trainer in (TRAINERS if lora else TRAINERS[:1])]
+    if not model.aligner.writes_tokens:
+        numbers = (2,)
+    else:
+        numbers = (1, 2, 3) if lora else (1,)
+    trained = {number: list(TRAINERS[number].trained_parameters(model)) for number in numbers}
     notes = _notes(model, parts) if _is_the_papers(config) else {}
     components = [
         Component(
             part,
             _count(parameters),
-            tuple(number for number, those in enumerate(trained, 1) if parameters and not _without(parameters, those)),
+            tuple(one for one, those in trained.items() if parameters and not _without(parameters, those)),
             PAPER[part] if notes else None,
             notes.get(part, ""),
         )
         for part, parameters in parts.items()
     ]
     stages = []
-    for number, (those, paper) in enumerate(zip(trained, PAPER_TRAINED, strict=False), start=1):
-        used = (ENCODER, DECODER, PROJECTIONS, TABLE) if number == 1 else (ENCODER, DECODER, PROJECTIONS, LLM, LORA)
-        loaded, count = sum(_count(parts[part]) for part in used), _count(those)
+    for number, those in trained.items():
+        absent = (LLM, LORA) if number == 1 else (TABLE,)  # the table is a part of the language model
+        loaded, count = sum(_count(parts[part]) for part in parts if part not in absent), _count(those)
         training = 4 * (loaded - count) + TRAINED_BYTES * count
-        stages.append(Stage(number, loaded, count, 4 * loaded, 2 * loaded, training, paper if notes else None))
+        paper = PAPER_TRAINED[number] if notes else None
+        stages.append(Stage(number, loaded, count, 4 * loaded, 2 * loaded, training, paper))
     return Description(components, stages)
 
 
@@ -156,7 +163,7 @@ def _is_the_papers(config: SeamConfig) -> bool:
         (config.audio_config, WHISPER_LARGE),
         (config.aligner_config, WHISPER_LARGE_DECODER),
         (config.text_config, QWEN3_4B),
-        (config, {"lora_rank": 32}),
+        (config, {"bridge": "aligner", "lora_rank": 32}),
     )
     return all(getattr(part, key, None) == value for part, sizes in parts for key, value in sizes.items())
 

@@ -1,6 +1,7 @@
 """
 Stage 2, instruction tuning (Section 3.5, Eq. 4): LoRA on the language model, which reads the aligner's teacher-forced
-embeddings in its chat template; the loss is on the assistant's reply only.
+embeddings in its chat template; the loss is on the assistant's reply only. For a bridge without a Stage 1 it is the
+first and only stage: it trains the bridge as well.
 
     seam train instruction RECIPE.yaml [key=value ...]
 """
@@ -8,8 +9,8 @@ embeddings in its chat template; the loss is on the assistant's reply only.
 import torch
 
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.recipe import StageRecipe
-from seam.train.stage import StageTrainer, llm_adapters, run, stage_before
+from seam.train.recipe import RecipeError, StageRecipe
+from seam.train.stage import StageTrainer, llm_adapters, new_model, run, stage_before
 
 
 class InstructionTrainer(StageTrainer):
@@ -19,9 +20,19 @@ class InstructionTrainer(StageTrainer):
 
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
-        return llm_adapters(model)
+        if model.aligner.writes_tokens:
+            return llm_adapters(model)
+        adapters = llm_adapters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
+        return [*model.aligner.parameters(), *adapters]
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
-    """Run Stage 2 on the checkpoint of Stage 1."""
+    """Run Stage 2 on the checkpoint of Stage 1, or on a new model whose bridge has no Stage 1."""
+    if recipe.model is None and recipe.encoder is not None and recipe.llm is not None:
+        model, processor = new_model(recipe)
+        if model.aligner.writes_tokens:
+            raise RecipeError(
+                f"the bridge {model.config.bridge!r} has a Stage 1: train it first (seam train alignment)."
+            )
+        return run(recipe, InstructionTrainer, model, processor)
     return run(recipe, InstructionTrainer, *stage_before(recipe))

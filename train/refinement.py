@@ -131,4 +131,7 @@ def decode_stage1(
 
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2."""
-    return run(recipe, RefinementTrainer, *stage_before(recipe), prepare=decode_stage1)
+    model, processor = stage_before(recipe)
+    if not model.aligner.writes_tokens:
+        raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")
+    return run(recipe, RefinementTrainer, model, processor, prepare=decode_stage1)

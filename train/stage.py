@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -60,7 +61,10 @@ class StageTrainer(Trainer, ABC):
         return {**metrics, **rates}
 
     def word_error_rates(self) -> dict[str, float]:
-        """Word error rates (%) on held-out utterances: `stage1_wer`, and `wer` when the LLM is a part of the stage."""
+        """
+        Word error rates (%) on held-out utterances: `stage1_wer`, where there is a Stage 1, and `wer` when the LLM is a
+        part of the stage.
+        """
         casing = CASINGS[self.data.casing]
         references = [casing(utterance.text) for utterance in self.validation]
         results = transcribe(
@@ -71,7 +75,9 @@ class StageTrainer(Trainer, ABC):
             progress=True,
             use_llm=self.use_llm,
         )
-        rates = {"stage1_wer": word_errors(references, [result.stage1 for result in results]).rate}
+        rates = {}
+        if self.model.aligner.writes_tokens:
+            rates["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
         if self.use_llm:
             rates["wer"] = word_errors(references, [result.text for result in results]).rate
         return rates
@@ -83,6 +89,17 @@ def llm_adapters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
     if not parameters:
         raise RecipeError("the model has no LoRA adapters to train; build it with config.lora_rank above 0.")
     return parameters
+
+
+def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """A model around the recipe's `encoder` and `llm`, and its processor. `config`: fields that the stage decides."""
+    if recipe.encoder is None or recipe.llm is None:
+        raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
+    tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
+    processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
+    torch.manual_seed(recipe.training.seed)  # of the fresh parts
+    fields = {**recipe.config, **config}
+    return SeamForSpeechRecognition.from_backbones(recipe.encoder, recipe.llm, processor, **fields), processor
 
 
 def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
