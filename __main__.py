@@ -195,8 +195,9 @@ def evaluate(
     data: Annotated[list[Path], typer.Option(help="Manifest or audiofolder; give it once for each.")],
     out: Annotated[Path, typer.Option(help="Folder of hypotheses and report; an interrupted run goes on there.")],
     systems: Annotated[
-        str, typer.Option(help="Of stage1, full and full-noftg, with commas.")
-    ] = "stage1,full,full-noftg",
+        str | None,
+        typer.Option(help="Of stage1, full and full-noftg, with commas; by default all. Of a Whisper: whisper."),
+    ] = None,
     batch_size: BatchSize = 16,
     casing: Annotated[
         str, typer.Option(help="Of the references' tokens, as the model was trained: lower, keep.")
@@ -214,7 +215,7 @@ def evaluate(
             model,
             data,
             out,
-            systems=[name.strip() for name in systems.split(",")],
+            systems=systems and [name.strip() for name in systems.split(",")],
             batch_size=batch_size,
             casing=casing,
             split=split,

@@ -16,18 +16,26 @@ from typing import Any
 import torch
 import transformers
 from tqdm.auto import tqdm
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from seam.data.manifest import CASINGS, Utterance, read_manifest
-from seam.evaluation.transcription import Transcription, load_checkpoint, transcribe
+from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
+from seam.modeling_seam import SeamConfig
+from seam.modeling_seam.bridges import BRIDGES
+from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.processing_seam import FILES
 
 SYSTEMS = {
     "stage1": {"use_llm": False},
     "full": {"use_llm": True, "first_token_guidance": True},
     "full-noftg": {"use_llm": True, "first_token_guidance": False},
+    "whisper": {},
 }
-"""The paper's ablation (Table 1), as arguments of `generate`: no LLM; with First Token Guidance; without it."""
+"""
+The paper's ablation (Table 1), as arguments of `generate`: no LLM; with First Token Guidance; without it. And a
+Whisper's own decoder.
+"""
 # What two runs must share for their hypotheses to stand in one folder. The batch size is part of the speed.
 IDENTITY = ("model", "data", "casing", "batch_size")
 
@@ -54,7 +62,7 @@ def write_hypotheses(
     model: str,
     manifests: Sequence[str | Path],
     folder: str | Path,
-    systems: Sequence[str] = tuple(SYSTEMS),
+    systems: Sequence[str] | None = None,
     batch_size: int = 16,
     casing: str = "lower",
     split: str | None = None,
@@ -76,7 +84,7 @@ def write_hypotheses(
     Args:
         model: folder or Hub id of the checkpoint.
         manifests: what `seam.data.manifest.read_manifest` reads.
-        systems: names of `SYSTEMS`.
+        systems: names of `SYSTEMS`; by default all that the checkpoint has.
         batch_size: pieces of audio decoded at once.
         casing: of the reference's ids, one of `seam.data.manifest.CASINGS`.
         split: keep only this one.
@@ -86,13 +94,15 @@ def write_hypotheses(
             missing manifest. Both before the model is loaded. ValueError: for systems that need the LLM, of a
             checkpoint of Stage 1 alone.
     """
-    for system in systems:
+    for system in systems or ():
         if system not in SYSTEMS:
             raise ValueError(f"unknown system {system!r}; known: {', '.join(SYSTEMS)}.")
     if casing not in CASINGS:
         raise ValueError(f"casing is {casing!r}; accepted: {', '.join(CASINGS)}.")
     folder = Path(folder)
     items, data = _read_items(manifests, split)
+    config = AutoConfig.from_pretrained(model)
+    systems = _systems(model, config, systems)
     run = {"data": data, "casing": casing, "batch_size": batch_size}
     older = {"systems": [], "hardware": []}
     if any((folder / "hypotheses").glob("*.jsonl")):
@@ -107,11 +117,8 @@ def write_hypotheses(
     if not any(pending.values()):
         return
 
-    seam, processor = load_checkpoint(model, device_map="auto")
-    if seam.config.alignment_only and set(systems) != {"stage1"}:
-        raise ValueError(f"{model} holds Stage 1 without the LLM; accepted: --systems stage1.")
-    if not seam.aligner.writes_tokens and set(systems) != {"full"}:
-        raise ValueError(f"{model} has no Stage 1 (bridge {seam.config.bridge!r}); accepted: --systems full.")
+    load = load_whisper if config.model_type == "whisper" else load_checkpoint
+    seam, processor = load(model, device_map="auto")
     run |= {
         "model": _identify(model),
         "dtype": str(seam.dtype).removeprefix("torch."),
@@ -145,6 +152,23 @@ def write_hypotheses(
                         seconds, wall = seconds + row["seconds"], wall + row["wall_seconds"]
                 bar.update(len(rows))
                 bar.set_postfix_str(f"RTFx {seconds / wall:.1f}" if wall else "")
+
+
+def _systems(name: str, config: PreTrainedConfig, systems: Sequence[str] | None) -> Sequence[str]:
+    """The systems asked for, or all that the checkpoint has. Raises `ValueError` for one that it does not have."""
+    if config.model_type == "whisper":
+        has, what = ("whisper",), "is a Whisper"
+    elif config.model_type != "seam":
+        raise ValueError(f"{name} is a checkpoint of architecture {config.model_type!r}; accepted: seam, whisper.")
+    elif config.alignment_only:
+        has, what = ("stage1",), "holds Stage 1 without the LLM"
+    elif config.bridge != "aligner" and not BRIDGES[config.bridge].writes_tokens:
+        has, what = ("full",), f"has no Stage 1 (bridge {config.bridge!r})"
+    else:
+        has, what = ("stage1", "full", "full-noftg"), "has no decoder of a Whisper"
+    if not set(systems or has) <= set(has):
+        raise ValueError(f"{name} {what}; accepted: --systems {','.join(has)}.")
+    return systems or has
 
 
 def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
@@ -264,6 +288,8 @@ def _identify(name: str) -> dict[str, str]:
             name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
         digest.update(b"absent" if path is None else hashlib.sha256(Path(path).read_bytes()).digest())
+    if SeamConfig.get_config_dict(name)[0].get("model_type") != "seam":  # config.json says nothing of the weights
+        digest.update(read_fingerprint(weight_files(name))[0].encode())
     folder = Path(name)
     return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": digest.hexdigest()}
 

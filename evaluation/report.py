@@ -23,9 +23,15 @@ MEANINGS = {
     "stage1": "Stage 1 without the LLM",
     "full": "the full model, with First Token Guidance",
     "full-noftg": "the full model without it",
+    "whisper": "Whisper's own decoder",
 }
 NORMALIZERS = {"english": "Whisper's English normaliser", "basic": "Whisper's basic normaliser"}
-OWN_SYSTEMS = ("full", "full-noftg", "stage1")  # the first that was run is the model's own result, as on its card
+OWN_SYSTEMS = (
+    "full",
+    "full-noftg",
+    "stage1",
+    "whisper",
+)  # the first that was run is the model's own result, as on its card
 WORST = 20
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from seam.data.manifest import Utterance
@@ -27,7 +26,7 @@ def compare_systems(
     Args:
         model, processor: a trained SEAM.
         whisper: `WhisperForConditionalGeneration` whose encoder SEAM uses.
-        whisper_processor: its feature extractor and tokenizer.
+        whisper_processor: see `seam.evaluation.transcription.load_whisper`.
         tests: test sets by name.
 
     Returns:
@@ -43,7 +42,7 @@ def compare_systems(
         guided = transcribe(model, processor, sources, batch_size=32)
         unguided = transcribe(model, processor, sources, batch_size=32, first_token_guidance=False)
         hypotheses = {
-            WHISPER: whisper_texts(whisper, whisper_processor, [processor.load_audio(source) for source in sources]),
+            WHISPER: [one.text for one in transcribe(whisper, whisper_processor, sources, batch_size=32)],
             STAGE1: [one.stage1 for one in guided],
             FULL: [one.text for one in unguided],
             GUIDED: [one.text for one in guided],
@@ -54,19 +53,6 @@ def compare_systems(
             intervals[system][name] = list(interval(counts))
             words[name] = total(counts).length
     return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}
-
-
-def whisper_texts(whisper, whisper_processor, waveforms: list[np.ndarray], batch_size: int = 32) -> list[str]:
-    """What Whisper's own decoder writes, greedily."""
-    feature_extractor, tokenizer = whisper_processor
-    texts = []
-    for start in range(0, len(waveforms), batch_size):
-        features = feature_extractor(
-            waveforms[start : start + batch_size], sampling_rate=feature_extractor.sampling_rate, return_tensors="pt"
-        )
-        ids = whisper.eval().generate(features.input_features)
-        texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return texts
 
 
 def notes(wer: dict[str, dict[str, float]]) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from tqdm.auto import tqdm
+from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 
@@ -42,8 +43,23 @@ def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, Seam
     return model, processor
 
 
+def load_whisper(name: str, **kwargs) -> tuple[WhisperForConditionalGeneration, SeamProcessor]:
+    """
+    A Whisper checkpoint with its own decoder, of a folder or a Hub id, to be transcribed with beside SEAM.
+
+    Args:
+        kwargs: of `PreTrainedModel.from_pretrained`.
+    """
+    model = WhisperForConditionalGeneration.from_pretrained(name, **kwargs).eval()
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    ends = model.generation_config.decoder_start_token_id, tokenizer.eos_token_id
+    start, end = tokenizer.convert_ids_to_tokens(list(ends))
+    feature_extractor = AutoFeatureExtractor.from_pretrained(name)
+    return model, SeamProcessor(feature_extractor, tokenizer, boa_token=start, eoa_token=end)
+
+
 def transcribe(
-    model: SeamForSpeechRecognition,
+    model: SeamForSpeechRecognition | WhisperForConditionalGeneration,
     processor: SeamProcessor,
     sources: Sequence,
     batch_size: int = 8,
@@ -56,25 +72,21 @@ def transcribe(
     Args:
         model, processor: of one checkpoint.
         sources: what `SeamProcessor.load_audio` takes.
-        generate_kwargs: of `SeamForSpeechRecognition.generate`.
+        generate_kwargs: of the model's `generate`.
     """
     waveforms = [processor.load_audio(source) for source in sources]
     pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
     heard, written = [[] for _ in sources], [[] for _ in sources]
     added = processor.tokenizer.added_tokens_decoder.items()
     special = {*processor.tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
+    generate = _generate_whisper if isinstance(model, WhisperForConditionalGeneration) else _generate
     model.eval()
     for start in tqdm(range(0, len(pieces), batch_size), desc="transcribing", leave=False, disable=not progress):
         batch = pieces[start : start + batch_size]
         inputs = processor(audio=[piece for _, piece in batch]).to(model.device)
         with torch.no_grad():
-            output = model.generate(**inputs, return_dict_in_generate=True, **generate_kwargs)
-        if model.aligner.writes_tokens:
-            alignments = output.alignment_sequences.masked_fill(output.alignment_mask == 0, model.config.eoa_token_id)
-            alignments = alignments.tolist()
-        else:
-            alignments = [()] * len(batch)
-        for (owner, _), alignment, sequence in zip(batch, alignments, output.sequences.tolist(), strict=True):
+            alignments, sequences = generate(model, inputs, **generate_kwargs)
+        for (owner, _), alignment, sequence in zip(batch, alignments, sequences, strict=True):
             heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
             written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
 
@@ -85,3 +97,21 @@ def transcribe(
         Transcription(len(waveform) / processor.sampling_rate, join(h), join(w), sum(h, ()), sum(w, ()))
         for waveform, h, w in zip(waveforms, heard, written, strict=True)
     ]
+
+
+def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of Stage 1, where there is one, and of the transcripts."""
+    output = model.generate(**inputs, return_dict_in_generate=True, **kwargs)
+    sequences = output.sequences.tolist()
+    if output.alignment_sequences is None:
+        return [[]] * len(sequences), sequences
+    alignments = output.alignment_sequences.masked_fill(output.alignment_mask == 0, model.config.eoa_token_id)
+    return alignments.tolist(), sequences
+
+
+def _generate_whisper(model: WhisperForConditionalGeneration, inputs, **kwargs):
+    """The same of a Whisper, which has no Stage 1. A multilingual one is told the language: it would guess."""
+    if getattr(model.generation_config, "is_multilingual", False):
+        kwargs = {"language": "en", "task": "transcribe", **kwargs}
+    sequences = model.generate(inputs["input_features"].to(model.dtype), **kwargs).tolist()
+    return [[]] * len(sequences), sequences

@@ -33,7 +33,7 @@ from seam.data.grammar import VOCABULARY, sample
 from seam.data.manifest import read_manifest
 from seam.evaluation.card import write_card
 from seam.evaluation.table import compare_systems, write_table
-from seam.evaluation.transcription import load_checkpoint
+from seam.evaluation.transcription import load_checkpoint, load_whisper
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.train import alignment, foundations, instruction, refinement
@@ -245,9 +245,7 @@ def save_checkpoint(folder: Path) -> None:
 def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
     """Word error rates of every system on every test set: `table.json`, `table.md`, `table.png` and the model card."""
     model, processor = load_checkpoint(str(folder / "model"))
-    encoder = last_encoder(recipe, folder)
-    whisper = WhisperForConditionalGeneration.from_pretrained(encoder)
-    whisper_processor = AutoFeatureExtractor.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+    whisper, whisper_processor = load_whisper(str(last_encoder(recipe, folder)))
     tests = {
         path.parent.name.removeprefix("test-"): read_manifest(path)
         for path in (folder / "tests").glob("test-*/manifest.jsonl")

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
+from transformers import WhisperForConditionalGeneration
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
-from seam.data.manifest import read_manifest
+from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation import hypotheses
-from seam.evaluation.hypotheses import SYSTEMS, read_hypotheses, write_hypotheses
+from seam.evaluation.hypotheses import read_hypotheses, write_hypotheses
 from seam.evaluation.transcription import load_checkpoint, transcribe
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 
 MANIFEST = RECORDINGS / "manifest.jsonl"
 
@@ -22,6 +24,15 @@ def write(folder, manifests=(MANIFEST,), **options):
 
 def without_times(path) -> list[dict]:
     return [{**json.loads(line), "wall_seconds": None} for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def manifest_of_tones(waveforms, tmp_path):
+    tones = []
+    for index, waveform in enumerate(waveforms):
+        soundfile.write(tmp_path / f"{index}.wav", waveform, 16000)
+        tones.append(Utterance(tmp_path / f"{index}.wav", "one two", len(waveform) / 16000, corpus="tones"))
+    return write_manifest(tmp_path / "tones.jsonl", tones)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +47,7 @@ def test_rows_are_what_the_model_writes(finished):
     utterances = read_manifest(MANIFEST)
     seam, processor = load_checkpoint(str(CHECKPOINT))
     run, systems = read_hypotheses(finished)
-    assert list(systems) == run["systems"] == list(SYSTEMS) == ["stage1", "full", "full-noftg"]
+    assert list(systems) == run["systems"] == ["stage1", "full", "full-noftg"]
     ablation = {"stage1": {"use_llm": False}, "full": {}, "full-noftg": {"first_token_guidance": False}}
     for system, arguments in ablation.items():
         rows = systems[system]
@@ -96,7 +107,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
     write(tmp_path)
     rest = [3, 3, 1] if not cut else [1, 3, 3, 1]
     assert calls[8:] == [rest[0], *rest] + [3, 3, 3, 3, 1]  # warm-up and batches; Stage 1 was finished
-    for system in SYSTEMS:
+    for system in ("stage1", "full", "full-noftg"):
         again, once = (folder / "hypotheses" / f"{system}.jsonl" for folder in (tmp_path, finished))
         assert without_times(again) == without_times(once)
     assert json.loads((tmp_path / "run.json").read_text()) == json.loads((finished / "run.json").read_text())
@@ -168,9 +179,9 @@ def test_a_checkpoint_of_stage_1_alone_has_one_system(build_model, processor, tm
     build_model(alignment_only=True).save_pretrained(tmp_path / "stage1")
     processor.save_pretrained(tmp_path / "stage1")
     with pytest.raises(ValueError, match="holds Stage 1 without the LLM; accepted: --systems stage1"):
-        write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out")
+        write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out", ["full"])
     assert not (tmp_path / "out").exists()
-    write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out", ["stage1"])
+    write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out")
     assert len(read_hypotheses(tmp_path / "out")[1]["stage1"]) == 10
 
 
@@ -245,3 +256,29 @@ def test_a_damaged_line_and_rows_of_no_run_are_named(finished, tmp_path):
     (tmp_path / "out" / "run.json").unlink()
     with pytest.raises(FileNotFoundError, match="run.json is missing"):
         write(tmp_path / "out")
+
+
+def test_a_whisper_goes_the_same_way(backbones, manifest_of_tones, tmp_path):
+    write_hypotheses(backbones[0], [manifest_of_tones], tmp_path, batch_size=2)
+    run, systems = hypotheses.read_hypotheses(tmp_path)
+    assert run["systems"] == ["whisper"]
+    whisper = WhisperForConditionalGeneration.from_pretrained(backbones[0]).eval()
+    processor = SeamProcessor.from_backbones(backbones[0], backbones[1])
+    for row in systems["whisper"]:
+        features = processor(audio=manifest_of_tones.parent / row["audio"])["input_features"]
+        assert row["text"] == processor.decode(whisper.generate(features)[0]).strip()
+        assert row["stage1_tokens"] == [] and row["reference_tokens"]
+    with pytest.raises(ValueError, match="is a Whisper; accepted: --systems whisper"):
+        write_hypotheses(backbones[0], [manifest_of_tones], tmp_path, ["full"])
+
+
+def test_a_bridge_without_a_stage_1_is_one_system(backbones, processor, manifest_of_tones, tmp_path):
+    config = {"bridge": "linear", "bridge_config": {"hidden_size": 8}, "lora_rank": 0}
+    model = SeamForSpeechRecognition.from_backbones(*backbones, processor, **config)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    write_hypotheses(str(tmp_path / "model"), [manifest_of_tones], tmp_path / "out")
+    run, systems = hypotheses.read_hypotheses(tmp_path / "out")
+    assert run["systems"] == ["full"] and all(row["stage1"] == "" for row in systems["full"])
+    with pytest.raises(ValueError, match="has no Stage 1 .bridge 'linear'.; accepted: --systems full"):
+        write_hypotheses(str(tmp_path / "model"), [manifest_of_tones], tmp_path / "out", ["stage1"])

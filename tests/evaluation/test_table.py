@@ -6,6 +6,7 @@ import soundfile
 
 from seam.data.manifest import Utterance
 from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, compare_systems, notes, write_table
+from seam.evaluation.transcription import Transcription, transcribe
 
 WER = {
     WHISPER: {"seen": 1.0, "other": 50.0},
@@ -46,10 +47,14 @@ def test_systems_are_compared_on_the_same_utterances(model, processor, waveforms
     for index, waveform in enumerate(waveforms):
         soundfile.write(tmp_path / f"{index}.wav", waveform, 16000)
         tests["tones"].append(Utterance(tmp_path / f"{index}.wav", "One two", len(waveform) / 16000))
-    monkeypatch.setattr(
-        "seam.evaluation.table.whisper_texts", lambda whisper, _, heard: ["one two"] * (len(heard) - 1) + ["one"]
-    )
-    table = compare_systems(model, processor, None, None, tests)
+
+    def fake(given, *args, **kwargs):
+        if given is model:
+            return transcribe(given, *args, **kwargs)
+        return [Transcription(1.0, "", text, (), ()) for text in ["one two"] * (len(waveforms) - 1) + ["one"]]
+
+    monkeypatch.setattr("seam.evaluation.table.transcribe", fake)
+    table = compare_systems(model, processor, "whisper", None, tests)
     assert table["words"] == {"tones": 2 * len(waveforms)}
     assert table["wer"][WHISPER] == {"tones": 100 / (2 * len(waveforms))}
     low, high = table["interval"][WHISPER]["tones"]

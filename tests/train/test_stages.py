@@ -283,3 +283,48 @@ def test_no_perturbation_at_probability_zero():
     embeds, mask = torch.randn(5, 6, 3), torch.ones(5, 6, dtype=torch.long)
     perturbed, kept = perturb(embeds, mask, 0.0, 0.0)
     assert torch.equal(perturbed, embeds) and torch.equal(kept, mask)
+
+
+# ---- the aligner's rivals ----
+
+SMALL = {
+    "linear": {"hidden_size": 64},
+    "qformer": {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128, "hidden_dropout_prob": 0.0},
+}
+
+
+@pytest.mark.parametrize("bridge", SMALL)
+def test_a_bridge_without_a_stage_1_learns_in_stage_2(bridge, backbones, manifest, tmp_path):
+    config = {"bridge": bridge, "bridge_config": SMALL[bridge], "lora_rank": 4, "lora_dropout": 0.0}
+    settings = {"encoder": backbones[0], "llm": backbones[1], "config": config}
+    before = instruction.main(recipe(tmp_path / "0", manifest, 1, training={"learning_rate": 0.0}, **settings))
+    metrics = instruction.main(recipe(tmp_path / "1", manifest, 120, **settings))
+    assert metrics["eval_loss"] < 0.3 * before["eval_loss"] and "eval_stage1_wer" not in metrics
+    moved = changed(weights(tmp_path / "0"), weights(tmp_path / "1"))
+    assert moved and all(name.startswith("aligner.") or "lora_" in name for name in moved)
+    assert any(name.startswith("aligner.") for name in moved) and any("lora_" in name for name in moved)
+    with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1: begin with"):
+        alignment.main(recipe(tmp_path, manifest, 1, **settings))
+    with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1, whose errors"):
+        refinement.main(recipe(tmp_path, manifest, 1, model=str(tmp_path / "1")))
+
+
+def test_slam_asr_trains_its_projector_alone(backbones, manifest, tmp_path):
+    config = {"bridge": "linear", "bridge_config": SMALL["linear"], "lora_rank": 0}
+    settings = {"encoder": backbones[0], "llm": backbones[1], "config": config}
+    instruction.main(recipe(tmp_path / "0", manifest, 1, training={"learning_rate": 0.0}, **settings))
+    instruction.main(recipe(tmp_path / "1", manifest, 2, **settings))
+    names = changed(weights(tmp_path / "0"), weights(tmp_path / "1"))
+    assert names == {name for name in weights(tmp_path / "1") if name.startswith("aligner.")}
+
+
+def test_a_ctc_head_goes_through_all_stages(backbones, manifest, tmp_path):
+    config = {"bridge": "ctc", "lora_rank": 8, "lora_dropout": 0.0}
+    settings = {"encoder": backbones[0], "llm": backbones[1], "config": config}
+    with pytest.raises(RecipeError, match="the bridge 'ctc' has a Stage 1: train it first"):
+        instruction.main(recipe(tmp_path, manifest, 1, **settings))
+    first = alignment.main(recipe(tmp_path / "1", manifest, 200, training={"learning_rate": 2e-2}, **settings))
+    assert first["eval_stage1_wer"] < 20
+    instruction.main(recipe(tmp_path / "2", manifest, 2, model=str(tmp_path / "1"), llm=backbones[1]))
+    metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "2")))
+    assert np.isfinite(metrics["eval_loss"]) and metrics["eval_stage1_wer"] == first["eval_stage1_wer"]
