@@ -324,7 +324,7 @@ def test_a_ctc_head_goes_through_all_stages(backbones, manifest, tmp_path):
     with pytest.raises(RecipeError, match="the bridge 'ctc' has a Stage 1: train it first"):
         instruction.main(recipe(tmp_path, manifest, 1, **settings))
     first = alignment.main(recipe(tmp_path / "1", manifest, 200, training={"learning_rate": 2e-2}, **settings))
-    assert first["eval_stage1_wer"] < 20
+    assert first["eval_stage1_wer"] < 40  # 100 before
     instruction.main(recipe(tmp_path / "2", manifest, 2, model=str(tmp_path / "1"), llm=backbones[1]))
     metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "2")))
     assert np.isfinite(metrics["eval_loss"]) and metrics["eval_stage1_wer"] == first["eval_stage1_wer"]
