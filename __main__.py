@@ -348,6 +348,19 @@ def train_demo(recipe: Recipe, overrides: Overrides = None):
         demo.main(load_recipe(demo.DemoRecipe, recipe, overrides or []))
 
 
+@app.command()
+def compare(recipe: Recipe, overrides: Overrides = None):
+    """Train every system of a recipe with several seeds, evaluate them, and write the paper's Table 1 of them."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.train.compare import CompareRecipe, main
+    from seam.train.recipe import load_recipe
+
+    disable_progress_bar()
+    with one_sentence_errors():
+        main(load_recipe(CompareRecipe, recipe, overrides or []))
+
+
 @data_app.command("prepare")
 def data_prepare(
     kind: Annotated[

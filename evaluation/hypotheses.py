@@ -75,6 +75,7 @@ def write_hypotheses(
     - `seconds`: of audio; `wall_seconds`: of work, its share of its batch's by length: reading, features, generation
       and decoding, nothing of the other systems, and not the first batch's warm-up;
     - `text`, `tokens`: the raw hypothesis and its ids; `stage1`, `stage1_tokens`: what Stage 1 heard on the way;
+    - `embeddings`: number of them that the language model was given, or Stage 1 made;
     - `reference_tokens`: ids of the reference in the given casing, as the model is trained on them;
     - `error`: why the audio could not be read, where that is so: its hypothesis is empty then, and its time 0.
 
@@ -213,7 +214,7 @@ def _decode(
         rows = []
         for item in batch:
             utterance = item.utterance
-            result = results.get(item.id, Transcription(utterance.duration, "", "", (), ()))
+            result = results.get(item.id, Transcription(utterance.duration, "", "", (), (), 0))
             row = {
                 "id": item.id,
                 "audio": item.audio,

@@ -45,14 +45,14 @@ def per_utterance(counts: Sequence[int], seconds: Sequence[float]) -> np.ndarray
 def rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """
     The rates of what `seam.evaluation.hypotheses` wrote: `words` (as the transcript is spaced) and `tokens` of the
-    references, `embeddings` that Stage 1 predicted for them, and the latter two with `<BOA>` and `<EOA>`
+    references, `embeddings` of the audio (one for each token of Stage 1), and the latter two with `<BOA>` and `<EOA>`
     (`tokens_with_ends`, `embeddings_with_ends`).
     """
     seconds = [row["seconds"] for row in rows]
     counts = {
         "words": [len(row["reference"].split()) for row in rows],
         "tokens": [len(row["reference_tokens"]) for row in rows],
-        "embeddings": [len(row["stage1_tokens"]) for row in rows],
+        "embeddings": [row["embeddings"] for row in rows],
     }
     for name in ("tokens", "embeddings"):
         counts[f"{name}_with_ends"] = [count + ENDS for count in counts[name]]

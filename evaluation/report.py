@@ -175,8 +175,8 @@ def markdown(results: dict[str, Any]) -> str:
         lines.append(f"| {name} | {size['utterances'] - failed} | {size['seconds'] / 60:.1f} | {cells} |")
     lines += [
         "",
-        f"Tokens of the references (casing {run['casing']!r}), and embeddings that Stage 1 predicted: all of a test "
-        "set over all of its seconds. With ends: `<BOA>` and `<EOA>` counted as well.",
+        f"Tokens of the references (casing {run['casing']!r}), and embeddings that the LLM is given, one for each "
+        "token of Stage 1: all of a test set over all of its seconds. With ends: `<BOA>` and `<EOA>` counted as well.",
     ]
     for system, named in systems.items():
         failed = ", ".join(f"{scores['failed']} of {name}" for name, scores in named.items() if scores["failed"])
@@ -238,18 +238,21 @@ def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[layout.Rates
 
 
 def _plot_rates(sets: dict[str, list[dict[str, Any]]], means: dict[str, Any], path: Path) -> None:
-    units = {
-        "tokens": ("reference_tokens", "tokens of the reference"),
-        "embeddings": ("stage1_tokens", "embeddings of Stage 1"),
-    }
-    panels = {
+    units = {"tokens": "tokens of the reference", "embeddings": "embeddings of the audio"}
+    counts = {
         name: {
-            said: per_utterance([len(row[key]) for row in rows], [row["seconds"] for row in rows])
-            for key, said in units.values()
+            "tokens": [len(row["reference_tokens"]) for row in rows],
+            "embeddings": [row["embeddings"] for row in rows],
         }
         for name, rows in sets.items()
     }
-    marks = {name: {said: means[name][unit]["corpus"] for unit, (_, said) in units.items()} for name in panels}
+    panels = {
+        name: {
+            said: per_utterance(counts[name][unit], [row["seconds"] for row in rows]) for unit, said in units.items()
+        }
+        for name, rows in sets.items()
+    }
+    marks = {name: {said: means[name][unit]["corpus"] for unit, said in units.items()} for name in panels}
     layout.plot_histograms(panels, marks, "per second of audio", path)
 
 

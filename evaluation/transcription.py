@@ -18,6 +18,7 @@ class Transcription:
         stage1: what the alignment decoder heard (Algorithm 1); empty where the bridge has no Stage 1.
         text: the transcript (Algorithm 2, or Stage 1's with `use_llm=False`).
         stage1_tokens, tokens: the ids of both, without special tokens: what the texts were decoded from.
+        embeddings: number of embeddings that the language model was given for the audio; 0 for a Whisper.
     """
 
     seconds: float
@@ -25,6 +26,7 @@ class Transcription:
     text: str
     stage1_tokens: tuple[int, ...]
     tokens: tuple[int, ...]
+    embeddings: int
 
 
 def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
@@ -76,7 +78,7 @@ def transcribe(
     """
     waveforms = [processor.load_audio(source) for source in sources]
     pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
-    heard, written = [[] for _ in sources], [[] for _ in sources]
+    heard, written, counts = [[] for _ in sources], [[] for _ in sources], [0] * len(sources)
     added = processor.tokenizer.added_tokens_decoder.items()
     special = {*processor.tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
     generate = _generate_whisper if isinstance(model, WhisperForConditionalGeneration) else _generate
@@ -85,8 +87,9 @@ def transcribe(
         batch = pieces[start : start + batch_size]
         inputs = processor(audio=[piece for _, piece in batch]).to(model.device)
         with torch.no_grad():
-            alignments, sequences = generate(model, inputs, **generate_kwargs)
-        for (owner, _), alignment, sequence in zip(batch, alignments, sequences, strict=True):
+            alignments, sequences, embeddings = generate(model, inputs, **generate_kwargs)
+        for (owner, _), alignment, sequence, count in zip(batch, alignments, sequences, embeddings, strict=True):
+            counts[owner] += count
             heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
             written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
 
@@ -94,19 +97,19 @@ def transcribe(
         return " ".join(filter(None, (text.strip() for text in processor.batch_decode(rows))))
 
     return [
-        Transcription(len(waveform) / processor.sampling_rate, join(h), join(w), sum(h, ()), sum(w, ()))
-        for waveform, h, w in zip(waveforms, heard, written, strict=True)
+        Transcription(len(waveform) / processor.sampling_rate, join(h), join(w), sum(h, ()), sum(w, ()), count)
+        for waveform, h, w, count in zip(waveforms, heard, written, counts, strict=True)
     ]
 
 
-def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of Stage 1, where there is one, and of the transcripts."""
+def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[list[int]], list[list[int]], list[int]]:
+    """Ids of Stage 1, where there is one, and of the transcripts, and the number of embeddings."""
     output = model.generate(**inputs, return_dict_in_generate=True, **kwargs)
-    sequences = output.sequences.tolist()
+    sequences, counts = output.sequences.tolist(), output.alignment_mask.sum(-1).tolist()
     if output.alignment_sequences is None:
-        return [[]] * len(sequences), sequences
+        return [[]] * len(sequences), sequences, counts
     alignments = output.alignment_sequences.masked_fill(output.alignment_mask == 0, model.config.eoa_token_id)
-    return alignments.tolist(), sequences
+    return alignments.tolist(), sequences, counts
 
 
 def _generate_whisper(model: WhisperForConditionalGeneration, inputs, **kwargs):
@@ -114,4 +117,4 @@ def _generate_whisper(model: WhisperForConditionalGeneration, inputs, **kwargs):
     if getattr(model.generation_config, "is_multilingual", False):
         kwargs = {"language": "en", "task": "transcribe", **kwargs}
     sequences = model.generate(inputs["input_features"].to(model.dtype), **kwargs).tolist()
-    return [[]] * len(sequences), sequences
+    return [[]] * len(sequences), sequences, [0] * len(sequences)

@@ -45,7 +45,8 @@ class SeamGenerateOutput(ModelOutput):
             As `GenerationMixin.generate` returns them when asked to (`output_scores`, `output_logits`, beams), of the
             loop that wrote the transcript. The guiding first token was not chosen by it and has none; in rows where
             Stage 1 heard nothing they are minus infinity.
-        alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`].
+        alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`]. Of a bridge
+            without a Stage 1, the embeddings that it made and their mask.
     """
 
     sequences: torch.LongTensor | None = None
@@ -220,7 +221,7 @@ class SeamGenerationMixin(GenerationMixin):
                 )
             else:
                 aligned, mask = self.aligner(speech_states, speech_mask)
-                alignment.aligned_embeds, guides = aligned, mask.new_empty(len(mask), 0)
+                alignment.aligned_embeds, alignment.mask, guides = aligned, mask, mask.new_empty(len(mask), 0)
             written = self._write(aligned, mask, guides, prompts, generation_config, pad, kwargs)
         else:
             written = {name: alignment.get(name) for name in REPORTS}

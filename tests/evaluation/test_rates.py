@@ -23,8 +23,8 @@ def test_a_test_sets_rate_is_not_the_mean_of_its_utterances_rates():
 
 def test_what_is_counted_of_a_row():
     rows = [
-        {"seconds": 2.0, "reference": "Hello there, you!", "reference_tokens": [7, 8, 9, 10], "stage1_tokens": [7, 8]},
-        {"seconds": 3.0, "reference": "no", "reference_tokens": [5], "stage1_tokens": []},
+        {"seconds": 2.0, "reference": "Hello there, you!", "reference_tokens": [7, 8, 9, 10], "embeddings": 2},
+        {"seconds": 3.0, "reference": "no", "reference_tokens": [5], "embeddings": 0},
     ]
     corpus = {name: one["corpus"] for name, one in rates(rows).items()}
     expected = {"words": 4, "tokens": 5, "embeddings": 2, "tokens_with_ends": 9, "embeddings_with_ends": 6}
@@ -68,7 +68,7 @@ def test_librispeech(processor, shared, corpus, utterances, lower, upper, spoken
         for row in published:
             ids = processor.transcript_ids(casing(row["text"]))
             rows.append(
-                {"seconds": row["seconds"], "reference": row["text"], "reference_tokens": ids, "stage1_tokens": ids}
+                {"seconds": row["seconds"], "reference": row["text"], "reference_tokens": ids, "embeddings": len(ids)}
             )
         results[name] = {unit: one["corpus"] for unit, one in rates(rows).items()}
     assert results["lower"]["tokens"] == results["lower"]["embeddings"] == pytest.approx(lower, abs=0.005)

@@ -35,6 +35,7 @@ def row(number: int, test_set, seconds, wall, reference, reference_tokens, stage
         "reference_tokens": reference_tokens,
         "stage1": "",
         "stage1_tokens": stage1_tokens,
+        "embeddings": len(stage1_tokens),
         "text": text,
         "tokens": tokens,
     }
@@ -158,7 +159,14 @@ def test_the_models_own_system_is_on_the_card(tmp_path):
 
 def test_what_could_not_be_read_is_counted_as_empty_and_named(tmp_path):
     rows = [row(number, *heard) for number, heard in enumerate(HEARD)]
-    lost = {"text": "", "tokens": [], "stage1_tokens": [], "wall_seconds": 0.0, "error": "4.wav: no such audio file."}
+    lost = {
+        "text": "",
+        "tokens": [],
+        "stage1_tokens": [],
+        "embeddings": 0,
+        "wall_seconds": 0.0,
+        "error": "4.wav: no such audio file.",
+    }
     write_run(tmp_path, full=[*rows[:4], {**rows[4], **lost}])
     results = write_report(tmp_path)
     scores = results["systems"]["full"]["other"]
@@ -173,7 +181,7 @@ def test_what_could_not_be_read_is_counted_as_empty_and_named(tmp_path):
 
 
 def test_nothing_but_unreadable_audio_has_a_report(tmp_path):
-    lost = {"text": "", "tokens": [], "stage1_tokens": [], "wall_seconds": 0.0, "error": "x"}
+    lost = {"text": "", "tokens": [], "stage1_tokens": [], "embeddings": 0, "wall_seconds": 0.0, "error": "x"}
     write_run(tmp_path, stage1=[{**row(0, *HEARD[0]), **lost}])
     assert write_report(tmp_path)["rates"] == {} and not (tmp_path / "rates.png").exists()
 

@@ -51,7 +51,7 @@ def test_systems_are_compared_on_the_same_utterances(model, processor, waveforms
     def fake(given, *args, **kwargs):
         if given is model:
             return transcribe(given, *args, **kwargs)
-        return [Transcription(1.0, "", text, (), ()) for text in ["one two"] * (len(waveforms) - 1) + ["one"]]
+        return [Transcription(1.0, "", text, (), (), 0) for text in ["one two"] * (len(waveforms) - 1) + ["one"]]
 
     monkeypatch.setattr("seam.evaluation.table.transcribe", fake)
     table = compare_systems(model, processor, "whisper", None, tests)

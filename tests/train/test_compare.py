@@ -1,0 +1,122 @@
+"""A comparison in seconds: every system is trained, evaluated and written down, once."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from seam.data.manifest import Utterance, write_manifest
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train import compare
+from seam.train.recipe import RecipeError, build
+
+TEXTS = ["one two three", "stop the music", "the old goat", "hay"]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(5)
+    utterances = []
+    for index, text in enumerate(TEXTS):
+        time = np.arange(rng.integers(9000, 30000)) / 16000
+        path = folder / f"{index}.wav"
+        soundfile.write(path, np.sin(2 * np.pi * rng.uniform(100, 3000) * time) / 3, 16000)
+        utterances.append(Utterance(path, text, len(time) / 16000, corpus="tones"))
+    return str(write_manifest(folder / "manifest.jsonl", utterances))
+
+
+def stage(steps: int, **values) -> dict:
+    training = {
+        "max_steps": steps,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 3e-3,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return {"training": training, **values}
+
+
+def values(folder, backbones, manifest) -> dict:
+    return {
+        "output_dir": str(folder),
+        "encoder": backbones[0],
+        "llm": backbones[1],
+        "data": {"train": [manifest], "validation": [manifest], "keep_encoder_states": True},
+        "tests": {"tones": manifest, "again": manifest},
+        "seeds": [0, 1],
+        "systems": {
+            "seam": {
+                "label": "SEAM",
+                "config": {"lora_rank": 4},
+                "alignment": stage(3),
+                "instruction": stage(2),
+                "refinement": stage(2),
+            },
+            "untuned": {
+                "start": "seam",
+                "prompt": "Correct the following:",
+                "rows": ["full"],
+                "config": {"lora_rank": 2},
+            },
+            "linear": {
+                "config": {"bridge": "linear", "bridge_config": {"hidden_size": 16}, "lora_rank": 0},
+                "instruction": stage(2),
+            },
+        },
+        "claims": [["SEAM, with FTG", "SEAM, Stage 1"], ["SEAM, with FTG", "linear"]],
+    }
+
+
+def test_every_system_is_compared_once(backbones, manifest, tmp_path, capsys):
+    results = compare.main(build(compare.CompareRecipe, values(tmp_path, backbones, manifest)))
+    rows = ["SEAM, Stage 1", "SEAM, without FTG", "SEAM, with FTG", "untuned, with FTG", "linear"]
+    assert list(results["systems"]) == [compare.WHISPER, *rows]
+    for sets in results["systems"].values():
+        assert sets["tones"] == sets["again"] and len(sets["tones"]["seeds"]) in (1, 2)
+    assert results["words"] == {"tones": 10, "again": 10}
+    # 10 embeddings a second, and the untuned model reads what the tuned one's Stage 1 heard.
+    assert results["systems"]["linear"]["tones"]["embeddings_per_second"] == pytest.approx(10, rel=0.1)
+    same = [results["systems"][row]["tones"]["embeddings_per_second"] for row in rows[:4]]
+    assert len(set(same)) == 1
+    for seed in (0, 1):
+        untuned = SeamForSpeechRecognition.from_pretrained(tmp_path / f"seed-{seed}" / "untuned" / "start")
+        processor = SeamProcessor.from_pretrained(tmp_path / f"seed-{seed}" / "untuned" / "start")
+        assert processor.instruction == "Correct the following:" and untuned.config.lora_rank == 2
+        assert untuned.config.prompt_token_ids == processor.prompt_ids()
+    assert "| SEAM, with FTG than linear |" in (tmp_path / "comparison.md").read_text()
+
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    capsys.readouterr()
+    assert compare.main(build(compare.CompareRecipe, values(tmp_path, backbones, manifest))) == results
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+    assert " ..." not in capsys.readouterr().out  # nothing was done again
+
+
+def test_a_changed_system_alone_is_trained_again(backbones, manifest, tmp_path):
+    recipe = values(tmp_path, backbones, manifest)
+    del recipe["systems"]["untuned"], recipe["claims"]
+    recipe["seeds"], recipe["whisper"] = [3], False
+    compare.main(build(compare.CompareRecipe, recipe))
+    seam = (tmp_path / "seed-3" / "seam" / "parts.json").read_bytes()
+    recipe["systems"]["linear"]["instruction"] = stage(3)
+    compare.main(build(compare.CompareRecipe, recipe))
+    assert (tmp_path / "seed-3" / "seam" / "parts.json").read_bytes() == seam
+    parts = json.loads((tmp_path / "seed-3" / "linear" / "parts.json").read_text())
+    assert parts["instruction"]["settings"][1]["training"]["max_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"systems": {"a": {}}}, "systems.a has no stage and no start"),
+        ({"systems": {"a": {"start": "b"}}}, "systems.a.start: 'b' is no system before it"),
+        ({"systems": {"a": {"alignment": {"trainin": {}}}}}, "systems.a.alignment.trainin; did you mean"),
+        ({"claims": [["SEAM", "linear"]]}, "is no pair of rows of the table; they are: SEAM, Stage 1"),
+    ],
+)
+def test_what_is_wrong_is_found_before_anything_is_trained(change, message, backbones, manifest, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        compare.main(build(compare.CompareRecipe, {**values(tmp_path / "out", backbones, manifest), **change}))
+    assert not (tmp_path / "out").exists()
