@@ -102,7 +102,10 @@ def write_hypotheses(
         raise ValueError(f"casing is {casing!r}; accepted: {', '.join(CASINGS)}.")
     folder = Path(folder)
     items, data = _read_items(manifests, split)
-    config = AutoConfig.from_pretrained(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
     systems = _systems(model, config, systems)
     run = {"data": data, "casing": casing, "batch_size": batch_size}
     older = {"systems": [], "hardware": []}
