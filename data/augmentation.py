@@ -36,7 +36,7 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float =
     if chosen():
         audio = _filtered(audio, rng)
     if chosen():
-        audio = _noisy(audio, rng)
+        audio = add_noise(audio, rng)
     if chosen():
         # The level is set on the peak: a gain on top of arbitrary earlier changes could clip.
         audio = audio * 10 ** (rng.uniform(-26, 0) / 20) / max(float(np.abs(audio).max(initial=0)), 1e-6)
@@ -93,8 +93,18 @@ def _filtered(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return signal.lfilter(numerator, denominator, audio)
 
 
-def _noisy(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """White, pink or brown noise at a signal-to-noise ratio of 12-45 dB."""
+def add_noise(audio: np.ndarray, rng: np.random.Generator, ratios: tuple[float, float] = (12, 45)) -> np.ndarray:
+    """
+    Adds white, pink or brown noise.
+
+    Args:
+        audio: Mono audio at 16 kHz, shape (samples,).
+        rng: Source of all randomness.
+        ratios: Least and greatest signal-to-noise ratio, in dB.
+
+    Returns:
+        Audio of the same shape; its samples may be outside [-1, 1].
+    """
     noise = rng.standard_normal(audio.size, dtype=np.float32)
     slope = rng.choice((0.0, 0.5, 1.0))  # amplitude ~ 1 / frequency ** slope
     if slope and noise.size:
@@ -103,7 +113,7 @@ def _noisy(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         spectrum = np.fft.rfft(noise, length)
         spectrum *= np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 60) ** -slope
         noise = np.fft.irfft(spectrum, length)[: noise.size]
-    return audio + noise * (_rms(audio) * 10 ** (-rng.uniform(12, 45) / 20) / _rms_of_noise(noise))
+    return audio + noise * (_rms(audio) * 10 ** (-rng.uniform(*ratios) / 20) / _rms_of_noise(noise))
 
 
 def _rms_of_noise(noise: np.ndarray) -> float:

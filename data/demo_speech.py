@@ -2,8 +2,9 @@
 
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
@@ -18,6 +19,24 @@ RECORDINGS = 10
 
 @strict
 @dataclass
+class SpokenSet:
+    """
+    Utterances that Stage 3 learns from: others than the training's, so that Stage 1 makes the mistakes that it makes of
+    what it has not learned.
+
+    Args:
+        domain: a key of `seam.data.grammar.DOMAINS`.
+        count: number of utterances.
+        noise: least and greatest signal-to-noise ratio in dB; none without.
+    """
+
+    domain: str
+    count: int
+    noise: list[float] | None = None
+
+
+@strict
+@dataclass
 class SpeechSettings:
     """
     Numbers of utterances.
@@ -25,6 +44,8 @@ class SpeechSettings:
     Args:
         window_seconds: the window that the tiny Whisper hears.
         commands, digits, words: synthetic training speech: the source domain, and words of both domains in any order.
+        word_domain: how the latter are drawn, `words` or `frequent words` of `seam.data.grammar.DOMAINS`.
+        refinement: fields of `SpokenSet` of what `refinement.jsonl` holds; none by default.
         accents: digit strings in foreign accents.
         clean_share: part of the synthetic speech without augmentation.
         people: folder or manifest of recordings of people saying single words, of which `people_corpus` is used:
@@ -38,6 +59,8 @@ class SpeechSettings:
     commands: int = 3000
     digits: int = 1500
     words: int = 4500
+    word_domain: str = "words"
+    refinement: list[Any] = field(default_factory=list)
     accents: int = 0
     clean_share: float = 0.5
     people: str | None = None
@@ -65,7 +88,7 @@ def make_training_speech(settings: SpeechSettings, folder: Path, seed: int) -> s
     voices = training_voices()
     train_jobs = [
         job
-        for domain, count in (*heard_domains(settings).items(), ("words", settings.words))
+        for domain, count in (*heard_domains(settings).items(), (settings.word_domain, settings.words))
         for job in speech_jobs(rng, domain, count, voices, "train", settings.clean_share, held_out=False)
     ]
     train_jobs += speech_jobs(rng, "digits", settings.accents, accented_voices(), "train", 0.0, held_out=False)
@@ -82,6 +105,15 @@ def make_training_speech(settings: SpeechSettings, folder: Path, seed: int) -> s
             seed,
         )
     write_manifest(folder / "train.jsonl", train)
+    rng = random.Random(f"refinement {seed}")
+    jobs = [
+        replace(job, noise=spoken.noise and tuple(spoken.noise))
+        for spoken in (SpokenSet(**values) for values in settings.refinement)
+        for job in speech_jobs(rng, spoken.domain, spoken.count, voices, "refinement", 1.0, held_out=False)
+    ]
+    if jobs:
+        synthesize(jobs, folder / "refinement", max_seconds=settings.max_seconds)
+        write_manifest(folder / "refinement.jsonl", read_manifest(folder / "refinement" / "manifest.jsonl"))
     return f"{len(train)} utterances, {sum(one.duration for one in train) / 3600:.2f} h"
 
 

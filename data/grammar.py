@@ -7,6 +7,7 @@ seed gives the same sentences on every machine.
 import hashlib
 import random
 from collections.abc import Callable
+from functools import cache
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TENS = ("ten", "twenty", "thirty", "forty", "fifty")
@@ -181,11 +182,28 @@ def random_words(rng: random.Random, max_words: int = 7) -> str:
     return " ".join(rng.choice(VOCABULARY) for _ in range(rng.randint(1, max_words)))
 
 
+@cache
+def _words_of_text() -> tuple[str, ...]:
+    """The words of commands and stories, each as often as it is said."""
+    rng = random.Random(0)
+    return tuple(word for domain in (commands, stories) for _ in range(4000) for word in domain(rng).split())
+
+
+def frequent_words(rng: random.Random, max_words: int = 9) -> str:
+    """
+    One to `max_words` words in any order, half of them as often as in text: those that sentences have most of are heard
+    most, and still no sentence.
+    """
+    drawn = (_words_of_text() if rng.random() < 0.5 else VOCABULARY for _ in range(rng.randint(1, max_words)))
+    return " ".join(rng.choice(words) for words in drawn)
+
+
 DOMAINS: dict[str, Callable[[random.Random], str]] = {
     "commands": commands,
     "digits": digit_string,
     "stories": stories,
     "words": random_words,
+    "frequent words": frequent_words,
 }
 
 

@@ -23,7 +23,7 @@ import soxr
 from tqdm import tqdm
 
 from .accents import RESPELLED_DIGITS, respell
-from .augmentation import SAMPLE_RATE, augment
+from .augmentation import SAMPLE_RATE, add_noise, augment
 from .manifest import Utterance, write_manifest
 
 _ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-us-nyc")
@@ -164,7 +164,10 @@ def _trimmed(audio: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Job:
-    """One utterance to synthesize; `seed` decides its rate, pitch and augmentation."""
+    """
+    One utterance to synthesize; `seed` decides its rate, pitch, augmentation and noise. `noise`: least and greatest
+    signal-to-noise ratio in dB, where it is to have some of its own.
+    """
 
     text: str
     voice: str
@@ -172,6 +175,7 @@ class Job:
     split: str
     seed: int
     augment: bool
+    noise: tuple[float, float] | None = None
 
 
 class Corpus(NamedTuple):
@@ -231,6 +235,9 @@ def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> 
         if job.augment:
             # A new generator for every attempt: the same augmentation, whatever the rate.
             audio = augment(audio, np.random.default_rng(job.seed))
+        if job.noise is not None:
+            audio = add_noise(audio, np.random.default_rng(job.seed), job.noise)
+            audio = audio / max(1.0, float(np.abs(audio).max()))
         if len(audio) <= max_seconds * SAMPLE_RATE:
             break
     else:

@@ -5,7 +5,7 @@ Every system trained on the same data with several seeds, and the paper's Table 
 """
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam.aligner import SeamAligner
 from seam.modeling_seam.bridges import BRIDGES
 from seam.train import alignment, instruction, refinement
+from seam.train.demo import WorldRecipe, foundation_key, make_control, make_world
 from seam.train.parts import Parts
 from seam.train.recipe import RecipeError, StageRecipe, build
 
@@ -27,6 +28,7 @@ STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinem
 # What is added to a system's name for each of its rows.
 ROWS = {"stage1": "Stage 1", "full-noftg": "without FTG", "full": "with FTG"}
 WHISPER = "Whisper, its own decoder"
+CONTROL = "control"
 
 
 @strict
@@ -68,6 +70,8 @@ class CompareRecipe:
     Args:
         systems: by name, the fields of `SystemSettings`; a system that others `start` from comes first.
         encoder, llm: Hub ids or folders of the backbones that all systems share.
+        world: made from nothing instead, in `output_dir`: speech, tests, both backbones, and `control/`, a language
+            model that has not read the other domain (a system's `llm`). Paths of data and tests are relative to it.
         data: fields of `DataSettings`, of every stage that does not say otherwise.
         tests: manifests by the name of the test set.
         seeds: of the trainings.
@@ -78,8 +82,9 @@ class CompareRecipe:
 
     systems: dict[str, Any]
     tests: dict[str, str]
-    encoder: str
-    llm: str
+    encoder: str | None = None
+    llm: str | None = None
+    world: WorldRecipe | None = None
     data: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     claims: list[Any] = field(default_factory=list)
@@ -91,8 +96,16 @@ def main(recipe: CompareRecipe) -> dict[str, Any]:
     """Train and evaluate whatever is not done yet. Returns what `seam.evaluation.comparison.compare` does."""
     systems = {name: build(SystemSettings, values, f"systems.{name}.") for name, values in recipe.systems.items()}
     folder = Path(recipe.output_dir)
+    if recipe.world is not None:
+        recipe, systems = _in_world(recipe, systems, folder)
     _check(recipe, systems, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if recipe.world is not None:
+        parts = Parts(folder)
+        make_world(recipe.world, folder, parts)
+        if str(folder / CONTROL) in [system.llm for system in systems.values()]:
+            key = foundation_key(recipe.world, recipe.world.llm)
+            parts.run("control", key, lambda: make_control(recipe.world, folder))
     todo = [(seed, name) for seed in recipe.seeds for name in systems]
     for seed, name in (bar := tqdm(todo, desc="comparison")):
         bar.set_postfix_str(f"seed {seed}, {name}")
@@ -103,6 +116,31 @@ def main(recipe: CompareRecipe) -> dict[str, Any]:
     write_comparison(results, folder)
     print((folder / "comparison.md").read_text(encoding="utf-8"))
     return results
+
+
+def _in_world(recipe, systems, folder: Path) -> tuple[CompareRecipe, dict[str, SystemSettings]]:
+    """The same with the paths of what is made in `folder`."""
+    if recipe.encoder is not None or recipe.llm is not None:
+        raise RecipeError("encoder and llm are made in the world: leave them out, or the world.")
+
+    def inside(data: dict[str, Any]) -> dict[str, Any]:
+        lists = {key: [str(folder / name) for name in data[key]] for key in ("train", "validation") if key in data}
+        return {**data, **lists}
+
+    def stage(values: dict[str, Any] | None) -> dict[str, Any] | None:
+        return values if values is None or "data" not in values else {**values, "data": inside(values["data"])}
+
+    systems = {
+        name: replace(
+            system,
+            llm=system.llm and str(folder / system.llm),
+            **{each: stage(getattr(system, each)) for each in STAGES},
+        )
+        for name, system in systems.items()
+    }
+    tests = {name: str(folder / manifest) for name, manifest in recipe.tests.items()}
+    backbones = {"encoder": str(folder / "whisper"), "llm": str(folder / "llm")}
+    return replace(recipe, data=inside(recipe.data), tests=tests, **backbones), systems
 
 
 def _place(folder: Path, seed: int, name: str) -> Path:
@@ -119,7 +157,9 @@ def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pa
             raise RecipeError(f"systems.{name} has no stage and no start.")
         for stage in system.stages:
             _stage_recipe(recipe, system, name, stage, recipe.seeds[0], folder, {})
-    for manifest in recipe.tests.values():
+    if recipe.encoder is None or recipe.llm is None:
+        raise RecipeError("the recipe names neither both backbones (encoder and llm) nor a world to make them in.")
+    for manifest in recipe.tests.values() if recipe.world is None else ():
         read_manifest(manifest)
     labels = {label for system, name in zip(systems.values(), names, strict=True) for label in _labels(system, name)}
     labels.add(WHISPER)

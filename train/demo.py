@@ -79,22 +79,35 @@ class SecondRound:
 
 @strict
 @dataclass
-class DemoRecipe:
+class WorldRecipe:
+    """
+    Speech and foundations, made from nothing.
+
+    Args:
+        whisper, llm: the tiny foundations.
+        speech: what is said.
+        seed: of everything random.
+    """
+
+    whisper: FoundationSettings
+    llm: FoundationSettings
+    speech: SpeechSettings = field(default_factory=SpeechSettings)
+    seed: int = 0
+
+
+@strict
+@dataclass
+class DemoRecipe(WorldRecipe):
     """
     Args:
         output_dir: everything is written here; the checkpoint is in `model/`.
-        seed: of everything random.
         model_id: the name under which the model card loads the checkpoint; by default its folder.
         second_round: see `SecondRound`.
         alignment, instruction, refinement: fields of `StageRecipe`; paths are filled in.
     """
 
-    whisper: FoundationSettings
-    llm: FoundationSettings
     output_dir: str = "runs/demo"
-    seed: int = 0
     model_id: str | None = None
-    speech: SpeechSettings = field(default_factory=SpeechSettings)
     second_round: SecondRound | None = None
     alignment: dict[str, Any] = field(default_factory=dict)
     instruction: dict[str, Any] = field(default_factory=dict)
@@ -110,11 +123,7 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
             read_manifest(speech.people, "train", speech.people_corpus)
     folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(folder)
-    spoken = [recipe.seed, asdict(recipe.speech)]
-    parts.run("speech", spoken, lambda: make_training_speech(recipe.speech, folder / "speech", recipe.seed))
-    parts.run("test speech", spoken, lambda: make_test_speech(recipe.speech, folder / "tests", recipe.seed))
-    parts.run("language model", foundation_key(recipe, recipe.llm), lambda: make_language_model(recipe, folder))
-    parts.run("whisper", foundation_key(recipe, recipe.whisper), lambda: make_speech_encoder(recipe, folder))
+    make_world(recipe, folder, parts)
     if again := recipe.second_round:
         seed = recipe.seed + 1
         spoken = [seed, asdict(again.speech)]
@@ -131,7 +140,16 @@ def main(recipe: DemoRecipe) -> dict[str, Any]:
     return json.loads((folder / "table.json").read_text())
 
 
-def foundation_key(recipe: DemoRecipe, settings: FoundationSettings) -> list:
+def make_world(recipe: WorldRecipe, folder: Path, parts: Parts) -> None:
+    """`speech/`, `tests/`, `llm/` and `whisper/`."""
+    spoken = [recipe.seed, asdict(recipe.speech)]
+    parts.run("speech", spoken, lambda: make_training_speech(recipe.speech, folder / "speech", recipe.seed))
+    parts.run("test speech", spoken, lambda: make_test_speech(recipe.speech, folder / "tests", recipe.seed))
+    parts.run("language model", foundation_key(recipe, recipe.llm), lambda: make_language_model(recipe, folder))
+    parts.run("whisper", foundation_key(recipe, recipe.whisper), lambda: make_speech_encoder(recipe, folder))
+
+
+def foundation_key(recipe: WorldRecipe, settings: FoundationSettings) -> list:
     """What the weights of a foundation depend on."""
     return [recipe.seed, settings.sizes, settings.vocab_size, settings.sentences, without_folders(settings.training)]
 
@@ -177,7 +195,7 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
 # ---- foundations ----
 
 
-def make_language_model(recipe: DemoRecipe, folder: Path) -> str:
+def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
     """The tokenizer and the tiny Qwen3, which reads the text of every domain, tests excluded."""
     rng = random.Random(recipe.seed + 1)
     domains = [*heard_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
@@ -187,18 +205,35 @@ def make_language_model(recipe: DemoRecipe, folder: Path) -> str:
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
     every_form = [f"{word} {word}" for word in VOCABULARY]  # at the start of a sentence and within it
     tokenizer = foundations.make_tokenizer(sentences + (requests + every_form) * 200, recipe.llm.vocab_size)
+    return train_language_model(recipe, tokenizer, sentences, folder / "llm")
+
+
+def make_control(recipe: WorldRecipe, folder: Path) -> str:
+    """`control/`: a language model of the same size and tokenizer, trained as long, that has not read the stories."""
+    rng = random.Random(recipe.seed + 1)
+    sentences = [
+        text
+        for domain in (*heard_domains(recipe.speech), "words")
+        for text in sample(domain, recipe.llm.sentences, rng, held_out=False, unique=False)
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
+    return train_language_model(recipe, tokenizer, sentences, folder / "control")
+
+
+def train_language_model(recipe: WorldRecipe, tokenizer, sentences: list[str], folder: Path) -> str:
+    """A tiny Qwen3 that reads `sentences`, saved in `folder`."""
     set_seed(recipe.seed)
     model = foundations.make_qwen3(tokenizer, **recipe.llm.sizes)
-    training = training_in(recipe.llm.training, folder / "llm")
+    training = training_in(recipe.llm.training, folder)
     tasks = foundations.TextTasks(
         tokenizer, sentences, training.max_steps * training.per_device_train_batch_size, recipe.seed
     )
     loss = foundations.train_qwen3(model, tasks, training)
-    foundations.save_foundation(folder / "llm", model, tokenizer)
+    foundations.save_foundation(folder, model, tokenizer)
     return f"{model.num_parameters() / 1e6:.2f}M parameters, mean loss {loss:.3f}"
 
 
-def make_speech_encoder(recipe: DemoRecipe, folder: Path) -> str:
+def make_speech_encoder(recipe: WorldRecipe, folder: Path) -> str:
     """The tiny Whisper, trained on the speech of the source domain, random words and people."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     set_seed(recipe.seed)

@@ -2,7 +2,7 @@ import librosa
 import numpy as np
 import pytest
 
-from seam.data.augmentation import SAMPLE_RATE, augment
+from seam.data.augmentation import SAMPLE_RATE, add_noise, augment
 
 
 @pytest.fixture
@@ -63,3 +63,9 @@ def test_silence_stays_finite():
     silence = np.zeros(SAMPLE_RATE, dtype=np.float32)
     for seed in range(20):
         assert np.isfinite(augment(silence, np.random.default_rng(seed), 1.0)).all()
+
+
+def test_noise_of_a_given_ratio(tone):
+    noisy = add_noise(tone, np.random.default_rng(0), (10, 10))
+    ratio = 10 * np.log10(np.mean(tone**2) / np.mean((noisy - tone) ** 2))
+    assert ratio == pytest.approx(10, abs=0.1)

@@ -4,7 +4,7 @@ import pytest
 
 from seam.data.grammar import DIGITS, DOMAINS, VOCABULARY, digit_string, is_held_out, random_words, sample
 
-LENGTHS = {"commands": (2, 8), "digits": (1, 6), "stories": (4, 8), "words": (1, 7)}
+LENGTHS = {"commands": (2, 8), "digits": (1, 6), "stories": (4, 8), "words": (1, 7), "frequent words": (1, 9)}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -73,3 +73,11 @@ def test_impossible_samples_are_refused():
     with pytest.raises(ValueError, match="too few sentences"):
         sample("stories", 100_000, random.Random(0))
     assert len(sample("digits", 200, random.Random(0), held_out=None, unique=False)) == 200
+
+
+def test_frequent_words_are_those_of_text():
+    """ "the" stands in most sentences; "pear" in few: half of the words follow the text."""
+    rng = random.Random(1)
+    drawn = [word for _ in range(4000) for word in DOMAINS["frequent words"](rng).split()]
+    assert drawn.count("the") > 5 * drawn.count("pear") > 0
+    assert set(drawn) == set(VOCABULARY)

@@ -1,6 +1,8 @@
 """A comparison in seconds: every system is trained, evaluated and written down, once."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +122,39 @@ def test_what_is_wrong_is_found_before_anything_is_trained(change, message, back
     with pytest.raises(RecipeError, match=message):
         compare.main(build(compare.CompareRecipe, {**values(tmp_path / "out", backbones, manifest), **change}))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
+    """Speech, tests and backbones come from the world; their making is tested with the demo."""
+
+    def make_world(recipe, folder, parts):
+        for name, backbone in zip(("whisper", "llm"), backbones, strict=True):
+            shutil.copytree(backbone, folder / name)
+        shutil.copytree(Path(manifest).parent, folder / "speech")
+
+    control = []
+    monkeypatch.setattr(compare, "make_world", make_world)
+    monkeypatch.setattr(
+        compare,
+        "make_control",
+        lambda recipe, folder: control.append(shutil.copytree(backbones[1], folder / "control")),
+    )
+    recipe = values(tmp_path, backbones, manifest)
+    del recipe["encoder"], recipe["llm"]
+    foundation = {"training": {"max_steps": 1, "use_cpu": True}}
+    recipe["world"] = {"whisper": foundation, "llm": foundation}
+    recipe["data"] = {"train": ["speech/manifest.jsonl"], "validation": ["speech/manifest.jsonl"]}
+    recipe["tests"] = {"tones": "speech/manifest.jsonl"}
+    recipe["seeds"], recipe["claims"] = [0], []
+    recipe["systems"] = {
+        "seam": {"config": {"lora_rank": 2}, "alignment": stage(1, data={"train": ["speech/manifest.jsonl"]})},
+        "control": {"llm": "control", "config": {"lora_rank": 2}, "alignment": stage(1)},
+    }
+    results = compare.main(build(compare.CompareRecipe, recipe))
+    assert list(results["systems"]) == [compare.WHISPER, "seam, Stage 1", "control, Stage 1"]
+    assert control == [tmp_path / "control"]
+    with pytest.raises(RecipeError, match="encoder and llm are made in the world"):
+        compare.main(build(compare.CompareRecipe, {**recipe, "encoder": backbones[0]}))
+    del recipe["world"]
+    with pytest.raises(RecipeError, match="neither both backbones"):
+        compare.main(build(compare.CompareRecipe, recipe))
