@@ -51,12 +51,16 @@ class FoundationSettings:
         training: fields of `TrainingArguments`.
         vocab_size: of the tokenizer (language model only).
         sentences: sentences of each domain that the language model reads (language model only).
+        target_sentences: of the domain that is read and never heard, where it is another number.
+        tasks: see `seam.train.foundations.TaskShares` (language model only).
     """
 
     training: TrainingArguments
     sizes: dict[str, Any] = field(default_factory=dict)
     vocab_size: int = 700
     sentences: int = 15000
+    target_sentences: int | None = None
+    tasks: foundations.TaskShares = field(default_factory=foundations.TaskShares)
 
 
 @strict
@@ -151,7 +155,8 @@ def make_world(recipe: WorldRecipe, folder: Path, parts: Parts) -> None:
 
 def foundation_key(recipe: WorldRecipe, settings: FoundationSettings) -> list:
     """What the weights of a foundation depend on."""
-    return [recipe.seed, settings.sizes, settings.vocab_size, settings.sentences, without_folders(settings.training)]
+    reads = [settings.vocab_size, settings.sentences, settings.target_sentences, asdict(settings.tasks)]
+    return [recipe.seed, settings.sizes, *reads, without_folders(settings.training)]
 
 
 def without_folders(training: TrainingArguments) -> dict[str, Any]:
@@ -199,8 +204,11 @@ def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
     """The tokenizer and the tiny Qwen3, which reads the text of every domain, tests excluded."""
     rng = random.Random(recipe.seed + 1)
     domains = [*heard_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
+    counts = {TARGET_DOMAIN: recipe.llm.target_sentences or recipe.llm.sentences}
     sentences = [
-        text for domain in domains for text in sample(domain, recipe.llm.sentences, rng, held_out=False, unique=False)
+        text
+        for domain in domains
+        for text in sample(domain, counts.get(domain, recipe.llm.sentences), rng, held_out=False, unique=False)
     ]
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
     every_form = [f"{word} {word}" for word in VOCABULARY]  # at the start of a sentence and within it
@@ -226,7 +234,11 @@ def train_language_model(recipe: WorldRecipe, tokenizer, sentences: list[str], f
     model = foundations.make_qwen3(tokenizer, **recipe.llm.sizes)
     training = training_in(recipe.llm.training, folder)
     tasks = foundations.TextTasks(
-        tokenizer, sentences, training.max_steps * training.per_device_train_batch_size, recipe.seed
+        tokenizer,
+        sentences,
+        training.max_steps * training.per_device_train_batch_size,
+        recipe.seed,
+        recipe.llm.tasks,
     )
     loss = foundations.train_qwen3(model, tasks, training)
     foundations.save_foundation(folder, model, tokenizer)

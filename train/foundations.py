@@ -8,9 +8,12 @@ from nothing. They are saved as ordinary folders, which the stages read like any
 import random
 import string
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from huggingface_hub.dataclasses import strict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -175,6 +178,25 @@ def train_whisper(
     return result.training_loss
 
 
+@strict
+@dataclass
+class TaskShares:
+    """
+    What a tiny language model reads: shares of plain sentences and of chats in which it repeats random tokens, random
+    words or sentences; in the rest it corrects sentences.
+
+    Args:
+        corruption: least and greatest share of the words that are wrong in what it corrects, drawn for each sentence;
+            about every sixth without.
+    """
+
+    plain: float = 0.25
+    tokens: float = 0.15
+    words: float = 0.15
+    repeat: float = 0.2
+    corruption: list[float] | None = None
+
+
 class TextTasks(Dataset):
     """
     What the tiny language model reads: plain sentences, and chats in which it repeats or corrects them, of which it
@@ -184,9 +206,18 @@ class TextTasks(Dataset):
         tokenizer: with a chat template.
         sentences: the text of every domain.
         size: number of examples of one epoch.
+        shares: see [`TaskShares`].
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, sentences: list[str], size: int, seed: int):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        sentences: list[str],
+        size: int,
+        seed: int,
+        shares: TaskShares | None = None,
+    ):
+        self.shares = shares or TaskShares()
         self.tokenizer = tokenizer
         self.sentences = sentences
         self.size = size
@@ -205,16 +236,20 @@ class TextTasks(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.LongTensor]:
         rng = random.Random(f"{self.seed}-{index}")
         sentence, task = rng.choice(self.sentences), rng.random()
-        if task < 0.25:
+        shares = self.shares
+        plain, tokens_end, words_end, repeat_end = accumulate(
+            (shares.plain, shares.tokens, shares.words, shares.repeat)
+        )
+        if task < plain:
             ids = [*self._ids(sentence), self.tokenizer.eos_token_id]
             return {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
-        if task < 0.4:
+        if task < tokens_end:
             tokens = rng.choices(self.plain_ids, k=rng.randint(1, 12))
             return self._chat("Repeat the following:", tokens, tokens)
-        if task < 0.55:
+        if task < words_end:
             tokens = self._ids(" ".join(rng.choices(self.words, k=rng.randint(1, 8))))
             return self._chat("Repeat the following:", tokens, tokens)
-        if task < 0.75:
+        if task < repeat_end:
             return self._chat("Repeat the following:", self._ids(sentence), self._ids(sentence))
         return self._chat("Correct the following:", self._ids(self._corrupt(sentence, rng)), self._ids(sentence))
 
@@ -227,15 +262,20 @@ class TextTasks(Dataset):
         return {"input_ids": torch.tensor(prompt + reply), "labels": torch.tensor([-100] * len(prompt) + reply)}
 
     def _corrupt(self, sentence: str, rng: random.Random) -> str:
-        """Substitute, delete or insert about every sixth word."""
+        """Substitute, delete or insert words."""
+        if self.shares.corruption is None:
+            substituted, deleted, inserted = 0.10, 0.14, 0.17
+        else:
+            rate = rng.uniform(*self.shares.corruption)
+            substituted, deleted, inserted = 0.6 * rate, 0.9 * rate, rate
         words = []
         for word in sentence.split():
             chance = rng.random()
-            if chance < 0.10:
+            if chance < substituted:
                 words.append(rng.choice(self.words))
-            elif chance < 0.14:
+            elif chance < deleted:
                 continue
-            elif chance < 0.17:
+            elif chance < inserted:
                 words += [word, rng.choice(self.words)]
             else:
                 words.append(word)

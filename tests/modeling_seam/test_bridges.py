@@ -4,6 +4,7 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import pipeline
 
 from seam import configuration_seam
 from seam.configuration_seam import SeamConfig
@@ -241,3 +242,11 @@ def test_another_bridge_is_a_class_and_a_name(backbones, processor, waveforms, m
 
 def test_every_name_has_a_class():
     assert set(configuration_seam.BRIDGES) == {"aligner", *BRIDGES}
+
+
+def test_the_pipeline_takes_every_bridge(model, processor, waveforms, tmp_path):
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    pipe = pipeline("automatic-speech-recognition", model=str(tmp_path), trust_remote_code=True)
+    text = processor.decode(model.generate(**processor(audio=waveforms[0]))[0]).strip()
+    assert pipe(waveforms[0])["text"] == text

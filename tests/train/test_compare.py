@@ -11,7 +11,7 @@ import soundfile
 from seam.data.manifest import Utterance, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train import compare
-from seam.train.recipe import RecipeError, build
+from seam.train.recipe import RecipeError, build, load_recipe
 
 TEXTS = ["one two three", "stop the music", "the old goat", "hay"]
 
@@ -158,3 +158,15 @@ def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
     del recipe["world"]
     with pytest.raises(RecipeError, match="neither both backbones"):
         compare.main(build(compare.CompareRecipe, recipe))
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "compare").glob("*.yaml")))
+def test_the_recipes_are_valid(path, tmp_path, monkeypatch):
+    """Up to where the making of the world would begin: every stage and every claim has been checked."""
+
+    def make_world(recipe, folder, parts):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "make_world", make_world)
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(load_recipe(compare.CompareRecipe, path, [f"output_dir={tmp_path}"]))

@@ -1,5 +1,7 @@
 """The tiny stand-ins: a tokenizer that loses nothing, tasks whose replies are learned, and a Whisper with CTC heads."""
 
+import random
+
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
 
@@ -46,6 +48,28 @@ def test_tasks_learn_replies_and_repeat_themselves(backbones):
             kinds.add("plain")
             assert text.removesuffix("<|im_end|>") in SENTENCES and learned.all()
     assert kinds == {"plain", "Repeat the following", "Correct the following"}
+
+
+def test_what_is_to_be_corrected_is_right_or_up_to_half_wrong(backbones):
+    tokenizer = AutoTokenizer.from_pretrained(backbones[1])
+    sentence = " ".join(["seven"] * 50)
+    shares = foundations.TaskShares(corruption=[0.0, 0.5])
+    tasks = foundations.TextTasks(tokenizer, [sentence, "one two three four five six nine"], 1, 3, shares)
+    rates = []
+    for seed in range(300):
+        right = tasks._corrupt(sentence, random.Random(seed)).split().count("seven")
+        rates.append(1 - right / 50)
+    # Uniform from none to half are corrupted, of which 0.9 are lost; 1 substitution in 8 draws the same word.
+    assert min(rates) < 0.05 and 0.18 < sum(rates) / 300 < 0.24 and 0.35 < max(rates) < 0.7
+
+
+def test_shares_of_the_tasks(backbones):
+    tokenizer = AutoTokenizer.from_pretrained(backbones[1])
+    shares = foundations.TaskShares(plain=0.5, tokens=0.0, words=0.0, repeat=0.0)
+    tasks = foundations.TextTasks(tokenizer, SENTENCES, 400, 3, shares)
+    texts = [tokenizer.decode(tasks[index]["input_ids"]) for index in range(400)]
+    corrected = sum("Correct the following" in text for text in texts)
+    assert 150 < corrected < 250 and not any("Repeat" in text for text in texts)
 
 
 def test_character_ids():
