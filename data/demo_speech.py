@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from seam.data.grammar import sample
+from seam.data.grammar import DOMAINS, sample
 from seam.data.manifest import read_manifest, write_manifest
 from seam.data.recordings import write_strings, write_training
 from seam.data.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
@@ -69,6 +69,12 @@ class SpeechSettings:
     people_strings: int = 0
     people_clean_share: float = 0.25
     test: int = 150
+
+    def __post_init__(self):
+        spoken = [SpokenSet(**values) for values in self.refinement]
+        for domain in (self.word_domain, *(one.domain for one in spoken)):
+            if domain not in DOMAINS:
+                raise ValueError(f"unknown domain {domain!r}; accepted: {', '.join(DOMAINS)}.")
 
     @property
     def max_seconds(self) -> float:

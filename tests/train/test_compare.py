@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub.errors import StrictDataclassError
 
 from seam.data.manifest import Utterance, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -170,3 +171,18 @@ def test_the_recipes_are_valid(path, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "make_world", make_world)
     with pytest.raises(KeyboardInterrupt):
         compare.main(load_recipe(compare.CompareRecipe, path, [f"output_dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("speech", "message"),
+    [
+        ({"word_domain": "wrds"}, "unknown domain 'wrds'; accepted: commands, digits"),
+        ({"refinement": [{"domain": "poems", "count": 3}]}, "unknown domain 'poems'"),
+        ({"refinement": [{"domain": "words", "count": 3, "noise": "loud"}]}, "noise"),
+    ],
+)
+def test_a_wrong_world_is_found_before_it_is_made(speech, message, backbones, manifest, tmp_path):
+    recipe = values(tmp_path / "out", backbones, manifest)
+    foundation = {"training": {"max_steps": 1, "use_cpu": True}}
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        build(compare.CompareRecipe, {**recipe, "world": {"whisper": foundation, "llm": foundation, "speech": speech}})
