@@ -107,11 +107,10 @@ def write_hypotheses(
     except OSError as error:
         raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
     systems = _systems(model, config, systems)
-    run = {"data": data, "casing": casing, "batch_size": batch_size}
+    run = {"data": data, "casing": casing, "batch_size": batch_size, "model": _identify(model)}
     older = {"systems": [], "hardware": []}
     if any((folder / "hypotheses").glob("*.jsonl")):
         older = _read_run(folder)
-        run["model"] = _identify(model)
         _check_same_run(folder, older, run)
     pending = {}
     for system in systems:
@@ -124,7 +123,6 @@ def write_hypotheses(
     load = load_whisper if config.model_type == "whisper" else load_checkpoint
     seam, processor = load(model, device_map="auto")
     run |= {
-        "model": _identify(model),
         "dtype": str(seam.dtype).removeprefix("torch."),
         "systems": [name for name in SYSTEMS if name in {*older["systems"], *systems}],
         "hardware": list(dict.fromkeys([*older["hardware"], _hardware(seam)])),

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from seam.data.manifest import read_manifest
 from seam.evaluation.comparison import Decoded, compare, write_comparison
 from seam.evaluation.hypotheses import read_hypotheses, write_hypotheses
+from seam.evaluation.table import WHISPER
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam.aligner import SeamAligner
 from seam.modeling_seam.bridges import BRIDGES
@@ -27,7 +28,6 @@ from seam.train.recipe import RecipeError, StageRecipe, build
 STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinement": refinement.main}
 # What is added to a system's name for each of its rows.
 ROWS = {"stage1": "Stage 1", "full-noftg": "without FTG", "full": "with FTG"}
-WHISPER = "Whisper, its own decoder"
 CONTROL = "control"
 
 

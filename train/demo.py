@@ -202,14 +202,8 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
 
 def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
     """The tokenizer and the tiny Qwen3, which reads the text of every domain, tests excluded."""
-    rng = random.Random(recipe.seed + 1)
     domains = [*heard_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
-    counts = {TARGET_DOMAIN: recipe.llm.target_sentences or recipe.llm.sentences}
-    sentences = [
-        text
-        for domain in domains
-        for text in sample(domain, counts.get(domain, recipe.llm.sentences), rng, held_out=False, unique=False)
-    ]
+    sentences = sentences_of(recipe, domains)
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
     every_form = [f"{word} {word}" for word in VOCABULARY]  # at the start of a sentence and within it
     tokenizer = foundations.make_tokenizer(sentences + (requests + every_form) * 200, recipe.llm.vocab_size)
@@ -218,14 +212,20 @@ def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
 
 def make_control(recipe: WorldRecipe, folder: Path) -> str:
     """`control/`: a language model of the same size and tokenizer, trained as long, that has not read the stories."""
-    rng = random.Random(recipe.seed + 1)
-    sentences = [
-        text
-        for domain in (*heard_domains(recipe.speech), "words")
-        for text in sample(domain, recipe.llm.sentences, rng, held_out=False, unique=False)
-    ]
+    sentences = sentences_of(recipe, [*heard_domains(recipe.speech), "words"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     return train_language_model(recipe, tokenizer, sentences, folder / "control")
+
+
+def sentences_of(recipe: WorldRecipe, domains: list[str]) -> list[str]:
+    """What a language model reads of these domains, tests excluded."""
+    rng = random.Random(recipe.seed + 1)
+    counts = {TARGET_DOMAIN: recipe.llm.target_sentences or recipe.llm.sentences}
+    return [
+        text
+        for domain in domains
+        for text in sample(domain, counts.get(domain, recipe.llm.sentences), rng, held_out=False, unique=False)
+    ]
 
 
 def train_language_model(recipe: WorldRecipe, tokenizer, sentences: list[str], folder: Path) -> str:
