@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from seam.evaluation.layout import plot_error_rates, rate_table
+from seam.evaluation.layout import plot_curves, plot_error_rates, rate_table
 from seam.evaluation.scoring import utterance_errors
 
 RESAMPLES = 2000
@@ -158,10 +158,15 @@ def rates(results: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], dict
     return pick[0], pick[1]
 
 
-def write_comparison(results: Mapping[str, Any], folder: Path) -> None:
-    """Write `comparison.json`, `comparison.md` and `comparison.png`."""
-    for name, text in (("comparison.json", json.dumps(results, indent=1) + "\n"), ("comparison.md", markdown(results))):
-        temporary = folder / f"{name}.tmp"
+def write_comparison(results: Mapping[str, Any], folder: Path, name: str = "comparison") -> None:
+    """
+    Write `NAME.json`, `NAME.md`, `NAME.png` and, where `results` has `curves` (rates on held-out utterances by the step
+    of a training), `NAME-curves.png`.
+    """
+    for ending, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", markdown(results))):
+        temporary = folder / f"{name}.{ending}.tmp"
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
-    plot_error_rates(*rates(results), list(results["words"]), folder / "comparison.png")
+        os.replace(temporary, folder / f"{name}.{ending}")
+    plot_error_rates(*rates(results), list(results["words"]), folder / f"{name}.png")
+    if results.get("curves"):
+        plot_curves(results["curves"], folder / f"{name}-curves.png")

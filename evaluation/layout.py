@@ -59,6 +59,21 @@ def plot_error_rates(wer: Rates, intervals: Intervals, tests: Sequence[str], pat
     _save(figure, path)
 
 
+def plot_curves(curves: Mapping[str, Sequence[Sequence[Sequence[float]]]], path: Path) -> None:
+    """Error rates in the course of trainings: by system, each seed's `(step, percent)`. Bold: the mean of the seeds."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (system, seeds) in enumerate(curves.items()):
+        points = np.array(seeds)
+        axes.plot(points[..., 0].T, points[..., 1].T, color=f"C{index}", linewidth=0.5, alpha=0.5)
+        axes.plot(*points.mean(0).T, color=f"C{index}", label=system)
+    axes.set_yscale("log")
+    axes.set_xlabel("step")
+    axes.set_ylabel("word error rate of held-out utterances, %")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
 def plot_histograms(
     panels: Mapping[str, Mapping[str, np.ndarray]], means: Mapping[str, Mapping[str, float]], label: str, path: Path
 ) -> None:

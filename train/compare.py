@@ -4,8 +4,9 @@ Every system trained on the same data with several seeds, and the paper's Table 
     seam compare RECIPE.yaml [key=value ...]
 """
 
+import json
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from tqdm.auto import tqdm
 
+from seam.configuration_seam import SeamConfig
 from seam.data.manifest import read_manifest
 from seam.evaluation.comparison import Decoded, compare, write_comparison
 from seam.evaluation.hypotheses import read_hypotheses, write_hypotheses
@@ -23,7 +25,7 @@ from seam.modeling_seam.bridges import BRIDGES
 from seam.train import alignment, instruction, refinement
 from seam.train.demo import WorldRecipe, foundation_key, make_control, make_world
 from seam.train.parts import Parts
-from seam.train.recipe import RecipeError, StageRecipe, build
+from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, merged
 
 STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinement": refinement.main}
 # What is added to a system's name for each of its rows.
@@ -41,8 +43,8 @@ class SystemSettings:
         label: in the tables; by default its name.
         start: another system, with whose Stage 1 this one goes on instead of training one.
         llm: Hub id or folder, where it is not the recipe's.
-        prompt: task instruction, where it is not the default one.
         config: fields of `SeamConfig`.
+        processor: see `ProcessorSettings`. Of a system that starts from another, the instruction alone may differ.
         alignment, instruction, refinement: fields of `StageRecipe` of the stages that it goes through.
         rows: what is evaluated (`seam evaluate --systems`); by default all that it has.
     """
@@ -50,8 +52,8 @@ class SystemSettings:
     label: str | None = None
     start: str | None = None
     llm: str | None = None
-    prompt: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    processor: ProcessorSettings = field(default_factory=ProcessorSettings)
     alignment: dict[str, Any] | None = None
     instruction: dict[str, Any] | None = None
     refinement: dict[str, Any] | None = None
@@ -68,7 +70,8 @@ class SystemSettings:
 class CompareRecipe:
     """
     Args:
-        systems: by name, the fields of `SystemSettings`; a system that others `start` from comes first.
+        systems: by name, the fields of `SystemSettings`. With `like: NAME`, a system before it, those of that one hold
+            where nothing else is said, but for the label. A system that others `start` from comes before them.
         encoder, llm: Hub ids or folders of the backbones that all systems share.
         world: made from nothing instead, in `output_dir`: speech, tests, both backbones, and `control/`, a language
             model that has not read the other domain (a system's `llm`). Paths of data and tests are relative to it.
@@ -77,7 +80,8 @@ class CompareRecipe:
         seeds: of the trainings.
         claims: pairs of rows, as they are named in the table; the first is said to be the better one.
         whisper: whether the encoder's own decoder is evaluated as well.
-        output_dir: everything is written here.
+        output_dir: everything is written here. Recipes may share it: they train and evaluate the same system once.
+        report: name of the table's files.
     """
 
     systems: dict[str, Any]
@@ -90,11 +94,12 @@ class CompareRecipe:
     claims: list[Any] = field(default_factory=list)
     whisper: bool = True
     output_dir: str = "runs/compare"
+    report: str = "comparison"
 
 
 def main(recipe: CompareRecipe) -> dict[str, Any]:
     """Train and evaluate whatever is not done yet. Returns what `seam.evaluation.comparison.compare` does."""
-    systems = {name: build(SystemSettings, values, f"systems.{name}.") for name, values in recipe.systems.items()}
+    systems = _systems(recipe.systems)
     folder = Path(recipe.output_dir)
     if recipe.world is not None:
         recipe, systems = _in_world(recipe, systems, folder)
@@ -113,9 +118,23 @@ def main(recipe: CompareRecipe) -> dict[str, Any]:
     if recipe.whisper:
         write_hypotheses(recipe.encoder, list(recipe.tests.values()), folder / "whisper", batch_size=32)
     results = compare(_rows(recipe, systems, folder), [tuple(pair) for pair in recipe.claims])
-    write_comparison(results, folder)
-    print((folder / "comparison.md").read_text(encoding="utf-8"))
+    results["curves"] = _curves(recipe, systems, folder)
+    write_comparison(results, folder, recipe.report)
+    print((folder / f"{recipe.report}.md").read_text(encoding="utf-8"))
     return results
+
+
+def _systems(recipes: dict[str, Any]) -> dict[str, SystemSettings]:
+    """Every system's settings, those of the system that it is `like` included; a label is its own."""
+    read = {}
+    for name, values in recipes.items():
+        if isinstance(values, dict) and "like" in values:
+            own = {key: value for key, value in values.items() if key != "like"}
+            if values["like"] not in read:
+                raise RecipeError(f"systems.{name}.like: {values['like']!r} is no system before it: {', '.join(read)}.")
+            values = merged({**read[values["like"]], "label": None}, own)
+        read[name] = values
+    return {name: build(SystemSettings, values, f"systems.{name}.") for name, values in read.items()}
 
 
 def _in_world(recipe, systems, folder: Path) -> tuple[CompareRecipe, dict[str, SystemSettings]]:
@@ -157,6 +176,8 @@ def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pa
             raise RecipeError(f"systems.{name} has no stage and no start.")
         for stage in system.stages:
             _stage_recipe(recipe, system, name, stage, recipe.seeds[0], folder, {})
+        if system.start is not None:
+            _check_start(name, system, systems[system.start])
     if recipe.encoder is None or recipe.llm is None:
         raise RecipeError("the recipe names neither both backbones (encoder and llm) nor a world to make them in.")
     for manifest in recipe.tests.values() if recipe.world is None else ():
@@ -167,6 +188,16 @@ def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pa
         unknown = [row for row in pair if row not in labels]
         if len(pair) != 2 or unknown:
             raise RecipeError(f"claims: {pair} is no pair of rows of the table; they are: {'; '.join(sorted(labels))}.")
+
+
+def _check_start(name: str, system: SystemSettings, start: SystemSettings) -> None:
+    """What Stage 1 was trained with cannot be another in a system that goes on with it."""
+    tokens = [{**asdict(each.processor), "instruction": None} for each in (system, start)]
+    if tokens[0] != tokens[1]:
+        raise RecipeError(f"systems.{name}.processor: the tokens are those of the Stage 1 that it starts from.")
+    for key in (*SeamConfig.sub_configs, "bridge", "bridge_config"):
+        if key in system.config and system.config[key] != start.config.get(key):
+            raise RecipeError(f"systems.{name}.config.{key} is that of the Stage 1 that it starts from.")
 
 
 def _labels(system: SystemSettings, name: str) -> dict[str, str]:
@@ -193,12 +224,13 @@ def _train(recipe: CompareRecipe, systems: dict[str, SystemSettings], name: str,
     llm = system.llm or recipe.llm
     place.mkdir(parents=True, exist_ok=True)
     parts = Parts(place)
-    shared = [recipe.encoder, llm, recipe.data, system.config, system.prompt]
+    processor = {key: value for key, value in asdict(system.processor).items() if value is not None}
+    shared = [recipe.encoder, llm, recipe.data, system.config, processor]
     before = {
         "encoder": recipe.encoder,
         "llm": llm,
         "config": system.config,
-        "processor": {"instruction": system.prompt},
+        "processor": processor,
     }
     if system.start is not None:
         heard = _place(folder, seed, system.start) / "alignment"
@@ -220,10 +252,11 @@ def _start(heard: Path, llm: str, system: SystemSettings, seed: int, target: Pat
     """Stage 1 of another system, with the LLM, and with this system's settings of what comes after."""
     model, processor = load_checkpoint(str(heard), dtype=torch.float32)
     for key, value in system.config.items():
-        setattr(model.config, key, value)
+        if key not in SeamConfig.sub_configs:  # those are as they were, by `_check_start`
+            setattr(model.config, key, value)
     model.config.validate_architecture()
-    if system.prompt is not None:
-        processor.instruction = system.prompt
+    if system.processor.instruction is not None:
+        processor.instruction = system.processor.instruction
         model.config.prompt_token_ids = processor.prompt_ids()
     torch.manual_seed(seed)  # of the fresh LoRA
     model.add_llm(llm).save_pretrained(target)
@@ -255,3 +288,20 @@ def _by_test(recipe: CompareRecipe, runs: list[Path], row: str) -> dict[str, Dec
         found[test] = Decoded.of([systems[row][first:after] for _, systems in read])
         first = after
     return found
+
+
+def _curves(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path) -> dict[str, list[list]]:
+    """
+    The word error rate on the held-out utterances in the course of a training (`eval_strategy: steps`): by system and
+    stage, for each seed `[step, percent]`.
+    """
+    curves = {}
+    for name, system in systems.items():
+        for stage in system.stages:
+            metric = "eval_stage1_wer" if stage == "alignment" else "eval_wer"
+            states = [_place(folder, seed, name) / stage / "trainer_state.json" for seed in recipe.seeds]
+            logs = [json.loads(state.read_text(encoding="utf-8"))["log_history"] for state in states]
+            points = [[[entry["step"], entry[metric]] for entry in log if metric in entry] for log in logs]
+            if len(points[0]) > 2:  # the last one comes twice
+                curves[f"{system.label or name}, {stage}"] = points
+    return curves

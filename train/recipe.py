@@ -161,19 +161,13 @@ def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
 
     Args:
         cls: the dataclass that it fills.
-        path: YAML file.
+        path: YAML file. A recipe with `base: FILE`, relative to it, is that one with what it says otherwise (`merged`).
         overrides: `key=value`, with dots between nested keys; values are YAML.
 
     Raises:
         RecipeError: no such file, not YAML, an unknown key or an override that is not `key=value`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such recipe.")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    values = _read_recipe(Path(path))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -184,3 +178,29 @@ def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
             place = place.setdefault(parent, {})
         place[last] = yaml.safe_load(value)
     return build(cls, values)
+
+
+def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a recipe and of those that it builds on. `above`: the recipes that build on it."""
+    if not path.is_file():
+        raise RecipeError(f"{path}: no such recipe.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict) or "base" not in values:
+        return values
+    base = path.parent / str(values.pop("base"))
+    above = (*above, path.resolve())
+    if base.resolve() in above:
+        raise RecipeError(f"{path}: base: {base} builds on this recipe itself.")
+    return merged(_read_recipe(base, above), values)
+
+
+def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `values` put in: mappings key by key, everything else as a whole."""
+    both = dict(base)
+    for key, value in values.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        both[key] = merged(base[key], value) if nested else value
+    return both

@@ -59,7 +59,7 @@ def values(folder, backbones, manifest) -> dict:
             },
             "untuned": {
                 "start": "seam",
-                "prompt": "Correct the following:",
+                "processor": {"instruction": "Correct the following:"},
                 "rows": ["full"],
                 "config": {"lora_rank": 2},
             },
@@ -116,6 +116,15 @@ def test_a_changed_system_alone_is_trained_again(backbones, manifest, tmp_path):
         ({"systems": {"a": {}}}, "systems.a has no stage and no start"),
         ({"systems": {"a": {"start": "b"}}}, "systems.a.start: 'b' is no system before it"),
         ({"systems": {"a": {"alignment": {"trainin": {}}}}}, "systems.a.alignment.trainin; did you mean"),
+        ({"systems": {"a": {"like": "b"}}}, "systems.a.like: 'b' is no system before it"),
+        (
+            {"systems": {"a": {"alignment": stage(1)}, "b": {"start": "a", "processor": {"boa_token": "<|im_end|>"}}}},
+            "systems.b.processor: the tokens are those of the Stage 1",
+        ),
+        (
+            {"systems": {"a": {"alignment": stage(1)}, "b": {"start": "a", "config": {"bridge": "ctc"}}}},
+            "systems.b.config.bridge is that of the Stage 1",
+        ),
         ({"claims": [["SEAM", "linear"]]}, "is no pair of rows of the table; they are: SEAM, Stage 1"),
     ],
 )
@@ -161,7 +170,10 @@ def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
         compare.main(build(compare.CompareRecipe, recipe))
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes" / "compare").glob("*.yaml")))
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted([*RECIPES.glob("compare/*.yaml"), *RECIPES.glob("ablations/*.yaml")]))
 def test_the_recipes_are_valid(path, tmp_path, monkeypatch):
     """Up to where the making of the world would begin: every stage and every claim has been checked."""
 
@@ -171,6 +183,38 @@ def test_the_recipes_are_valid(path, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "make_world", make_world)
     with pytest.raises(KeyboardInterrupt):
         compare.main(load_recipe(compare.CompareRecipe, path, [f"output_dir={tmp_path}"]))
+
+
+def test_recipes_share_a_folder_and_the_systems_in_it(backbones, manifest, tmp_path, capsys):
+    recipe = values(tmp_path, backbones, manifest)
+    recipe["seeds"], recipe["whisper"], recipe["claims"] = [0], False, []
+    seam = recipe["systems"]["seam"]
+    seam["alignment"]["training"].update(eval_strategy="steps", eval_steps=1)
+    recipe["systems"] = {"seam": seam}
+    compare.main(build(compare.CompareRecipe, recipe))
+    first = (tmp_path / "comparison.json").read_bytes()
+    capsys.readouterr()
+
+    recipe["report"] = "other"
+    recipe["systems"] = {
+        "seam": seam,
+        "mean": {"like": "seam", "start": "seam", "alignment": None, "config": {"llm_inputs": "continuous"}},
+    }
+    results = compare.main(build(compare.CompareRecipe, recipe))
+    printed = capsys.readouterr().out
+    assert "alignment: done before" in printed and "alignment ..." not in printed and "refinement ..." in printed
+    # What it is like in everything else, but for the name.
+    assert [row for row in results["systems"] if row.startswith("mean")] == [
+        f"mean, {row}" for row in compare.ROWS.values()
+    ]
+    config = SeamForSpeechRecognition.from_pretrained(tmp_path / "seed-0" / "mean" / "refinement").config
+    assert (config.llm_inputs, config.lora_rank) == ("continuous", 4)
+    assert results["systems"]["mean, Stage 1"] == results["systems"]["SEAM, Stage 1"]
+    assert (tmp_path / "comparison.json").read_bytes() == first
+    # Three evaluations in three steps and the last one again; the other stages have the last one alone.
+    assert list(results["curves"]) == ["SEAM, alignment"]
+    assert [step for step, _ in results["curves"]["SEAM, alignment"][0]] == [1, 2, 3, 3]
+    assert (tmp_path / "other-curves.png").is_file() and not (tmp_path / "other-curves.png.tmp").exists()
 
 
 @pytest.mark.parametrize(

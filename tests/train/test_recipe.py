@@ -96,3 +96,22 @@ def test_own_recipes_are_valid(path):
     read = load_recipe(StageRecipe, path, ["training.bf16=false", "training.use_cpu=true"])
     assert read.training.learning_rate == 5e-4
     assert (read.model is None) == (path.stem == "alignment")
+
+
+def test_a_recipe_can_build_on_another(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.yaml").write_text(
+        "model: there\nconfig: {lora_rank: 4, lora_alpha: 8}\ndata: {train: [a, b]}\ntraining: {output_dir: x}\n"
+    )
+    (tmp_path / "sub" / "b.yaml").write_text("base: ../a.yaml\nconfig: {lora_rank: 2}\ndata: {train: [c]}\n")
+    (tmp_path / "c.yaml").write_text("base: sub/b.yaml\nmodel: null\n")
+    read = load_recipe(StageRecipe, tmp_path / "c.yaml", ["config.lora_dropout=0.5"])
+    assert read.config == {"lora_rank": 2, "lora_alpha": 8, "lora_dropout": 0.5}
+    assert read.data.train == ["c"] and read.model is None and read.training.output_dir == "x"
+
+    (tmp_path / "a.yaml").write_text("base: c.yaml\n")
+    with pytest.raises(RecipeError, match="builds on this recipe itself"):
+        load_recipe(StageRecipe, tmp_path / "c.yaml", [])
+    (tmp_path / "a.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(RecipeError, match="nowhere.yaml: no such recipe"):
+        load_recipe(StageRecipe, tmp_path / "c.yaml", [])
