@@ -8,6 +8,8 @@ from pathlib import Path
 
 import soundfile
 
+from seam.data.files import replacing
+
 CASINGS = {"lower": str.lower, "keep": str}
 
 
@@ -87,20 +89,15 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> Path:
     an older manifest stays as it was.
     """
     path = Path(path)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            for one in utterances:
-                row = {
-                    "audio": os.path.relpath(one.audio, path.parent),
-                    "text": one.text,
-                    "duration": round(one.duration, 3),
-                    "speaker": one.speaker,
-                    "corpus": one.corpus,
-                    "split": one.split,
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for one in utterances:
+            row = {
+                "audio": os.path.relpath(one.audio, path.parent),
+                "text": one.text,
+                "duration": round(one.duration, 3),
+                "speaker": one.speaker,
+                "corpus": one.corpus,
+                "split": one.split,
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return path

@@ -3,7 +3,6 @@
 import itertools
 import json
 import multiprocessing
-import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -17,6 +16,7 @@ from transformers import AutoTokenizer
 import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
 from seam.data import checks
 from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
+from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
 from seam.data.recording_check import Checked, Recording, check
 from seam.processing_seam import transcript_ids
@@ -133,9 +133,8 @@ def _recording(one: Found, out: Path, max_seconds: float) -> Recording:
     if one.contents is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (_file_name(one.id) + _suffix(one))
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(one.contents)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(one.contents)
     elif one.segment is not None:
         cut_to = folder / f"{_file_name(one.id)}.flac"
     return Recording(path, one.text.strip(), one.segment, cut_to, one.sampling_rate, max_seconds)
@@ -177,9 +176,11 @@ def _kept(
 ) -> Iterator[Utterance]:
     """What goes into the manifest; the rest goes to `summary.left_out_file`, and everything is counted."""
     digests: dict[bytes, str] = {}
-    temporary = summary.left_out_file.with_suffix(".tmp")
     # Readers keep bytes that are not UTF-8 as surrogates; in a JSON string they are written as \udc80 to \udcff.
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as left_out_file:
+    with (
+        replacing(summary.left_out_file) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace") as left_out_file,
+    ):
         for one in checked:
             if not isinstance(one, LeftOut):
                 found, recording, result = one
@@ -199,7 +200,6 @@ def _kept(
             else:
                 summary.left_out[one.reason] += 1
                 left_out_file.write(json.dumps(asdict(one), ensure_ascii=False) + "\n")
-    os.replace(temporary, summary.left_out_file)
     if not summary.kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.left_out.most_common())
         raise ValueError(f"nothing is left to write a manifest of: {reasons or 'no utterance was found'}.")

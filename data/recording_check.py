@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import soundfile
 
 from seam.data import checks
 from seam.data.checks import Problem
+from seam.data.files import replacing
 
 # Segment times are rounded to 10 ms, and the last one may be a little longer than its recording.
 END_TOLERANCE_SECONDS = 0.1
@@ -139,6 +139,5 @@ def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, rate, format="FLAC", subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(encoded.getvalue())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())

@@ -1,7 +1,6 @@
 """The model card: `model_card.md` filled in by huggingface_hub from the files of a checkpoint, never by hand."""
 
 import json
-import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 
+from seam.data.files import replacing
 from seam.evaluation import report
 from seam.evaluation.metadata import TASK, eval_result
 from seam.evaluation.table import GUIDED, markdown
@@ -99,9 +99,8 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
         plots=[name for name in PLOTS if (folder / name).is_file()],
         **{name: getattr(texts, name) for name in ("summary", "training_data", "limits", "licences")},
     )
-    temporary = folder / "README.md.tmp"
-    card.save(temporary)
-    os.replace(temporary, folder / "README.md")
+    with replacing(folder / "README.md") as temporary:
+        card.save(temporary)
 
 
 def read_texts(path: Path) -> CardTexts:

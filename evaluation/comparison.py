@@ -4,7 +4,6 @@ its claims are about, and embeddings per second; as JSON, Markdown and a plot.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from seam.data.files import write_text
 from seam.evaluation.layout import plot_curves, plot_error_rates, rate_table
 from seam.evaluation.scoring import utterance_errors
 
@@ -164,9 +164,7 @@ def write_comparison(results: Mapping[str, Any], folder: Path, name: str = "comp
     of a training), `NAME-curves.png`.
     """
     for ending, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", markdown(results))):
-        temporary = folder / f"{name}.{ending}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / f"{name}.{ending}")
+        write_text(folder / f"{name}.{ending}", text)
     plot_error_rates(*rates(results), list(results["words"]), folder / f"{name}.png")
     if results.get("curves"):
         plot_curves(results["curves"], folder / f"{name}-curves.png")

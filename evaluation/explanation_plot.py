@@ -1,6 +1,5 @@
 """The picture of an `Explanation`."""
 
-import os
 import textwrap
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from seam.data.files import replacing
 from seam.evaluation.explanation import Change, Explanation
 from seam.evaluation.explanation_text import decision, summary, visible
 
@@ -41,9 +41,8 @@ def write_picture(explanation: Explanation, path: Path, title: str) -> None:
     """
     with matplotlib.rc_context({"text.parse_math": False}):  # "$" in a token is a dollar
         figure = _draw(explanation, title)
-        temporary = path.with_name(f"{path.name}.tmp")
-        figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=120)
 
 
 def _draw(explanation: Explanation, title: str) -> Figure:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
+from seam.data.files import write_text
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
 from seam.modeling_seam import SeamConfig
@@ -129,9 +130,7 @@ def write_hypotheses(
         "software": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
     (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
-    temporary = folder / "run.json.tmp"
-    temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "run.json")
+    write_text(folder / "run.json", json.dumps(run, indent=1) + "\n")
     for system in systems:
         with (
             _rows_path(folder, system).open("a", encoding="utf-8") as file,

@@ -1,12 +1,13 @@
 """Error rates as rows of Markdown and as bars, for every table of systems and test sets; histograms."""
 
-import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+
+from seam.data.files import replacing
 
 INTERVALS = (
     "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times. They say nothing of other "
@@ -102,6 +103,5 @@ def plot_histograms(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

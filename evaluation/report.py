@@ -4,7 +4,6 @@ evaluation metadata), `results.png`, `rates.png` and `errors.md`, the worst utte
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from tqdm.auto import tqdm
 
+from seam.data.files import write_text
 from seam.evaluation import layout, scoring
 from seam.evaluation.hypotheses import read_hypotheses
 from seam.evaluation.loops import is_loop
@@ -80,9 +80,7 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
         ("results.yaml", card_data.to_yaml() + "\n"),
         ("errors.md", worst_utterances(systems)),
     ):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        write_text(folder / name, text)
     wer, intervals = _error_rates(results, "english")
     layout.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
     if heard:

@@ -1,13 +1,13 @@
 """The paper's Table 1 in small: every system on every test set, as JSON, Markdown and a plot."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from seam.data.files import write_text
 from seam.data.manifest import Utterance
 from seam.evaluation.layout import INTERVALS, plot_error_rates, rate_table
 from seam.evaluation.scoring import interval, total, utterance_errors
@@ -83,7 +83,5 @@ def markdown(table: dict[str, Any]) -> str:
 def write_table(table: dict[str, Any], folder: Path) -> None:
     """Write `table.json`, `table.md` and `table.png` into `folder`."""
     for name, text in (("table.json", json.dumps(table, indent=1)), ("table.md", markdown(table))):
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        write_text(folder / name, text)
     plot_error_rates(table["wer"], table["interval"], sorted(table["words"]), folder / "table.png")

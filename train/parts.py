@@ -1,11 +1,12 @@
 """A long run in parts, of which those that are done are not repeated."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from seam.data.files import write_text
 
 
 class Parts:
@@ -36,6 +37,4 @@ class Parts:
         print(f"{name}: {self.done[name]['seconds']:.0f} s" + (f", {result}" if result else ""), flush=True)
 
     def _write(self):
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.done, indent=1, default=str))
-        os.replace(temporary, self.path)
+        write_text(self.path, json.dumps(self.done, indent=1, default=str))
