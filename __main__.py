@@ -200,7 +200,7 @@ def evaluate(
     ] = None,
     batch_size: BatchSize = 16,
     casing: Annotated[
-        str, typer.Option(help="Of the references' tokens, as the model was trained: lower, keep.")
+        str, typer.Option(help="Of the references' tokens, as the model was trained: lower, upper, keep.")
     ] = "lower",
     split: Annotated[str | None, typer.Option(help="Only this one of the manifests.")] = None,
 ):

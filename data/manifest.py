@@ -10,7 +10,7 @@ import soundfile
 
 from seam.data.files import replacing
 
-CASINGS = {"lower": str.lower, "keep": str}
+CASINGS = {"lower": str.lower, "upper": str.upper, "keep": str}
 
 
 @dataclass(frozen=True)

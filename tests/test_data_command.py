@@ -30,9 +30,9 @@ def test_what_is_kept_and_what_is_left_out_is_printed(corpus):
     lines = done.stdout.splitlines()
     assert lines[0].endswith("out/manifest.jsonl: 3 utterances, 0.00 hours, speakers: 1")
     assert lines[1].startswith("tokens per second, casing lower: ")
-    assert lines[3] == "left out: 22 (22 silent)"
-    assert lines[4] == "  1688-142285-0003: silent (0.00 s of 1.00 s are above -66 dBFS)"
-    assert len(lines) == 4 + 20 + 1 and lines[-1].startswith("  2 more in ") and lines[-1].endswith("left_out.jsonl")
+    assert lines[4] == "left out: 22 (22 silent)"
+    assert lines[5] == "  1688-142285-0003: silent (0.00 s of 1.00 s are above -66 dBFS)"
+    assert len(lines) == 5 + 20 + 1 and lines[-1].startswith("  2 more in ") and lines[-1].endswith("left_out.jsonl")
     assert len(read_manifest(corpus / "out" / "manifest.jsonl")) == 3
 
 

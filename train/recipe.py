@@ -30,7 +30,8 @@ class DataSettings:
     Args:
         train, validation: manifests (see `seam.data.manifest.read_manifest`).
         train_split, validation_split: keep only the utterances of this split.
-        casing: of the transcripts, `lower` or `keep`. LibriSpeech ships upper case, which costs 46 % more tokens.
+        casing: of the transcripts: `lower`, `upper`, or `keep`, as they are. LibriSpeech ships upper case, which costs
+            46 % more tokens.
         keep_encoder_states: run the frozen encoder once and keep its states in memory.
         train_limit, validation_limit: at most so many utterances, taken evenly.
         eval_batch_size: utterances decoded at once for the word error rate.

@@ -6,7 +6,7 @@ import soundfile
 import torch
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states, keep_in_memory
-from seam.data.manifest import Utterance
+from seam.data.manifest import CASINGS, Utterance
 
 
 @pytest.fixture
@@ -33,8 +33,9 @@ def test_items_and_batches(utterances, processor):
 
 
 def test_casing_is_a_choice(utterances, processor):
-    dataset = SpeechDataset(utterances, processor, casing=str)
-    assert processor.decode(dataset[0]["token_ids"]) == "ONE two"
+    for name, text in (("keep", "ONE two"), ("lower", "one two"), ("upper", "ONE TWO")):
+        dataset = SpeechDataset(utterances, processor, casing=CASINGS[name])
+        assert processor.decode(dataset[0]["token_ids"]) == text
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -201,6 +201,7 @@ def test_text_that_the_tokenizer_does_not_give_back(tmp_path, processor):
     assert kept == [texts[0], texts[2], texts[3]]
     assert summary.tokens == {
         "lower": sum(len(processor.transcript_ids(text.lower())) for text in kept),
+        "upper": sum(len(processor.transcript_ids(text.upper())) for text in kept),
         "keep": sum(len(processor.transcript_ids(text)) for text in kept),
     }
     assert summary.tokens["keep"] > summary.tokens["lower"]  # "turn" is one token of this vocabulary

@@ -217,7 +217,7 @@ def other_data(folder):
         (lambda _: {"casing": "keep"}, r"another run \(casing: lower, now keep\)"),
         (lambda _: {"batch_size": 4}, r"another run \(batch_size: 3, now 4\)"),
         (lambda _: {"systems": ["full", "fulll"]}, "unknown system 'fulll'; known: stage1, full, full-noftg"),
-        (lambda _: {"casing": "upper"}, "casing is 'upper'; accepted: lower, keep"),
+        (lambda _: {"casing": "title"}, "casing is 'title'; accepted: lower, upper, keep"),
         (lambda _: {"split": "train"}, "holds no utterance of split 'train'"),
     ],
 )

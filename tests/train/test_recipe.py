@@ -35,7 +35,7 @@ def test_overrides(recipe):
         recipe,
         [
             "training.learning_rate=1e-3",
-            "data.casing=keep",
+            "data.casing=upper",
             "config.lora_rank=4",
             "model=somewhere",
             "data.train=[c.jsonl]",
@@ -43,7 +43,7 @@ def test_overrides(recipe):
     )
     assert read.training.learning_rate == 1e-3
     assert (read.data.casing, read.config, read.model, read.data.train) == (
-        "keep",
+        "upper",
         {"lora_rank": 4},
         "somewhere",
         ["c.jsonl"],
@@ -62,7 +62,7 @@ def test_overrides(recipe):
         ),
         ("processor.boa_tok=x", "unknown recipe key processor.boa_tok; did you mean processor.boa_token?"),
         ("data.eval_batch_size=many", "data: .*eval_batch_size"),
-        ("data.casing=upper", "data.casing is 'upper'; accepted: lower, keep"),
+        ("data.casing=title", "data.casing is 'title'; accepted: lower, upper, keep."),
         ("deletion_probability=1.5", "deletion_probability is 1.5"),
         ("data=3", "data must be a mapping"),
         ("training.max_steps=many", "training: .*max_steps|training: .*many"),
