@@ -43,6 +43,9 @@ PIPELINES = {
     }
 }
 KEPT_IN_FULL = ("encoder", "aligner", "lm_head", r".*\.lora_[AB]\.default")  # when the language model is quantized
+FROM_DECODER = ("embed_positions", "layers", "layer_norm")  # what the aligner and a Whisper decoder have in common
+# With another number of heads the same weights compute something else.
+DECODER_SIZES = ("decoder_layers", "d_model", "decoder_ffn_dim", "decoder_attention_heads", "max_target_positions")
 STAGING = ".saving"  # beside the files that it replaces, so that moving them is a rename
 
 
@@ -173,22 +176,30 @@ class SeamCheckpointMixin:
 
     @classmethod
     def from_backbones(
-        cls, encoder: str, llm: str, processor=None, dtype: torch.dtype = torch.float32, **config
+        cls,
+        encoder: str,
+        llm: str,
+        processor=None,
+        dtype: torch.dtype = torch.float32,
+        aligner_from_decoder: bool = False,
+        **config,
     ) -> "SeamCheckpointMixin":
         """
         Build a model around two pretrained backbones, with a fresh aligner and fresh LoRA.
 
         Args:
-            encoder: Hub id or folder of a Whisper-family checkpoint (its decoder, if any, is left behind).
+            encoder: Hub id or folder of a Whisper-family checkpoint. Its decoder, if any, is left behind, unless:
             llm: Hub id or folder of a causal language model.
             processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
             dtype: of all weights, the backbones' included.
+            aligner_from_decoder: the aligner begins with that decoder's layers, positions and final layer norm; its two
+                projections are fresh.
             config: fields of [`SeamConfig`]. With `alignment_only=True` the LLM's embedding table is all that is read
                 of it: `add_llm` puts in the rest.
 
         Raises:
-            ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, or a field
-                is unknown.
+            ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, a field is
+                unknown, or `aligner_from_decoder` and the aligner has other sizes than the decoder.
         """
         unknown = sorted(set(config) - {field.name for field in fields(cls.config_class)})
         if unknown:
@@ -204,7 +215,8 @@ class SeamCheckpointMixin:
                 **config,
             }
         # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
-        whisper = load_backbone(AutoModel, encoder, dtype, r"^encoder\.")
+        needed = rf"^(encoder|decoder\.({'|'.join(FROM_DECODER)}))\." if aligner_from_decoder else r"^encoder\."
+        whisper = load_backbone(AutoModel, encoder, dtype, needed)
         if config.get("alignment_only"):
             language_model = load_embedding_table(llm, dtype)
         else:
@@ -214,7 +226,13 @@ class SeamCheckpointMixin:
         records = {"encoder": backbone_record(encoder), "llm": backbone_record(llm)}
         config.setdefault("backbones", records if all(records.values()) else None)
         config = cls.config_class.from_backbones(whisper.config, language_model.config, **config)
+        if aligner_from_decoder:
+            _check_decoder_fits(whisper.config, config)
         model = cls._assemble(config, whisper, language_model, dtype)
+        if aligner_from_decoder:
+            for name in FROM_DECODER:
+                weights = getattr(whisper.get_decoder(), name).state_dict()
+                getattr(model.aligner, name).load_state_dict(weights)
         model.generation_config = GenerationConfig(
             max_new_tokens=config.aligner_config.max_target_positions - 1,
             num_beams=1,  # said, for pipelines would choose 5
@@ -335,6 +353,23 @@ def take_off_lora(language_model: PreTrainedModel, fold_in: bool) -> None:
             language_model.set_submodule(name, module.get_base_layer())
     del language_model.peft_config
     language_model._hf_peft_config_loaded = False
+
+
+def _check_decoder_fits(whisper_config, config):
+    """Raises `ValueError` when the aligner cannot begin with the weights of this Whisper's decoder."""
+    if config.bridge != "aligner":
+        raise ValueError(
+            f"aligner_from_decoder: the bridge {config.bridge!r} is no Whisper decoder; accepted: aligner."
+        )
+    aligner, decoder = (
+        {name: getattr(one, name) for name in DECODER_SIZES} for one in (config.aligner_config, whisper_config)
+    )
+    if aligner != decoder:
+        sizes = [", ".join(f"{name} {size}" for name, size in one.items()) for one in (aligner, decoder)]
+        raise ValueError(
+            f"aligner_from_decoder: aligner_config has {sizes[0]}; accepted: the sizes of the encoder checkpoint's "
+            f"decoder, {sizes[1]}."
+        )
 
 
 def _for_the_llm_only(quantization_config):

@@ -8,7 +8,7 @@ import torch
 
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.recipe import RecipeError, StageRecipe
+from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import StageTrainer, new_model, run
 
 
@@ -27,6 +27,7 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     Run Stage 1: on a new model around `encoder` and `llm`, of which only the embedding table is read (Table 2), or on
     an existing `model`.
     """
+    check_stage(recipe, "alignment")
     if recipe.model is not None:
         model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
     else:

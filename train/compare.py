@@ -25,7 +25,7 @@ from seam.modeling_seam.bridges import BRIDGES
 from seam.train import alignment, instruction, refinement
 from seam.train.demo import WorldRecipe, foundation_key, make_control, make_world
 from seam.train.parts import Parts
-from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, merged
+from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, check_stage, merged
 
 STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinement": refinement.main}
 # What is added to a system's name for each of its rows.
@@ -175,7 +175,7 @@ def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pa
         if system.start is None and not system.stages:
             raise RecipeError(f"systems.{name} has no stage and no start.")
         for stage in system.stages:
-            _stage_recipe(recipe, system, name, stage, recipe.seeds[0], folder, {})
+            _stage_recipe(recipe, system, name, stage, recipe.seeds[0], folder, {"config": system.config})
         if system.start is not None:
             _check_start(name, system, systems[system.start])
     if recipe.encoder is None or recipe.llm is None:
@@ -215,7 +215,9 @@ def _stage_recipe(recipe, system, name, stage, seed, folder, before) -> StageRec
     training = {"save_strategy": "no", **values.get("training", {})}
     values["training"] = {**training, "output_dir": str(_place(folder, seed, name) / stage), "seed": seed}
     values["data"] = {**recipe.data, **values.get("data", {})}
-    return build(StageRecipe, {**before, **values}, f"systems.{name}.{stage}.")
+    stage_recipe = build(StageRecipe, {**before, **values}, f"systems.{name}.{stage}.")
+    check_stage(stage_recipe, stage)
+    return stage_recipe
 
 
 def _train(recipe: CompareRecipe, systems: dict[str, SystemSettings], name: str, seed: int, folder: Path) -> None:

@@ -9,7 +9,7 @@ first and only stage: it trains the bridge as well.
 import torch
 
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.recipe import RecipeError, StageRecipe
+from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import StageTrainer, llm_adapters, new_model, run, stage_before
 
 
@@ -28,6 +28,7 @@ class InstructionTrainer(StageTrainer):
 
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 2 on the checkpoint of Stage 1, or on a new model whose bridge has no Stage 1."""
+    check_stage(recipe, "instruction")
     if recipe.model is None and recipe.encoder is not None and recipe.llm is not None:
         model, processor = new_model(recipe)
         if model.aligner.writes_tokens:

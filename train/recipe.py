@@ -18,6 +18,9 @@ from seam.data.manifest import CASINGS
 
 T = TypeVar("T")
 
+# The stages (`seam train …`) that have a setting of `StageRecipe` which not all of them have.
+STAGES_WITH = {"aligner_from_decoder": ("alignment",)}
+
 
 class RecipeError(ValueError):
     """A recipe that cannot be run, in one sentence."""
@@ -77,6 +80,8 @@ class StageRecipe:
             is named again where it is a folder: the checkpoint holds its embedding table only.
         config: fields of `SeamConfig` for a new model.
         processor: see `ProcessorSettings`, for a new model.
+        aligner_from_decoder: whether a new aligner begins with the weights of the encoder checkpoint's own Whisper
+            decoder instead of fresh ones (Stage 1); its two projections are fresh in any case.
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
     """
 
@@ -87,6 +92,7 @@ class StageRecipe:
     llm: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     processor: ProcessorSettings = field(default_factory=ProcessorSettings)
+    aligner_from_decoder: bool = False
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
 
@@ -95,6 +101,21 @@ class StageRecipe:
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
         check_keys(self.config, SeamConfig, "config.")
+        if self.aligner_from_decoder and self.model is not None:
+            raise RecipeError(
+                f"aligner_from_decoder is for a new model, but model={self.model} has its aligner already."
+            )
+        bridge = self.config.get("bridge", "aligner")
+        if self.aligner_from_decoder and bridge != "aligner":
+            raise RecipeError(f"aligner_from_decoder: the bridge {bridge!r} is no Whisper decoder; accepted: aligner.")
+
+
+def check_stage(recipe: StageRecipe, stage: str) -> None:
+    """Raise `RecipeError` for a setting that the stage (`alignment`, `instruction` or `refinement`) does not have."""
+    defaults = {field.name: field.default for field in dataclasses.fields(StageRecipe)}
+    for name, stages in STAGES_WITH.items():
+        if stage not in stages and getattr(recipe, name) != defaults[name]:
+            raise RecipeError(f"{name} is no setting of seam train {stage}, but of: {', '.join(stages)}.")
 
 
 def check_keys(values: dict[str, Any], cls: type, where: str) -> list[str]:

@@ -14,7 +14,7 @@ from transformers import BatchFeature
 
 from seam.data.batching import SpeechCollator
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.recipe import RecipeError, StageRecipe
+from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import StageTrainer, llm_adapters, run, stage_before
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ def decode_stage1(
 
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2."""
+    check_stage(recipe, "refinement")
     model, processor = stage_before(recipe)
     if not model.aligner.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")

@@ -99,7 +99,10 @@ def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, 
     processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
     torch.manual_seed(recipe.training.seed)  # of the fresh parts
     fields = {**recipe.config, **config}
-    return SeamForSpeechRecognition.from_backbones(recipe.encoder, recipe.llm, processor, **fields), processor
+    model = SeamForSpeechRecognition.from_backbones(
+        recipe.encoder, recipe.llm, processor, aligner_from_decoder=recipe.aligner_from_decoder, **fields
+    )
+    return model, processor
 
 
 def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:

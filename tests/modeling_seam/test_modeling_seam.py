@@ -47,6 +47,61 @@ def test_a_backbone_that_lacks_weights_is_refused(backbones, processor, tmp_path
         SeamForSpeechRecognition.from_backbones(str(tmp_path / "whisper"), backbones[1], processor)
 
 
+def own_decoder(backbones) -> dict[str, torch.Tensor]:
+    """Weights of the Whisper's decoder that an aligner has as well."""
+    weights = WhisperForConditionalGeneration.from_pretrained(backbones[0]).model.decoder.state_dict()
+    del weights["embed_tokens.weight"]
+    return weights
+
+
+def test_the_aligner_can_begin_as_whispers_own_decoder(build_model, backbones):
+    fresh, begun = (build_model(aligner_from_decoder=is_on).aligner.state_dict() for is_on in (False, True))
+    whisper = own_decoder(backbones)
+    assert set(begun) - set(whisper) == {"input_projection.weight", "output_projection.weight"}
+    for name, weight in begun.items():
+        assert torch.equal(weight, whisper.get(name, fresh[name])), name
+    assert not torch.equal(fresh["layers.0.fc1.weight"], whisper["layers.0.fc1.weight"])
+    assert build_model(aligner_from_decoder=True, alignment_only=True).config.to_dict() == (
+        build_model(alignment_only=True).config.to_dict()
+    )
+
+
+@pytest.mark.parametrize("name", ["layers.1.fc1.weight", "embed_positions.weight", "layer_norm.bias"])
+def test_a_decoder_that_lacks_weights_is_no_beginning(backbones, processor, tmp_path, name):
+    shutil.copytree(backbones[0], tmp_path / "whisper")
+    weights = load_file(tmp_path / "whisper" / "model.safetensors")
+    del weights[f"model.decoder.{name}"]
+    save_file(weights, tmp_path / "whisper" / "model.safetensors", metadata={"format": "pt"})
+    names = (str(tmp_path / "whisper"), backbones[1], processor)
+    with pytest.raises(ValueError, match=f"lacks 1 of the weights .*decoder.{name}"):
+        SeamForSpeechRecognition.from_backbones(*names, aligner_from_decoder=True)
+    SeamForSpeechRecognition.from_backbones(*names)  # the decoder is not read
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"decoder_layers": 1},
+        {"decoder_ffn_dim": 96},
+        {"max_target_positions": 30},
+        {"decoder_attention_heads": 2},
+    ],
+)
+def test_a_decoder_of_other_sizes_is_no_beginning(backbones, processor, size):
+    aligner = {**WhisperModel.from_pretrained(backbones[0]).config.to_dict(), **size}
+    ((name, value),) = size.items()
+    own = "decoder_layers 2, d_model 32, decoder_ffn_dim 64, decoder_attention_heads 4, max_target_positions 24"
+    with pytest.raises(ValueError, match=f"aligner_config has .*{name} {value}.*; accepted: .* decoder, {own}"):
+        SeamForSpeechRecognition.from_backbones(
+            *backbones, processor, aligner_from_decoder=True, aligner_config=aligner
+        )
+
+
+def test_a_rival_cannot_begin_as_a_decoder(backbones, processor):
+    with pytest.raises(ValueError, match="the bridge 'ctc' is no Whisper decoder; accepted: aligner"):
+        SeamForSpeechRecognition.from_backbones(*backbones, processor, aligner_from_decoder=True, bridge="ctc")
+
+
 def test_eoa_with_a_twin_is_warned_about(build_model, caplog):
     model = build_model()
     table = model.get_input_embeddings().weight

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from seam.train.demo import DemoRecipe, stage_recipes
-from seam.train.recipe import RecipeError, StageRecipe, load_recipe
+from seam.train.recipe import RecipeError, StageRecipe, check_stage, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -72,6 +72,38 @@ def test_overrides(recipe):
 def test_mistakes_are_named(recipe, override, message):
     with pytest.raises(RecipeError, match=message):
         load_recipe(StageRecipe, recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["aligner_from_decoder=true", "config.bridge=ctc"], "the bridge 'ctc' is no Whisper decoder; accepted: align"),
+        (["aligner_from_decoder=true", "model=x"], "aligner_from_decoder is for a new model, but model=x has its"),
+        (["aligner_from_decoder=2"], "aligner_from_decoder"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(StageRecipe, recipe, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [("aligner_from_decoder=true", ["alignment"])],
+)
+def test_a_setting_of_other_stages_is_refused(recipe, override, stages):
+    read = load_recipe(StageRecipe, recipe, [override])
+    default = load_recipe(StageRecipe, recipe, [])
+    name = override.partition("=")[0]
+    for stage in ("alignment", "instruction", "refinement"):
+        check_stage(default, stage)
+        if stage in stages:
+            check_stage(read, stage)
+            continue
+        with pytest.raises(
+            RecipeError, match=f"^{name} is no setting of seam train {stage}, but of: {', '.join(stages)}"
+        ):
+            check_stage(read, stage)
 
 
 def test_no_recipe_and_no_yaml(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM, WhisperModel
 
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation.transcription import transcribe
@@ -132,6 +132,17 @@ def test_stage_1_changes_the_aligner_alone(backbones, manifest, tmp_path):
     names = changed(weights(tmp_path / "one"), weights(tmp_path / "two"))
     # A handful of positions lies beyond the longest text; everything else of the aligner moves.
     assert names == {name for name in weights(tmp_path / "one") if name.startswith("aligner.")}
+
+
+def test_stage_1_begins_with_whispers_decoder(backbones, manifest, tmp_path):
+    settings = {"encoder": backbones[0], "llm": backbones[1], "aligner_from_decoder": True}
+    training = {"learning_rate": 0.0, "logging_steps": 1}
+    alignment.main(recipe(tmp_path, manifest, 1, training=training, **settings))
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
+    begun, decoder = weights(tmp_path), WhisperModel.from_pretrained(backbones[0]).decoder.state_dict()
+    for name, weight in decoder.items():
+        assert name == "embed_tokens.weight" or torch.equal(begun[f"aligner.{name}"], weight), name
 
 
 def test_training_repeats_itself(backbones, manifest, tmp_path):
