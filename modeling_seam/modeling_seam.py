@@ -247,6 +247,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         speech_mask: torch.Tensor | None = None,
         aligned_embeds: torch.FloatTensor | None = None,
         aligned_mask: torch.Tensor | None = None,
+        first_token_ids: torch.LongTensor | None = None,
         use_llm: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool | None = None,
@@ -267,6 +268,10 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             aligned_embeds (`torch.FloatTensor` of shape `(batch, n, d_llm)`, *optional*):
                 What the language model receives (Stage 3). By default the aligner's teacher-forced predictions.
             aligned_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): 0 leaves an aligned embedding out.
+            first_token_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                First Token Guidance in training: the reply's first token as it is given at inference (Eq. 6), in the
+                place of the first label, which adds no loss. The summed loss is divided by the same number of labels as
+                without it. A row with one label, whose transcript is empty, is left as it is.
             use_llm (`bool`, *optional*): `False` for Stage 1; by default `True` where the LLM is present.
             num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
                 batch's own, so that the loss is a mean over tokens.
@@ -278,6 +283,8 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
         if not use_llm and aligned_embeds is not None:
             raise ValueError("aligned_embeds are what the LLM reads; Stage 1 (use_llm=False) makes its own.")
+        if first_token_ids is not None and not (use_llm and self.aligner.writes_tokens):
+            raise ValueError("first_token_ids: a token of Stage 1 that guides the LLM; here is no Stage 1, or no LLM.")
         is_label = labels != -100
         count = is_label.sum() if num_items_in_batch is None else num_items_in_batch
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
@@ -289,8 +296,9 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             return self._stage_1_loss(labels, is_label, count, *speech, **wanted)
         if speech is not None:
             aligned_embeds, aligned_mask = self.aligned(*speech, labels)
+        prompt = (input_ids, prompt_attention_mask)
         return self._reply_loss(
-            labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask, **wanted
+            labels, is_label, count, *prompt, aligned_embeds, aligned_mask, first_token_ids, **wanted
         )
 
     def aligned(
@@ -329,15 +337,30 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         )
 
     def _reply_loss(
-        self, labels, is_label, count, input_ids, prompt_attention_mask, aligned_embeds, aligned_mask, **kwargs
+        self,
+        labels,
+        is_label,
+        count,
+        input_ids,
+        prompt_attention_mask,
+        aligned_embeds,
+        aligned_mask,
+        first_token_ids,
+        **kwargs,
     ) -> SeamOutput:
-        """Cross-entropy on the assistant's reply only (Eq. 4, Eq. 5)."""
+        """Cross-entropy on the assistant's reply only (Eq. 4, Eq. 5), with a first token that is given from y_2 on."""
         prompts = self.prompt_rows(len(labels), input_ids, prompt_attention_mask)
         if aligned_mask is None:
             aligned_mask = aligned_embeds.new_ones(aligned_embeds.shape[:2])
         aligned = [row[keep.bool()] for row, keep in zip(aligned_embeds, aligned_mask, strict=True)]
+        read = learned = labels
+        if first_token_ids is not None:
+            is_given = torch.zeros_like(is_label)
+            is_given[:, 0] = is_label[:, 1:].any(-1)
+            read = torch.where(is_given, first_token_ids[:, None], labels)
+            learned = labels.masked_fill(is_given, -100)
         # The label at i is predicted from the reply up to i - 1; the first from the prompt's own last position.
-        replies = [row[keep][:-1] for row, keep in zip(labels, is_label, strict=True)]
+        replies = [row[keep][:-1] for row, keep in zip(read, is_label, strict=True)]
         embeds, mask = splice(self.get_input_embeddings(), prompts, self.config.audio_token_id, aligned, replies)
         longest = int(is_label.sum(-1).max())
         reply = self.language_model(
@@ -351,7 +374,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         logits = reply.logits.float()
         # Rows are left-padded, so their replies end together: bring the labels to the same side.
         targets = torch.full_like(labels[:, :longest], -100)
-        for row, (label, keep) in enumerate(zip(labels, is_label, strict=True)):
+        for row, (label, keep) in enumerate(zip(learned, is_label, strict=True)):
             targets[row, longest - int(keep.sum()) :] = label[keep]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
         return SeamOutput(

@@ -14,9 +14,18 @@ from seam.train.stage import StageTrainer, llm_adapters, new_model, run, stage_b
 
 
 class InstructionTrainer(StageTrainer):
-    """Trains the LoRA adapters with Eq. 4; reports the word error rates of Stage 1 and of the full model."""
+    """
+    Trains the LoRA adapters with Eq. 4; reports the word error rates of Stage 1 and of the full model.
+
+    Args:
+        first_token_guidance: the transcript's first token is given, not learned.
+    """
 
     use_llm = True
+
+    def __init__(self, *, first_token_guidance: bool = False, **kwargs):
+        self.first_token_guidance = first_token_guidance
+        super().__init__(**kwargs)
 
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
@@ -24,6 +33,15 @@ class InstructionTrainer(StageTrainer):
             return llm_adapters(model)
         adapters = llm_adapters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
         return [*model.aligner.parameters(), *adapters]
+
+    @staticmethod
+    def settings(recipe: StageRecipe) -> dict[str, bool]:
+        return {"first_token_guidance": recipe.first_token_guidance}
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.first_token_guidance:
+            inputs = {**inputs, "first_token_ids": inputs["labels"][:, 0]}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
@@ -35,5 +53,8 @@ def main(recipe: StageRecipe) -> dict[str, float]:
             raise RecipeError(
                 f"the bridge {model.config.bridge!r} has a Stage 1: train it first (seam train alignment)."
             )
-        return run(recipe, InstructionTrainer, model, processor)
-    return run(recipe, InstructionTrainer, *stage_before(recipe))
+    else:
+        model, processor = stage_before(recipe)
+    if recipe.first_token_guidance and not model.aligner.writes_tokens:
+        raise RecipeError(f"first_token_guidance: the bridge {model.config.bridge!r} writes no token to guide with.")
+    return run(recipe, InstructionTrainer, model, processor)

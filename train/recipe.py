@@ -19,7 +19,7 @@ from seam.data.manifest import CASINGS
 T = TypeVar("T")
 
 # The stages (`seam train …`) that have a setting of `StageRecipe` which not all of them have.
-STAGES_WITH = {"aligner_from_decoder": ("alignment",)}
+STAGES_WITH = {"aligner_from_decoder": ("alignment",), "first_token_guidance": ("instruction", "refinement")}
 
 
 class RecipeError(ValueError):
@@ -82,6 +82,9 @@ class StageRecipe:
         processor: see `ProcessorSettings`, for a new model.
         aligner_from_decoder: whether a new aligner begins with the weights of the encoder checkpoint's own Whisper
             decoder instead of fresh ones (Stage 1); its two projections are fresh in any case.
+        first_token_guidance: whether the reply's first token is given in training too, as it is at inference (Eq. 6),
+            rather than learned: the transcript's (Stage 2), or the one that Stage 1 heard, right or wrong (Stage 3).
+            The loss begins with y_2, in evaluation as well.
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
     """
 
@@ -93,6 +96,7 @@ class StageRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     processor: ProcessorSettings = field(default_factory=ProcessorSettings)
     aligner_from_decoder: bool = False
+    first_token_guidance: bool = False
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
 

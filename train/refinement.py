@@ -49,11 +49,20 @@ class RefinementTrainer(StageTrainer):
 
     Args:
         masking_probability, deletion_probability: p_m and p_d.
+        first_token_guidance: the first token that Stage 1 heard is given, not learned.
     """
 
     use_llm = True
 
-    def __init__(self, *, masking_probability: float = 0.05, deletion_probability: float = 0.1, **kwargs):
+    def __init__(
+        self,
+        *,
+        masking_probability: float = 0.05,
+        deletion_probability: float = 0.1,
+        first_token_guidance: bool = False,
+        **kwargs,
+    ):
+        self.first_token_guidance = first_token_guidance
         self.masking_probability = masking_probability
         self.deletion_probability = deletion_probability
         super().__init__(**kwargs)
@@ -63,8 +72,9 @@ class RefinementTrainer(StageTrainer):
         return llm_adapters(model)
 
     @staticmethod
-    def settings(recipe: StageRecipe) -> dict[str, float]:
+    def settings(recipe: StageRecipe) -> dict[str, float | bool]:
         return {
+            "first_token_guidance": recipe.first_token_guidance,
             "masking_probability": recipe.masking_probability,
             "deletion_probability": recipe.deletion_probability,
         }
@@ -77,6 +87,8 @@ class RefinementTrainer(StageTrainer):
         if model.training:
             aligned, mask = perturb(aligned, mask, self.masking_probability, self.deletion_probability)
         inputs = {"labels": labels, "aligned_embeds": aligned, "aligned_mask": mask}
+        if self.first_token_guidance:
+            inputs["first_token_ids"] = alignment_ids[:, 0]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 

@@ -158,6 +158,36 @@ def test_stage2_loss_is_eq_4_row_by_row(build_model, processor, batch, llm_input
     torch.testing.assert_close(loss, total / count, rtol=1e-4, atol=1e-4)
 
 
+def test_a_given_first_token_is_read_but_not_learned(model, processor, batch):
+    """Each row alone and by hand: another first token than the transcript's in the input, the loss from y_2 on."""
+    transcripts = [processor.transcript_ids(text) for text in TEXTS]
+    transcripts[2] = []  # nothing but an end to learn: there is no first token to give
+    given = torch.tensor([7, 300, 11, processor.transcript_ids("stop")[0]])
+    labels = processor.labels(transcripts)
+    embed, prompt = model.get_input_embeddings(), torch.tensor(processor.prompt_ids())
+    place = int((prompt == processor.audio_token_id).nonzero())
+    aligned = embed(torch.arange(20, 40).view(4, 5))
+    total = count = 0
+    for i, transcript in enumerate(transcripts):
+        ids = torch.tensor(transcript, dtype=torch.long)
+        reply = torch.cat([ids, torch.tensor([processor.end_of_turn_id])])
+        begun = torch.cat([given[i : i + 1], ids[1:]]) if len(ids) else ids
+        embeds = torch.cat([embed(prompt[:place]), aligned[i], embed(prompt[place + 1 :]), embed(begun)])
+        logits = model.language_model(inputs_embeds=embeds[None]).logits[0, -len(reply) :]
+        learned = slice(1 if len(ids) else 0, None)
+        row = torch.nn.functional.cross_entropy(logits[learned], reply[learned], reduction="sum")
+        alone = {"labels": labels[i : i + 1], "aligned_embeds": aligned[i : i + 1]}
+        torch.testing.assert_close(
+            model(**alone, first_token_ids=given[i : i + 1]).loss, row / len(reply), rtol=1e-4, atol=1e-4
+        )
+        total, count = total + row, count + len(reply)  # the count is the one without a given token
+    inputs = {"labels": labels, "aligned_embeds": aligned}
+    torch.testing.assert_close(model(**inputs, first_token_ids=given).loss, total / count, rtol=1e-4, atol=1e-4)
+    assert not torch.isclose(model(**inputs).loss, total / count, rtol=1e-2)
+    with pytest.raises(ValueError, match="first_token_ids: .* no Stage 1, or no LLM"):
+        model(**batch, labels=labels, first_token_ids=given, use_llm=False)
+
+
 def test_the_training_prompt_is_the_inference_prompt(model, processor, batch, monkeypatch):
     """Ids in, ids out: both calls hand the language model the same embeddings up to the reply."""
     seen = []

@@ -89,7 +89,10 @@ def test_settings_that_do_not_go_together_are_named(recipe, overrides, message):
 
 @pytest.mark.parametrize(
     ("override", "stages"),
-    [("aligner_from_decoder=true", ["alignment"])],
+    [
+        ("aligner_from_decoder=true", ["alignment"]),
+        ("first_token_guidance=true", ["instruction", "refinement"]),
+    ],
 )
 def test_a_setting_of_other_stages_is_refused(recipe, override, stages):
     read = load_recipe(StageRecipe, recipe, [override])

@@ -1,6 +1,7 @@
 """The three stages: what each trains, what each reads, and that each can learn."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -221,6 +222,19 @@ def test_checkpoints_on_the_way_load_and_the_best_is_kept(backbones, manifest, t
 
 
 @pytest.mark.parametrize(
+    ("stage", "values"),
+    [
+        (instruction, {"aligner_from_decoder": True}),
+        (refinement, {"aligner_from_decoder": True}),
+        (alignment, {"first_token_guidance": True}),
+    ],
+)
+def test_a_setting_of_another_stage_is_refused_before_anything_is_read(stage, values, manifest, tmp_path):
+    with pytest.raises(RecipeError, match=f"^{next(iter(values))} is no setting of seam train "):
+        stage.main(recipe(tmp_path, manifest, 1, encoder="nowhere", llm="nowhere", **values))
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({}, "names neither a model nor both backbones"),
@@ -270,6 +284,35 @@ def test_stage_2_needs_to_be_told_the_llm_once(stages, backbones, manifest, tmp_
         refinement.main(recipe(tmp_path, manifest, 1, model=str(folder / "instruction"), llm=backbones[1]))
 
 
+def test_the_first_token_is_given_in_stages_2_and_3(stages, manifest, tmp_path, monkeypatch):
+    """In Stage 2 the transcript's; in Stage 3 what Stage 1 heard, which is made wrong here."""
+    folder, _ = stages
+    seen, forward, decode = [], SeamForSpeechRecognition.forward, refinement.decode_stage1
+
+    @functools.wraps(forward)  # its signature tells the Trainer that there are labels
+    def spy(self, *args, **kwargs):
+        seen.append((kwargs.get("first_token_ids"), kwargs["labels"]))
+        return forward(self, *args, **kwargs)
+
+    def mishear(*args, **kwargs):
+        dataset = decode(*args, **kwargs)
+        for _, _, alignment_ids in dataset.items:
+            alignment_ids[0] = 7
+        return dataset
+
+    monkeypatch.setattr(SeamForSpeechRecognition, "forward", spy)
+    monkeypatch.setattr(refinement, "decode_stage1", mishear)
+    settings = {"model": str(folder / "instruction"), "first_token_guidance": True}
+    for stage in (instruction, refinement):
+        metrics = stage.main(recipe(tmp_path / stage.__name__, manifest, 1, **settings))
+        assert np.isfinite(metrics["eval_loss"]) and len(seen) == 2  # one step, one evaluation
+        for given, labels in seen:
+            assert given.tolist() == (labels[:, 0].tolist() if stage is instruction else [7] * len(labels))
+        seen.clear()
+    instruction.main(recipe(tmp_path / "off", manifest, 1, model=settings["model"]))
+    assert [given for given, _ in seen] == [None, None]
+
+
 # ---- perturbation ----
 
 
@@ -316,6 +359,8 @@ def test_a_bridge_without_a_stage_1_learns_in_stage_2(bridge, backbones, manifes
     assert any(name.startswith("aligner.") for name in moved) and any("lora_" in name for name in moved)
     with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1: begin with"):
         alignment.main(recipe(tmp_path, manifest, 1, **settings))
+    with pytest.raises(RecipeError, match=f"first_token_guidance: the bridge '{bridge}' writes no token"):
+        instruction.main(recipe(tmp_path, manifest, 1, first_token_guidance=True, **settings))
     with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1, whose errors"):
         refinement.main(recipe(tmp_path, manifest, 1, model=str(tmp_path / "1")))
 
