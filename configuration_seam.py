@@ -73,13 +73,16 @@ class SeamConfig(PreTrainedConfig):
         lora_alpha (`int`, *optional*, defaults to 64): Scaling of the LoRA adapters.
         lora_dropout (`float`, *optional*, defaults to 0.1): Dropout before the LoRA adapters.
         lora_target_modules (`list[str]`, *optional*): Linear layers that get an adapter.
+        learned_mask (`bool`, *optional*, defaults to `False`):
+            Whether there is a trained vector that masking writes in Stage 3 (Section 3.5), `mask_embedding`.
         alignment_only (`bool`, *optional*, defaults to `False`):
             Whether the language model is present by its embedding table only, which is all that Stage 1 needs.
         backbones (`dict`, *optional*):
             Where the frozen parts come from: `{"encoder": {...}, "llm": {...}}`, each with `id` (of the Hub),
             `revision` (a commit) and `fingerprint` (of its weight files). `None` when they came from folders.
         light_checkpoint (`bool`, *optional*, defaults to `False`):
-            Whether the weight file beside this config holds the aligner and LoRA only; the rest is `backbones`.
+            Whether the weight file beside this config holds the aligner, LoRA and the learned mask only; the rest is
+            `backbones`.
         weights_fingerprint (`str`, *optional*):
             Of the weight files beside this config, written by `save_pretrained`: other files are refused.
     """
@@ -114,6 +117,7 @@ class SeamConfig(PreTrainedConfig):
         "down_proj",
     )
 
+    learned_mask: bool = False
     alignment_only: bool = False
     backbones: dict | None = None
     light_checkpoint: bool = False

@@ -160,6 +160,8 @@ class SeamCheckpointMixin:
         model.encoder = whisper.get_encoder().requires_grad_(False)
         model.aligner = build_bridge(config).to(dtype)
         model._put_in(language_model)
+        if config.learned_mask:
+            model.add_mask_embedding()
         return model
 
     def _put_in(self, language_model):
@@ -272,6 +274,13 @@ class SeamCheckpointMixin:
         self._put_in(language_model)
         return self
 
+    def add_mask_embedding(self) -> "SeamCheckpointMixin":
+        """Begin a learned mask (Stage 3) at zero, in place: a frozen `mask_embedding` beside the embedding table."""
+        table = self.get_input_embeddings().weight
+        self.mask_embedding = torch.nn.Parameter(table.new_zeros(table.shape[1]), requires_grad=False)
+        self.config.learned_mask = True
+        return self
+
     def save_pretrained(
         self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, light: bool = False, **kwargs
     ):
@@ -281,7 +290,7 @@ class SeamCheckpointMixin:
 
         Args:
             light (`bool`, *optional*, defaults to `False`):
-                Save the aligner and LoRA only; the backbones stay where `config.backbones` says.
+                Save the aligner, LoRA and the learned mask only; the backbones stay where `config.backbones` says.
 
         Raises:
             ValueError: when `light` and the config does not say where the backbones are, or for a `variant`.
@@ -383,7 +392,7 @@ def _for_the_llm_only(quantization_config):
 
 def _is_own(key: str) -> bool:
     """Whether a weight is part of a light checkpoint: what SEAM trains."""
-    return key.startswith("aligner.") or ".lora_" in key
+    return key.startswith("aligner.") or ".lora_" in key or key == "mask_embedding"
 
 
 def _save_fingerprint(folder: Path, light: bool):

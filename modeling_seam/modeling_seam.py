@@ -85,6 +85,9 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             self.language_model = EmbeddingTable(text_config)
         else:
             self.language_model = with_lora(AutoModelForCausalLM.from_config(text_config), config)
+        self.mask_embedding = None  # what masking writes in Stage 3, `(d_llm,)`; nothing reads it at inference
+        if config.learned_mask:
+            self.mask_embedding = nn.Parameter(torch.zeros(text_config.hidden_size), requires_grad=False)
         self._lookup: tuple | None = None
         self.post_init()
         # The backbones are frozen throughout; what a stage trains, its trainer switches on.

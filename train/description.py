@@ -20,7 +20,7 @@ from seam.train.refinement import RefinementTrainer
 BACKBONES = Path(__file__).parents[1] / "recipes" / "backbones"
 TRAINERS = {1: AlignmentTrainer, 2: InstructionTrainer, 3: RefinementTrainer}
 ENCODER, DECODER, PROJECTIONS, BRIDGE = "speech encoder", "alignment decoder", "projections", "bridge"
-LLM, TABLE, LORA = "language model", "  of it the embedding table", "LoRA adapters"
+LLM, TABLE, LORA, MASK = "language model", "  of it the embedding table", "LoRA adapters", "learned mask"
 # Table 2, in millions.
 PAPER = {ENCODER: 629, DECODER: 839, PROJECTIONS: 72, LLM: 4058, TABLE: 389, LORA: 62}
 PAPER_TRAINED = {1: 911, 2: 62, 3: None}
@@ -105,6 +105,7 @@ def describe(name: str) -> Description:
         LLM: _without(model.language_model.parameters(), lora),
         TABLE: [model.get_input_embeddings().weight],
         LORA: lora,
+        **({} if model.mask_embedding is None else {MASK: [model.mask_embedding]}),
     }
     if not model.aligner.writes_tokens:
         numbers = (2,)
@@ -117,7 +118,7 @@ def describe(name: str) -> Description:
             part,
             _count(parameters),
             tuple(one for one, those in trained.items() if parameters and not _without(parameters, those)),
-            PAPER[part] if notes else None,
+            PAPER.get(part) if notes else None,
             notes.get(part, ""),
         )
         for part, parameters in parts.items()

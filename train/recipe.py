@@ -19,7 +19,12 @@ from seam.data.manifest import CASINGS
 T = TypeVar("T")
 
 # The stages (`seam train …`) that have a setting of `StageRecipe` which not all of them have.
-STAGES_WITH = {"aligner_from_decoder": ("alignment",), "first_token_guidance": ("instruction", "refinement")}
+STAGES_WITH = {
+    "aligner_from_decoder": ("alignment",),
+    "first_token_guidance": ("instruction", "refinement"),
+    "mask": ("refinement",),
+}
+MASKS = ("zero", "learned")
 
 
 class RecipeError(ValueError):
@@ -86,6 +91,8 @@ class StageRecipe:
             rather than learned: the transcript's (Stage 2), or the one that Stage 1 heard, right or wrong (Stage 3).
             The loss begins with y_2, in evaluation as well.
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
+        mask: what masking writes, which Section 3.5 does not say: `zero`, or a `learned` vector that begins at zero, is
+            trained with LoRA and saved with the checkpoint (Stage 3).
     """
 
     training: TrainingArguments
@@ -99,11 +106,18 @@ class StageRecipe:
     first_token_guidance: bool = False
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
+    mask: str = "zero"
 
     def __post_init__(self):
         for name in ("masking_probability", "deletion_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
+        if self.mask not in MASKS:
+            raise RecipeError(f"mask is {self.mask!r}; accepted: {', '.join(MASKS)}.")
+        if self.mask == "learned" and not self.masking_probability:
+            raise RecipeError(
+                "mask is 'learned', but with a masking_probability of 0 there is nothing to learn it from."
+            )
         check_keys(self.config, SeamConfig, "config.")
         if self.aligner_from_decoder and self.model is not None:
             raise RecipeError(

@@ -25,13 +25,15 @@ def perturb(
     aligned_mask: torch.Tensor,
     masking_probability: float,
     deletion_probability: float,
+    mask_embedding: torch.Tensor | None = None,
 ) -> tuple[torch.FloatTensor, torch.Tensor]:
     """
-    Delete aligned embeddings with probability p_d and overwrite others by the zero vector with probability p_m.
+    Delete aligned embeddings with probability p_d and overwrite others by the mask with probability p_m.
 
     Args:
         aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`): from Stage 1's own decoding.
         aligned_mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
+        mask_embedding (`torch.Tensor` of shape `(d_llm,)`, *optional*): the mask; by default the zero vector.
 
     Returns:
         The perturbed embeddings and their mask, in which deleted ones are 0. No row loses its last embedding: a
@@ -40,12 +42,15 @@ def perturb(
     kept = aligned_mask.bool() & (torch.rand(aligned_mask.shape, device=aligned_mask.device) >= deletion_probability)
     kept = torch.where(kept.any(-1, keepdim=True), kept, aligned_mask.bool())
     blank = torch.rand(aligned_mask.shape, device=aligned_mask.device) < masking_probability
-    return aligned_embeds.masked_fill(blank[..., None], 0.0), kept.to(aligned_mask.dtype)
+    if mask_embedding is None:
+        mask_embedding = aligned_embeds.new_zeros(aligned_embeds.shape[-1])
+    perturbed = torch.where(blank[..., None], mask_embedding.to(aligned_embeds), aligned_embeds)
+    return perturbed, kept.to(aligned_mask.dtype)
 
 
 class RefinementTrainer(StageTrainer):
     """
-    Trains the LoRA adapters with Eq. 5 on perturbed Stage-1 outputs.
+    Trains the LoRA adapters with Eq. 5 on perturbed Stage-1 outputs, and the model's learned mask, where it has one.
 
     Args:
         masking_probability, deletion_probability: p_m and p_d.
@@ -69,7 +74,8 @@ class RefinementTrainer(StageTrainer):
 
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
-        return llm_adapters(model)
+        mask = [] if model.mask_embedding is None else [model.mask_embedding]
+        return [*llm_adapters(model), *mask]
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict[str, float | bool]:
@@ -82,10 +88,12 @@ class RefinementTrainer(StageTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs = dict(inputs)
         labels, alignment_ids = inputs.pop("labels"), inputs.pop("alignment_ids")
-        aligned = self.accelerator.unwrap_model(model).embed_alignment(alignment_ids, **inputs)
+        seam = self.accelerator.unwrap_model(model)
+        aligned = seam.embed_alignment(alignment_ids, **inputs)
         mask = (alignment_ids != -100).long()
         if model.training:
-            aligned, mask = perturb(aligned, mask, self.masking_probability, self.deletion_probability)
+            rates = (self.masking_probability, self.deletion_probability)
+            aligned, mask = perturb(aligned, mask, *rates, seam.mask_embedding)
         inputs = {"labels": labels, "aligned_embeds": aligned, "aligned_mask": mask}
         if self.first_token_guidance:
             inputs["first_token_ids"] = alignment_ids[:, 0]
@@ -147,4 +155,8 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     model, processor = stage_before(recipe)
     if not model.aligner.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")
+    if recipe.mask == "zero" and model.config.learned_mask:
+        raise RecipeError(f"{recipe.model} has a learned mask already: go on with it, mask=learned.")
+    if recipe.mask == "learned" and not model.config.learned_mask:
+        model.add_mask_embedding()
     return run(recipe, RefinementTrainer, model, processor, prepare=decode_stage1)

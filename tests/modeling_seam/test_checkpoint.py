@@ -100,6 +100,32 @@ def test_loaded_in_another_precision_and_to_a_device(model, tmp_path, dtype):
     assert {parameter.dtype for parameter in load(tmp_path / "half").parameters()} == {torch.bfloat16}
 
 
+def test_a_learned_mask_is_saved_whole(build_model, logits, tmp_path):
+    model = build_model()
+    assert "mask_embedding" not in model.state_dict() and not model.config.learned_mask
+    before = logits(model)
+    model.add_mask_embedding()
+    assert torch.equal(model.mask_embedding, torch.zeros(48)) and torch.equal(logits(model), before)
+    with torch.no_grad():
+        model.mask_embedding.copy_(torch.arange(48.0))
+    model.save_pretrained(tmp_path / "once")
+    once = load(tmp_path / "once")
+    assert torch.equal(once.mask_embedding, torch.arange(48.0)) and once.config.learned_mask
+    once.save_pretrained(tmp_path / "twice")
+    assert content(tmp_path / "once") == content(tmp_path / "twice")
+    assert load(tmp_path / "once", dtype=torch.bfloat16).mask_embedding.dtype == torch.bfloat16
+    weights = load_file(tmp_path / "once" / "model.safetensors")
+    del weights["mask_embedding"]
+    save_file(weights, tmp_path / "once" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 missing keys .mask_embedding"):
+        load(tmp_path / "once")
+
+
+def test_a_new_model_can_have_a_learned_mask(build_model):
+    model = build_model(learned_mask=True)
+    assert torch.equal(model.mask_embedding, torch.zeros(48)) and not model.mask_embedding.requires_grad
+
+
 # ---- interrupted ----
 
 
@@ -246,6 +272,16 @@ def test_a_light_checkpoint_holds_what_was_trained_and_loads_the_rest(from_hub, 
     again.save_pretrained(tmp_path / "light again", light=True)
     assert content(tmp_path / "full again") == content(tmp_path / "full")
     assert content(tmp_path / "light again") == content(light)
+
+
+def test_a_learned_mask_is_part_of_a_light_checkpoint(from_hub, logits, tmp_path):
+    with torch.no_grad():
+        from_hub.add_mask_embedding().mask_embedding.copy_(torch.arange(48.0))
+    from_hub.save_pretrained(tmp_path / "light", light=True)
+    assert "mask_embedding" in load_file(tmp_path / "light" / "model.safetensors")
+    again = load(tmp_path / "light")
+    assert torch.equal(again.mask_embedding, torch.arange(48.0)) and torch.equal(logits(again), logits(from_hub))
+    assert load(tmp_path / "light", dtype=torch.bfloat16).mask_embedding.dtype == torch.bfloat16
 
 
 def test_stage_1_alone_is_light_and_knows_its_llm(cache, processor, waveforms, tmp_path):

@@ -45,6 +45,14 @@ def test_how_the_papers_figures_come_about(papers):
     assert "heads of 80 instead of 128 it would be 61.64M" in notes["LoRA adapters"]
 
 
+def test_a_learned_mask_is_trained_in_stage_3(build_model, tmp_path):
+    build_model(learned_mask=True).save_pretrained(tmp_path)
+    described = describe(str(tmp_path))
+    mask = described.components[-1]
+    assert (mask.name, mask.parameters, mask.trained_in) == ("learned mask", 48, (3,))
+    assert described.stages[2].trained == described.stages[1].trained + 48
+
+
 def test_what_each_stage_loads_and_trains(papers):
     decoder = FIGURES["alignment decoder"] + FIGURES["projections"]
     loaded = FIGURES["speech encoder"] + decoder + FIGURES["  of it the embedding table"]

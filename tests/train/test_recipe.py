@@ -63,6 +63,7 @@ def test_overrides(recipe):
         ("processor.boa_tok=x", "unknown recipe key processor.boa_tok; did you mean processor.boa_token?"),
         ("data.eval_batch_size=many", "data: .*eval_batch_size"),
         ("data.casing=title", "data.casing is 'title'; accepted: lower, upper, keep."),
+        ("mask=noise", "mask is 'noise'; accepted: zero, learned."),
         ("deletion_probability=1.5", "deletion_probability is 1.5"),
         ("data=3", "data must be a mapping"),
         ("training.max_steps=many", "training: .*max_steps|training: .*many"),
@@ -80,6 +81,7 @@ def test_mistakes_are_named(recipe, override, message):
         (["aligner_from_decoder=true", "config.bridge=ctc"], "the bridge 'ctc' is no Whisper decoder; accepted: align"),
         (["aligner_from_decoder=true", "model=x"], "aligner_from_decoder is for a new model, but model=x has its"),
         (["aligner_from_decoder=2"], "aligner_from_decoder"),
+        (["mask=learned", "masking_probability=0"], "mask is 'learned', but with a masking_probability of 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(recipe, overrides, message):
@@ -92,6 +94,7 @@ def test_settings_that_do_not_go_together_are_named(recipe, overrides, message):
     [
         ("aligner_from_decoder=true", ["alignment"]),
         ("first_token_guidance=true", ["instruction", "refinement"]),
+        ("mask=learned", ["refinement"]),
     ],
 )
 def test_a_setting_of_other_stages_is_refused(recipe, override, stages):

@@ -227,6 +227,7 @@ def test_checkpoints_on_the_way_load_and_the_best_is_kept(backbones, manifest, t
         (instruction, {"aligner_from_decoder": True}),
         (refinement, {"aligner_from_decoder": True}),
         (alignment, {"first_token_guidance": True}),
+        (instruction, {"mask": "learned"}),
     ],
 )
 def test_a_setting_of_another_stage_is_refused_before_anything_is_read(stage, values, manifest, tmp_path):
@@ -337,6 +338,55 @@ def test_no_perturbation_at_probability_zero():
     embeds, mask = torch.randn(5, 6, 3), torch.ones(5, 6, dtype=torch.long)
     perturbed, kept = perturb(embeds, mask, 0.0, 0.0)
     assert torch.equal(perturbed, embeds) and torch.equal(kept, mask)
+
+
+def test_perturbation_writes_the_mask_and_teaches_it():
+    torch.manual_seed(0)
+    embeds, mask = torch.randn(40, 10, 3) + 5, torch.ones(40, 10, dtype=torch.long)
+    vector = torch.tensor([1.0, -2.0, 3.0], requires_grad=True)
+    perturbed, _ = perturb(embeds, mask, 0.3, 0.0, vector)
+    written = (perturbed == vector).all(-1)
+    assert 80 < written.sum() < 160 and torch.equal(perturbed[~written], embeds[~written])
+    perturbed.sum().backward()
+    assert vector.grad.tolist() == [float(written.sum())] * 3
+    torch.manual_seed(0)
+    torch.randn(40, 10, 3)  # the same chances again
+    zeros, _ = perturb(embeds, mask, 0.3, 0.0)
+    assert torch.equal((zeros == 0).all(-1), written)
+
+
+def test_a_learned_mask_is_trained_with_lora_and_resumed(stages, manifest, tmp_path):
+    before = str(stages[0] / "instruction")
+    settings = {"mask": "learned", "masking_probability": 0.5, "deletion_probability": 0.0}
+    saving = {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1}
+    refinement.main(recipe(tmp_path / "whole", manifest, 4, model=before, training=saving, **settings))
+    whole, halfway = weights(tmp_path / "whole"), weights(tmp_path / "whole" / "checkpoint-2")
+    assert whole.keys() - weights(before).keys() == {"mask_embedding"}
+    assert halfway["mask_embedding"].any() and not torch.equal(halfway["mask_embedding"], whole["mask_embedding"])
+    assert changed(weights(before), whole) == {name for name in whole if "lora_" in name}
+    resumed = {**saving, "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-2")}
+    refinement.main(recipe(tmp_path / "resumed", manifest, 4, model=before, training=resumed, **settings))
+    assert not changed(whole, weights(tmp_path / "resumed"))
+    # Before it has learned anything it is the zero vector: the first loss is the same.
+    refinement.main(
+        recipe(tmp_path / "zero", manifest, 4, model=before, training=saving, **{**settings, "mask": "zero"})
+    )
+    assert "mask_embedding" not in weights(tmp_path / "zero")
+    losses = [
+        [
+            entry["loss"]
+            for entry in json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
+            if "loss" in entry
+        ]
+        for name in ("whole", "zero")
+    ]
+    assert losses[0][0] == losses[1][0] and losses[0][-1] != losses[1][-1]
+    # A checkpoint that has one goes on with it.
+    going_on = {"training": {"learning_rate": 0.0}, "model": str(tmp_path / "whole")}
+    refinement.main(recipe(tmp_path / "on", manifest, 1, **going_on, **settings))
+    assert torch.equal(weights(tmp_path / "on")["mask_embedding"], whole["mask_embedding"])
+    with pytest.raises(RecipeError, match="whole has a learned mask already: go on with it, mask=learned"):
+        refinement.main(recipe(tmp_path / "off", manifest, 1, model=str(tmp_path / "whole")))
 
 
 # ---- the aligner's rivals ----
