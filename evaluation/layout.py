@@ -42,21 +42,23 @@ def rate_table(heading: str, wer: Rates, intervals: Intervals, words: Mapping[st
 
 
 def plot_error_rates(wer: Rates, intervals: Intervals, tests: Sequence[str], path: Path) -> None:
-    """Bars of every system for each test set, with their intervals."""
-    figure = Figure(figsize=(2.2 * len(tests) + 2, 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(wer)
-    for index, (system, rates) in enumerate(wer.items()):
-        heights = np.array([rates[test] for test in tests])
-        low, high = np.array([intervals[system][test] for test in tests]).T
-        reach = np.maximum([heights - low, high - heights], 0)  # a bootstrap interval need not contain the rate
-        bars = axes.bar(
-            np.arange(len(tests)) + index * width, heights, width, yerr=reach, error_kw={"lw": 0.8}, label=system
-        )
-        axes.bar_label(bars, fmt="%.1f", fontsize=7)
-    axes.set_xticks(np.arange(len(tests)) + 0.4 - width / 2, [textwrap.fill(test, 20) for test in tests])
-    axes.set_ylabel("word error rate, %")
-    axes.legend(fontsize=8)
+    """A panel for each test set, with a row for each system: its rate as a point, and its interval."""
+    figure = Figure(figsize=(3 + 2.5 * len(tests), 0.8 + 0.28 * len(wer)), layout="constrained")
+    panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
+    rows = np.arange(len(wer))
+    for axes, test in zip(panels, tests, strict=True):
+        points = np.array([rates[test] for rates in wer.values()])
+        low, high = np.array([intervals[system][test] for system in wer]).T
+        reach = np.maximum([points - low, high - points], 0)  # a bootstrap interval need not contain the rate
+        axes.errorbar(points, rows, xerr=reach, fmt="o", markersize=4, linewidth=1)
+        for row, point in enumerate(points):
+            axes.annotate(f"{point:.1f}", (point, row), (0, 4), textcoords="offset points", fontsize=7, ha="center")
+        axes.set_title(textwrap.fill(test, 30), fontsize=9)
+        axes.set_xlabel("word error rate, %", fontsize=8)
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", linewidth=0.4)
+    panels[0].set_yticks(rows, wer, fontsize=8)
+    panels[0].set_ylim(len(wer) - 0.5, -0.8)
     _save(figure, path)
 
 
