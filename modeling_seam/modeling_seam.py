@@ -17,9 +17,10 @@ from .aligner import SeamAlignerOutput
 from .backbones import EmbeddingTable
 from .bridges import build_bridge
 from .checkpoint import SeamCheckpointMixin, with_lora
+from .few_rows import few_rows_product  # noqa: F401  remote code is what this file imports: older versions copy no more
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
-from .pipeline import SeamPipeline  # noqa: F401  remote code is what this file imports: older versions copy no more
+from .pipeline import SeamPipeline  # noqa: F401  as above
 from .prompt import splice
 from .weights import weight_files  # noqa: F401  as above
 
