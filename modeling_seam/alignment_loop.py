@@ -33,7 +33,11 @@ def is_plain(generation_config: GenerationConfig) -> bool:
     """Whether a config asks for greedy search and nothing else."""
     default, given = vars(GenerationConfig()), vars(generation_config)
     settings = {name for name in given.keys() | default.keys() if given.get(name) != default.get(name)}
-    if given.get("cache_implementation") in (None, "dynamic", "static"):  # a matter of memory, of which this has its own
+    if given.get("cache_implementation") in (
+        None,
+        "dynamic",
+        "static",
+    ):  # a matter of memory, of which this has its own
         settings.discard("cache_implementation")
     return settings <= FREE_SETTINGS
 
@@ -81,7 +85,7 @@ def greedy_alignment(
         Token ids `(batch, tokens)`, from the end of a row on `<EOA>`; as many as the longest row has, at most
         `max_new_tokens`.
     """
-    weight = aligner.embed_positions.weight
+    weight, device = aligner.embed_positions.weight, speech_states.device
     speech_states = speech_states.to(weight.device, aligner.input_projection.weight.dtype)
     batch_size = len(speech_states)
     speech_mask = create_bidirectional_mask(
@@ -90,7 +94,8 @@ def greedy_alignment(
         attention_mask=speech_mask,
         encoder_hidden_states=speech_states,
     )
-    layers = [LayerLoop(layer, aligner.config._attn_implementation, speech_states, speech_mask) for layer in aligner.layers]
+    speech_mask = None if speech_mask is None else speech_mask.clone()
+    layers = [LayerLoop(layer, aligner.config._attn_implementation, speech_states) for layer in aligner.layers]
     sequences = torch.full((batch_size, max_new_tokens), eoa_token_id, device=lookup.table.device)
     rows = torch.arange(batch_size, device=sequences.device)  # of `sequences`, that are still being written
     tokens = torch.full_like(rows, boa_token_id)
@@ -98,7 +103,7 @@ def greedy_alignment(
         embeds = lookup.embed(tokens).to(speech_states)
         hidden_states = few_rows_linear(aligner.input_projection, embeds) + weight[position]
         for layer in layers:
-            hidden_states = layer.step(hidden_states, position)
+            hidden_states = layer.step(hidden_states, position, speech_mask)
         tokens = lookup.nearest(few_rows_linear(aligner.output_projection, aligner.layer_norm(hidden_states)))
         sequences[rows, position] = tokens
         if tokens.device.type != "cpu" and (position + 1) % ASK_EVERY:
@@ -108,13 +113,16 @@ def greedy_alignment(
             last = len(rows) - 1
             rows[row], tokens[row] = rows[last], tokens[last]
             rows, tokens = rows[:last], tokens[:last]
+            if speech_mask is not None:
+                speech_mask[row] = speech_mask[last]
+                speech_mask = speech_mask[:last]
             for layer in layers:
                 layer.drop(row)
         if not len(rows):
             break
     is_end = (sequences == eoa_token_id).cumsum(-1) > 0
-    sequences = sequences.masked_fill(is_end, eoa_token_id)
-    return sequences[:, : min(int((~is_end).sum(-1).max()) + 1, max_new_tokens)]
+    written = min(int((~is_end).sum(-1).max()) + 1, max_new_tokens)
+    return sequences.masked_fill(is_end, eoa_token_id)[:, :written].to(device)
 
 
 class LayerLoop:
@@ -125,21 +133,15 @@ class LayerLoop:
         layer: whose weights compute.
         attention: name of the attention's implementation.
         speech_states: `(batch, speech, d_model)`.
-        speech_mask: as the attention takes it, `(batch, 1, 1, speech)`, or none.
     """
 
-    def __init__(
-        self,
-        layer: WhisperDecoderLayer,
-        attention: str,
-        speech_states: torch.FloatTensor,
-        speech_mask: torch.Tensor | None,
-    ):
+    def __init__(self, layer: WhisperDecoderLayer, attention: str, speech_states: torch.FloatTensor):
         self.layer = layer
         self.attention = ALL_ATTENTION_FUNCTIONS.get_interface(attention, eager_attention_forward)
-        self.speech_mask = speech_mask
         of_speech = layer.encoder_attn
-        self.speech = [self._heads(of_speech, project(speech_states)) for project in (of_speech.k_proj, of_speech.v_proj)]
+        self.speech = [
+            self._heads(of_speech, project(speech_states)) for project in (of_speech.k_proj, of_speech.v_proj)
+        ]
         self.tokens: list[torch.Tensor] | None = None
         self.count = len(speech_states)  # rows in use: the first ones
 
@@ -147,8 +149,15 @@ class LayerLoop:
         """`(batch, seq, d_model)` to `(batch, heads, seq, head_dim)`."""
         return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2).contiguous()
 
-    def step(self, hidden_states: torch.Tensor, position: int) -> torch.Tensor:
-        """`(batch, d_model)` of one position to the layer's output."""
+    def step(self, hidden_states: torch.Tensor, position: int, speech_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(batch, d_model)`, of one position.
+            speech_mask: as the attention takes it, `(batch, 1, 1, speech)`, or none.
+
+        Returns:
+            The layer's output `(batch, d_model)`.
+        """
         layer = self.layer
         states, own = layer.self_attn_layer_norm(hidden_states), layer.self_attn
         new = [self._heads(own, few_rows_linear(project, states)[:, None]) for project in (own.k_proj, own.v_proj)]
@@ -157,8 +166,7 @@ class LayerLoop:
         hidden_states = hidden_states + self._attend(own, states, *past, None)
         states = layer.encoder_attn_layer_norm(hidden_states)
         speech = [cache[: self.count] for cache in self.speech]
-        mask = None if self.speech_mask is None else self.speech_mask[: self.count]
-        hidden_states = hidden_states + self._attend(layer.encoder_attn, states, *speech, mask)
+        hidden_states = hidden_states + self._attend(layer.encoder_attn, states, *speech, speech_mask)
         states = layer.activation_fn(few_rows_linear(layer.fc1, layer.final_layer_norm(hidden_states)))
         return hidden_states + few_rows_linear(layer.fc2, states)
 
@@ -183,9 +191,3 @@ class LayerLoop:
         self.count -= 1
         for cache in (*self.speech, *self.tokens):
             cache[row] = cache[self.count]
-        # The mask is shared by all layers, in which this happens at the same time: it is not changed in place.
-        if self.speech_mask is not None:
-            order = list(range(self.count))
-            if row < self.count:
-                order[row] = self.count
-            self.speech_mask = self.speech_mask[order]

@@ -9,6 +9,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from .alignment_loop import can_run, greedy_alignment
 from .nearest import alignment_distance
 from .prompt import splice
 
@@ -106,8 +107,8 @@ class SeamGenerationMixin(GenerationMixin):
         """
         Algorithm 1: the nearest token of each predicted embedding, fed back, until `<EOA>`.
 
-        The loop is the stock one of `GenerationMixin` on the aligner, whose logits are minus the distances. Of a CTC
-        head, its most probable path, which takes no arguments and has no distances.
+        Greedy search is a loop of its own; anything else is that of `GenerationMixin` on the aligner, whose logits are
+        minus the distances. Of a CTC head, its most probable path, which takes no arguments and has no distances.
 
         Args:
             speech_states, speech_mask: what `encode` returned.
@@ -128,17 +129,29 @@ class SeamGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"max_new_tokens is {generation_config.max_new_tokens}, but the aligner has positions for {limit}."
             )
-        if kwargs.get("streamer") is not None:
-            nothing = torch.empty(len(speech_states), 0, dtype=torch.long)
-            kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], nothing)
-        loop = self.aligner.generate(
-            encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
-            attention_mask=speech_mask,
-            lookup=self.lookup,
-            generation_config=generation_config,
-            **kwargs,
-        )
-        sequences = loop.sequences[:, 1:]
+        if can_run(self.aligner, generation_config, kwargs):
+            loop = {}
+            sequences = greedy_alignment(
+                self.aligner,
+                self.lookup,
+                speech_states,
+                speech_mask,
+                self.config.boa_token_id,
+                self.config.eoa_token_id,
+                generation_config.max_new_tokens,
+            )
+        else:
+            if kwargs.get("streamer") is not None:
+                nothing = torch.empty(len(speech_states), 0, dtype=torch.long)
+                kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], nothing)
+            loop = self.aligner.generate(
+                encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
+                attention_mask=speech_mask,
+                lookup=self.lookup,
+                generation_config=generation_config,
+                **kwargs,
+            )
+            sequences = loop.sequences[:, 1:]
         ended = (sequences == self.config.eoa_token_id).cumsum(-1) > 0
         longest = int((~ended).sum(-1).max())
         sequences, mask = sequences[:, :longest], (~ended[:, :longest]).long()
