@@ -59,6 +59,9 @@ class SeamConfig(PreTrainedConfig):
         lookup_excluded_ids (`list[int]`, *optional*):
             Ids that the nearest-neighbour lookup never returns: special tokens and rows that no text uses.
             `eoa_token_id` is always reachable.
+        active_vocabulary (`list[int]`, *optional*):
+            The only ids that the lookup returns, beside `eoa_token_id`: those that the training text uses. The others
+            are not even compared, which makes the lookup cheaper. By default the whole vocabulary.
         alignment_lambda (`float`, *optional*, defaults to 0.5):
             Weight of the squared distance against the cosine term (lambda of Eq. 3 and Eq. 7).
         alignment_reduction (`str`, *optional*, defaults to `"sum"`):
@@ -100,6 +103,7 @@ class SeamConfig(PreTrainedConfig):
     audio_token_id: int = 151669
     prompt_token_ids: list[int] | None = None
     lookup_excluded_ids: list[int] | None = None
+    active_vocabulary: list[int] | None = None
     alignment_lambda: float | int = 0.5
     alignment_reduction: str = "sum"
     llm_inputs: str = "nearest"
@@ -196,9 +200,13 @@ class SeamConfig(PreTrainedConfig):
                 f"prompt_token_ids must hold audio_token_id ({self.audio_token_id}) exactly once, "
                 f"found {self.prompt_token_ids.count(self.audio_token_id)} times."
             )
-        outside = [i for i in self.lookup_excluded_ids or () if not 0 <= i < vocab_size]
-        if outside:
-            raise ValueError(f"lookup_excluded_ids holds {outside[0]}, outside the vocabulary of {vocab_size} ids.")
+        for name in ("lookup_excluded_ids", "active_vocabulary"):
+            outside = [i for i in getattr(self, name) or () if not 0 <= i < vocab_size]
+            if outside:
+                raise ValueError(f"{name} holds {outside[0]}, outside the vocabulary of {vocab_size} ids.")
+        never = {*(self.lookup_excluded_ids or ()), self.eoa_token_id}
+        if self.active_vocabulary is not None and never.issuperset(self.active_vocabulary):
+            raise ValueError("active_vocabulary holds no text token that may be returned; null stands for all.")
         for name, accepted in (
             ("alignment_reduction", ALIGNMENT_REDUCTIONS),
             ("llm_inputs", LLM_INPUTS),

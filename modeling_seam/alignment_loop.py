@@ -63,6 +63,11 @@ def can_run(aligner: SeamAligner, generation_config: GenerationConfig, arguments
     )
 
 
+def asks(tokens: torch.Tensor, position: int) -> bool:
+    """Whether the host looks after this position which rows have ended."""
+    return tokens.device.type == "cpu" or (position + 1) % ASK_EVERY == 0
+
+
 def greedy_alignment(
     aligner: SeamAligner,
     lookup: NearestToken,
@@ -106,7 +111,7 @@ def greedy_alignment(
             hidden_states = layer.step(hidden_states, position, speech_mask)
         tokens = lookup.nearest(few_rows_linear(aligner.output_projection, aligner.layer_norm(hidden_states)))
         sequences[rows, position] = tokens
-        if tokens.device.type != "cpu" and (position + 1) % ASK_EVERY:
+        if not asks(tokens, position):
             continue
         ended = ((sequences[rows, : position + 1] == eoa_token_id).any(-1)).nonzero().flatten().tolist()
         for row in reversed(ended):

@@ -137,9 +137,12 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         key = (table.data_ptr(), table._version, table.dtype, table.device)
         if self._lookup is None or self._lookup[0] != key:
             excluded = [i for i in self.config.lookup_excluded_ids or () if i != self.config.eoa_token_id]
+            active = self.config.active_vocabulary
+            if active is not None:
+                active = [*active, self.config.eoa_token_id]
             self._lookup = (
                 key,
-                NearestToken(table, self.config.alignment_lambda, self.config.alignment_reduction, excluded),
+                NearestToken(table, self.config.alignment_lambda, self.config.alignment_reduction, excluded, active),
             )
         return self._lookup[1]
 

@@ -16,7 +16,9 @@ def test_defaults_are_the_papers_sizes():
 
 
 def test_round_trip(tmp_path):
-    config = SeamConfig(alignment_lambda=0.25, prompt_token_ids=[1, 151669, 2], lookup_excluded_ids=[5])
+    config = SeamConfig(
+        alignment_lambda=0.25, prompt_token_ids=[1, 151669, 2], lookup_excluded_ids=[5], active_vocabulary=[6]
+    )
     config.save_pretrained(tmp_path)
     assert SeamConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
     assert "id2label" not in (tmp_path / "config.json").read_text()  # what every config has is left out of the parts
@@ -36,6 +38,9 @@ def test_round_trip(tmp_path):
         ({"prompt_token_ids": [1, 2]}, "exactly once, found 0"),
         ({"prompt_token_ids": [151669, 151669]}, "exactly once, found 2"),
         ({"lookup_excluded_ids": [151936]}, "lookup_excluded_ids holds 151936"),
+        ({"active_vocabulary": [3, 151936]}, "active_vocabulary holds 151936, outside"),
+        ({"active_vocabulary": []}, "active_vocabulary holds no text token"),
+        ({"active_vocabulary": [7, 151645], "lookup_excluded_ids": [7]}, "active_vocabulary holds no text token"),
         ({"aligner_config": {"d_model": 64, "decoder_attention_heads": 4}}, "aligner_config.d_model is 64"),
         ({"aligner_config": {"d_model": 1280, "decoder_attention_heads": 7}}, "multiple of"),
     ],

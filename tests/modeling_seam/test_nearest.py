@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from seam.modeling_seam import nearest as nearest_module
 from seam.modeling_seam.nearest import NearestToken, alignment_distance
 
 
@@ -88,3 +89,131 @@ def test_closest_other_sees_a_twin():
     table[9] = table[4] + 1e-3
     assert NearestToken(table, 0.5, "sum", []).closest_other(4)[0] == 9
     assert NearestToken(table, 0.5, "sum", []).closest_other(4)[1] > 0.999
+
+
+def test_only_the_active_vocabulary_is_returned():
+    table = torch.randn(50, 24)
+    lookup = NearestToken(table, 0.5, "sum", [9], active_ids=[30, 4, 9, 12])
+    distances = NearestToken(table, 0.5, "sum", []).distances(table)
+    expected = torch.full_like(distances, torch.inf)
+    expected[:, [4, 12, 30]] = distances[:, [4, 12, 30]]
+    torch.testing.assert_close(lookup.distances(table), expected)
+    assert torch.equal(lookup.nearest(table), expected.argmin(-1))
+    assert lookup.nearest(table)[[4, 12, 30]].tolist() == [4, 12, 30]
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Tables of the tests are large ones: they are not compared directly."""
+    monkeypatch.setattr(nearest_module, "SMALL_TABLE", 600)
+
+
+def near_duplicates(rows, dim, dtype):
+    """Groups of ten that differ by less than a bf16 product can tell."""
+    base = torch.randn(rows // 10, dim)
+    return (base.repeat_interleave(10, 0) * (1 + 2e-3 * torch.randn(rows, dim))).to(dtype)
+
+
+TABLES = {
+    "ordinary": lambda dtype: (torch.randn(900, 48) * torch.rand(900, 1)).to(dtype),
+    "near duplicates": lambda dtype: near_duplicates(900, 48, dtype),
+    "exact duplicates": lambda dtype: torch.randn(90, 48).to(dtype).repeat(10, 1),
+    "norms of all sizes": lambda dtype: (torch.randn(900, 48) * 10 ** torch.randn(900, 1)).to(dtype),
+    "tiny": lambda dtype: (torch.randn(900, 48) * 1e-6).to(dtype),
+    "zero vectors": lambda dtype: (torch.randn(900, 48) * (torch.rand(900, 1) > 0.5)).to(dtype),
+    "one direction": lambda dtype: (torch.ones(900, 48) * torch.rand(900, 1) + 1e-3 * torch.randn(900, 48)).to(dtype),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_a_large_table_gives_the_ids_of_the_fp32_distances(large, dtype, kind, weight, reduction):
+    torch.manual_seed(0)
+    table = TABLES[kind](dtype)
+    lookup = NearestToken(table, weight, reduction, [3, 7])
+    one, other = table[torch.randint(900, (2, 150))].float()
+    predicted = torch.cat([one, (one + other) / 2, one + 0.3 * torch.randn_like(one) * one.norm(dim=-1)[:, None] / 7])
+    predicted = torch.cat([predicted, torch.zeros(1, 48), 1e3 * predicted[:5], 1e-7 * predicted[5:10]])
+    nearest = lookup.nearest(predicted)
+    distances = lookup.distances(predicted)
+    chosen = distances.gather(1, nearest[:, None])[:, 0]
+    least, same = distances.min(-1).values, distances.argmin(-1)
+    # What fp32 cannot tell apart, in whatever order it adds, are the terms' own roundings.
+    norms = table[torch.stack([same, nearest])].float().norm(dim=-1).amax(0)
+    terms = 1 + weight * (predicted.norm(dim=-1) + norms).square()
+    assert (chosen - least <= 1e-6 * terms).all()
+    second = distances.topk(2, largest=False).values[:, 1]
+    clear = second - least > 1e-6 * terms
+    assert torch.equal(nearest[clear], same[clear])
+    assert not {3, 7} & set(nearest.tolist())
+    if kind == "ordinary":
+        assert clear.float().mean() > 0.9, "the test needs answers that are clear"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_rows_the_lowest_id_is_returned(large, dtype):
+    torch.manual_seed(0)
+    table = torch.randn(90, 48).to(dtype)
+    lookup = NearestToken(table.repeat(10, 1), 0.5, "sum", [5])
+    assert lookup.nearest(table.float()).tolist() == [95 if row == 5 else row for row in range(90)]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_bound_holds_for_every_distance(large, scale, weight, dtype):
+    """Against Eq. 7 in fp64, for vectors whose roundings all point the same way."""
+    torch.manual_seed(0)
+    up = 1 + 2.0**-8 - 2.0**-16  # just below the middle of two bf16 numbers: rounds down by the most
+    table = (torch.cat([torch.randn(400, 64), torch.full((20, 64), up), -torch.full((20, 64), up)])).to(dtype)
+    predicted = scale * torch.cat([torch.randn(30, 64), torch.full((1, 64), up), table[:30].float()])
+    lookup = NearestToken(table, weight, "sum", [])
+    coarse, square = predicted.bfloat16(), predicted.square().sum(-1, keepdim=True)
+    approximate = lookup._from_products((coarse @ lookup._coarse.T).float(), square)
+    error = (approximate.double() - printed_distance(predicted[:, None], table[None], weight, "sum")).abs()
+    bound = lookup._largest_error(predicted, coarse, square)
+    assert (error <= bound).all()
+    assert (error > bound / 50).any(), "a bound that is never approached tests nothing"
+
+
+def test_where_many_may_be_nearest_all_are_measured(large, monkeypatch):
+    monkeypatch.setattr(nearest_module, "SHORTLIST", 20)
+    torch.manual_seed(0)
+    table = torch.randn(900, 48)
+    table[100:200] = table[100] * (1 + 1e-2 * torch.randn(100, 48))
+    lookup = NearestToken(table, 0.5, "sum", [])
+    assert lookup.nearest(table[:100]).tolist() == list(range(100))
+    assert lookup.direct_rows == 0
+    assert lookup.nearest(table[100:150]).tolist() == list(range(100, 150))
+    assert lookup.direct_rows == 50
+
+
+def test_overflow_is_measured_directly(large):
+    torch.manual_seed(0)
+    table = torch.randn(900, 48)
+    lookup = NearestToken(table, 0.0, "sum", [])
+    predicted = torch.full((2, 48), 3.4e38)  # infinite in bf16
+    predicted[1] = table[4]
+    assert lookup.nearest(predicted)[1] == 4
+    assert lookup.direct_rows == 1
+
+
+def test_a_large_half_precision_table_is_not_copied(large):
+    table = torch.randn(900, 48).bfloat16()
+    lookup = NearestToken(table, 0.5, "sum", [])
+    lookup.nearest(table[:20])
+    lookup.distances(table[:20])
+    kept = [value for value in vars(lookup).values() if torch.is_tensor(value) and value.dim() == 2]
+    assert all(value.data_ptr() == table.data_ptr() for value in kept)
+
+
+def test_the_active_vocabulary_of_a_large_table(large):
+    torch.manual_seed(0)
+    table = torch.randn(900, 48).bfloat16()
+    active = torch.randperm(900)[:300].tolist()
+    lookup = NearestToken(table, 0.5, "sum", active[:2], active)
+    predicted = torch.randn(200, 48)
+    assert torch.equal(lookup.nearest(predicted), lookup.distances(predicted).argmin(-1))
+    assert set(lookup.nearest(predicted).tolist()) <= set(active[2:])

@@ -1,0 +1,204 @@
+"""The loop of Stage 1 against the stock one on the same aligner, token for token."""
+
+import pytest
+import torch
+from transformers import GenerationConfig
+from transformers.modeling_outputs import BaseModelOutput
+
+from seam.modeling_seam import alignment_loop, generation
+from seam.modeling_seam.alignment_loop import can_run, greedy_alignment
+
+
+def speech_of(model, lengths, longest):
+    states = torch.randn(len(lengths), longest, model.config.aligner_config.d_model)
+    return states, (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def ending(request, build_model):
+    """A model whose random aligner ends rows after different numbers of tokens: <EOA> is one of those it writes."""
+    model = build_model()
+    model.set_attn_implementation(request.param)
+    torch.manual_seed(0)
+    states, mask = speech_of(model, [20] * 16, 20)
+    written = model.align(states, mask).sequences
+    # Of the tokens that some rows never write, the one that most rows write.
+    counts = {t: int((written == t).any(-1).sum()) for t in set(written[:, 2:].flatten().tolist())}
+    token = max((t for t, count in counts.items() if count < 12), key=counts.get)
+    model.config.eoa_token_id = token
+    return model
+
+
+@pytest.fixture
+def stock_align(monkeypatch):
+    """`align` by the loop of `GenerationMixin`."""
+
+    def align(model, *args, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(generation, "can_run", lambda *_: False)
+            return model.align(*args, **kwargs)
+
+    return align
+
+
+def assert_same(one, other):
+    assert torch.equal(one.sequences.masked_fill(one.mask == 0, -1), other.sequences.masked_fill(other.mask == 0, -1))
+    assert torch.equal(one.sequences, other.sequences)
+    assert torch.equal(one.mask, other.mask)
+
+
+def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        generation, "greedy_alignment", lambda *args: calls.append(len(args[2])) or greedy_alignment(*args)
+    )
+    monkeypatch.setattr(alignment_loop, "FIRST_POSITIONS", 4)  # the cache grows
+    generator = torch.Generator().manual_seed(1)
+    lengths = set()
+
+    def draw(low, high):
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    for case in range(150):
+        torch.manual_seed(case)
+        longest = draw(1, 40)
+        states, mask = speech_of(ending, [draw(1, longest) for _ in range(draw(1, 16))], longest)
+        if draw(0, 3) == 0:
+            mask = None
+        kwargs = {"max_new_tokens": draw(1, 23)} if draw(0, 1) else {}
+        own, stock = ending.align(states, mask, **kwargs), stock_align(ending, states, mask, **kwargs)
+        assert_same(own, stock)
+        lengths |= set(own.mask.sum(-1).tolist())
+    assert len(calls) == 150
+    assert len(lengths) > 10 and 23 in lengths, "the test needs rows that end early, and some that never do"
+
+
+def test_distances_are_those_of_the_stock_loop(ending, stock_align):
+    torch.manual_seed(2)
+    states, mask = speech_of(ending, [9, 30, 17, 2, 25], 30)
+    own = ending.align(states, mask, return_distances=True)
+    stock = stock_align(ending, states, mask, return_distances=True)
+    assert_same(own, stock)
+    torch.testing.assert_close(own.distances, stock.distances)
+    torch.testing.assert_close(own.aligned_embeds, stock.aligned_embeds)
+
+
+@pytest.mark.parametrize("every", [3, 8])
+def test_asking_less_often_changes_nothing(ending, monkeypatch, every):
+    """As off the CPU, where rows that have ended go on for a while."""
+    torch.manual_seed(3)
+    states, mask = speech_of(ending, [9, 30, 17, 2, 25], 30)
+    expected = ending.align(states, mask)
+    monkeypatch.setattr(alignment_loop, "asks", lambda tokens, position: (position + 1) % every == 0)
+    assert_same(ending.align(states, mask), expected)
+
+
+def test_ended_rows_leave_the_batch(ending, monkeypatch):
+    torch.manual_seed(4)
+    states, mask = speech_of(ending, [20] * 12, 20)
+    sizes, find = [], ending.lookup.nearest
+    monkeypatch.setattr(ending.lookup, "nearest", lambda predicted: sizes.append(len(predicted)) or find(predicted))
+    alignment = ending.align(states, mask)
+    wanted = alignment.mask.sum(-1) + 1  # steps of each row: its tokens and <EOA>
+    assert sizes == [int((wanted > step).sum()) for step in range(len(sizes))]
+    assert min(sizes) < 12
+
+
+def test_a_batch_that_has_ended_stops(build_model, monkeypatch):
+    model = build_model()
+    with torch.no_grad():  # every prediction is <EOA> itself
+        model.aligner.layer_norm.weight.zero_()
+        model.aligner.layer_norm.bias.fill_(1.0)
+        eoa = model.get_input_embeddings().weight[model.config.eoa_token_id]
+        width = model.aligner.output_projection.weight.shape[1]
+        model.aligner.output_projection.weight.copy_(eoa[:, None].expand(-1, width) / width)
+    states, mask = speech_of(model, [5, 6], 6)
+    ids = (model.config.boa_token_id, model.config.eoa_token_id)
+    assert greedy_alignment(model.aligner, model.lookup, states, mask, *ids, 20).tolist() == [[ids[1]], [ids[1]]]
+    assert model.align(states, mask).sequences.shape == (2, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_follows_the_predictions(build_model, dtype):
+    """Every token is the nearest, or as near as rounding can tell, to what the parallel pass predicts for it."""
+    model = build_model().to(dtype)
+    torch.manual_seed(5)
+    states, mask = speech_of(model, [9, 30, 17, 2, 25], 30)
+    alignment = model.align(states.to(dtype), mask, return_distances=True)
+    least = model.lookup.distances(alignment.aligned_embeds).min(-1).values
+    excess = (alignment.distances - least)[alignment.mask.bool()]
+    assert excess.numel() > 50
+    assert (excess <= 0.02 * least[alignment.mask.bool()].abs().clamp_min(1)).float().mean() > 0.95
+
+
+def test_the_active_vocabulary_is_all_that_is_written(build_model, stock_align):
+    torch.manual_seed(6)
+    model = build_model()
+    states, mask = speech_of(model, [20] * 8, 20)
+    written = model.align(states, mask).sequences.unique().tolist()
+    some = build_model(active_vocabulary=written[::2])
+    alignment = some.align(states, mask)
+    assert set(alignment.sequences[alignment.mask.bool()].tolist()) <= set(written[::2])
+    assert alignment.mask.any()
+    assert_same(alignment, stock_align(some, states, mask))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2},
+        {"do_sample": True},
+        {"output_scores": True},
+        {"repetition_penalty": 1.3},
+        {"suppress_tokens": [5]},
+        {"num_return_sequences": 2, "do_sample": True},
+        {"cache_implementation": "quantized"},
+        {"stop_strings": ["a"]},
+        {"max_time": 3.0},
+        {"min_new_tokens": 4},
+    ],
+)
+def test_any_other_search_is_the_stock_loops(model, settings):
+    assert not can_run(model.aligner, GenerationConfig(**settings), {})
+
+
+def test_what_else_is_the_stock_loops(build_model):
+    model = build_model()
+    plain = GenerationConfig(max_new_tokens=4, eos_token_id=3, pad_token_id=3, return_dict_in_generate=True)
+    assert can_run(model.aligner, plain, {"streamer": None})
+    assert can_run(model.aligner, GenerationConfig(cache_implementation="static"), {})
+    assert not can_run(model.aligner, plain, {"streamer": object()})
+    assert not can_run(model.aligner.train(), plain, {})
+    model.aligner.eval().generation_config.num_beams = 2
+    assert not can_run(model.aligner, plain, {})
+    compiled = build_model()
+    compiled.aligner.compile(backend="eager")
+    assert not can_run(compiled.aligner, plain, {})
+
+
+def test_processors_act_on_stage_1(model):
+    """They are the stock loop's; the first token is another one when it is forbidden."""
+    torch.manual_seed(7)
+    states, mask = speech_of(model, [20], 20)
+    first = int(model.align(states, mask).sequences[0, 0])
+    assert int(model.align(states, mask, suppress_tokens=[first]).sequences[0, 0]) != first
+
+
+def test_a_step_is_the_aligners(model):
+    """One position after another gives what the aligner's own forward gives for all at once."""
+    torch.manual_seed(8)
+    states, mask = speech_of(model, [20, 20], 20)
+    ids = torch.randint(0, 300, (2, 6))
+    expected = model.aligner(
+        decoder_input_ids=ids, encoder_outputs=BaseModelOutput(last_hidden_state=states), lookup=model.lookup
+    ).aligned_embeds
+    aligner = model.aligner
+    layers = [alignment_loop.LayerLoop(layer, "sdpa", states) for layer in aligner.layers]
+    with torch.no_grad():
+        for position in range(6):
+            hidden = aligner.input_projection(model.lookup.embed(ids[:, position]))
+            hidden = hidden + aligner.embed_positions.weight[position]
+            for layer in layers:
+                hidden = layer.step(hidden, position, None)
+            predicted = aligner.output_projection(aligner.layer_norm(hidden))
+            torch.testing.assert_close(predicted, expected[:, position], rtol=1e-4, atol=1e-5)
