@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
@@ -12,6 +13,7 @@ from transformers.utils import ModelOutput
 from .alignment_loop import can_run, greedy_alignment
 from .nearest import alignment_distance
 from .prompt import splice
+from .verification import is_sliding, verifies, write
 
 
 @dataclass
@@ -48,6 +50,10 @@ class SeamGenerateOutput(ModelOutput):
             Stage 1 heard nothing they are minus infinity.
         alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`]. Of a bridge
             without a Stage 1, the embeddings that it made and their mask.
+        llm_forwards, accepted_tokens, rejected_tokens (`torch.LongTensor` of shape `(batch,)`, *optional*):
+            When the transcript was written by checking Stage 1's (`verify`): the forwards of the language model in
+            which the row took part, and the tokens of Stage 1 that it agreed with and did not. A token that was
+            proposed again counts again.
     """
 
     sequences: torch.LongTensor | None = None
@@ -59,10 +65,15 @@ class SeamGenerateOutput(ModelOutput):
     alignment_mask: torch.LongTensor | None = None
     alignment_distances: torch.FloatTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
+    llm_forwards: torch.LongTensor | None = None
+    accepted_tokens: torch.LongTensor | None = None
+    rejected_tokens: torch.LongTensor | None = None
 
 
 # What a loop reports about its choices, by the value that stands for "no choice was made here".
 REPORTS = {"sequences_scores": -torch.inf, "scores": -torch.inf, "logits": -torch.inf, "beam_indices": -1}
+# What checking a draft reports, by the value of rows in which nothing was heard.
+COUNTS = {"llm_forwards": 0, "accepted_tokens": 0, "rejected_tokens": 0}
 
 
 class TranscriptStreamer:
@@ -181,6 +192,7 @@ class SeamGenerationMixin(GenerationMixin):
         first_token_guidance: bool = True,
         use_llm: bool | None = None,
         return_dict_in_generate: bool | None = None,
+        verify: bool = True,
         generation_config: GenerationConfig | None = None,
         labels: torch.LongTensor | None = None,
         **kwargs,
@@ -201,6 +213,9 @@ class SeamGenerationMixin(GenerationMixin):
                 LLM is present.
             return_dict_in_generate (`bool`, *optional*): also return what Stage 1 heard, and `output_scores` and the
                 like; by default as the generation config says.
+            verify (`bool`, *optional*, defaults to `True`): let the language model check Stage 1's tokens, many in one
+                forward, instead of writing every token by itself. The transcript is the same. For greedy search with a
+                dynamic cache and nothing that looks at every step; anything else is written by the stock loop anyway.
             generation_config, kwargs: of `GenerationMixin.generate`, for the loop that writes the transcript: the
                 language model's, or Stage 1's with `use_llm=False`.
             labels: ignored; `Trainer` passes the whole batch.
@@ -235,7 +250,8 @@ class SeamGenerationMixin(GenerationMixin):
             else:
                 aligned, mask = self.aligner(speech_states, speech_mask)
                 alignment.aligned_embeds, alignment.mask, guides = aligned, mask, mask.new_empty(len(mask), 0)
-            written = self._write(aligned, mask, guides, prompts, generation_config, pad, kwargs)
+            drafts = alignment.sequences if verify else None  # none of a bridge without a Stage 1
+            written = self._write(aligned, mask, guides, prompts, drafts, generation_config, pad, kwargs)
         else:
             written = {name: alignment.get(name) for name in REPORTS}
             written["sequences"] = alignment.sequences.masked_fill(alignment.mask == 0, pad)
@@ -256,11 +272,12 @@ class SeamGenerationMixin(GenerationMixin):
         return self.config.eoa_token_id
 
     def _write(
-        self, aligned_embeds, aligned_mask, guides, prompts, generation_config, pad, kwargs
+        self, aligned_embeds, aligned_mask, guides, prompts, drafts, generation_config, pad, kwargs
     ) -> dict[str, torch.Tensor | tuple[torch.Tensor, ...] | None]:
         """
-        The language model's loop over the rows in which something was heard: `sequences` and `REPORTS`. `guides`: the
-        first tokens `(batch, 1)`, or none `(batch, 0)`.
+        The language model's loop over the rows in which something was heard: `sequences`, `REPORTS` and `COUNTS`.
+        `guides`: the first tokens `(batch, 1)`, or none `(batch, 0)`. `drafts`: Stage 1's tokens, where `aligned_mask`
+        is 1, to be checked; or `None`.
         """
         generation_config = copy.deepcopy(generation_config or self.generation_config)
         generation_config.pad_token_id = pad
@@ -275,23 +292,36 @@ class SeamGenerationMixin(GenerationMixin):
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], guide)
         if is_guided and generation_config.max_new_tokens is not None:
             generation_config.max_new_tokens -= 1  # the guide is part of the transcript: it counts
+        is_checked = (
+            drafts is not None
+            and (kwargs.get("streamer") is None or len(heard) <= 1)
+            and verifies(self.language_model, generation_config, kwargs)
+        )
         if not heard or generation_config.max_new_tokens == 0:
             written = {"sequences": guide.repeat_interleave(copies, dim=0)}
+            if is_checked:
+                written |= dict.fromkeys(COUNTS, guide.new_zeros(len(heard)))
             if kwargs.get("streamer") is not None:
                 kwargs["streamer"].end()
         else:
+            prompts = [prompts[row] for row in heard]
+            prefix = self._prefix_ids(prompts) if is_checked else []
             embeds, mask = splice(
                 self.get_input_embeddings(),
-                [prompts[row] for row in heard],
+                [prompt[len(prefix) :] for prompt in prompts],
                 self.config.audio_token_id,
                 [aligned_embeds[row][aligned_mask[row].bool()] for row in heard],
                 list(guide),
             )
-            if is_guided:
-                kwargs["input_ids"] = guide  # shows it to processors and stopping criteria
-            written = self.language_model.generate(
-                inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
-            )
+            if is_checked:
+                drafts = [drafts[row][aligned_mask[row].bool()].tolist() for row in heard]
+                written = self._check(embeds, mask, drafts, guide, prefix, generation_config, kwargs.get("streamer"))
+            else:
+                if is_guided:
+                    kwargs["input_ids"] = guide  # shows it to processors and stopping criteria
+                written = self.language_model.generate(
+                    inputs_embeds=embeds, attention_mask=mask, generation_config=generation_config, **kwargs
+                )
 
         def spread(rows: torch.Tensor, value: float) -> torch.Tensor:
             """Rows of what was heard to rows of the batch."""
@@ -301,7 +331,7 @@ class SeamGenerationMixin(GenerationMixin):
             return everything.flatten(0, 1)
 
         result = {}
-        for name, value in REPORTS.items():
+        for name, value in {**REPORTS, **COUNTS}.items():
             report = written.get(name)
             if isinstance(report, tuple):
                 result[name] = tuple(spread(step, value) for step in report)
@@ -312,6 +342,43 @@ class SeamGenerationMixin(GenerationMixin):
         else:
             result["sequences"] = guides.new_empty(batch_size * copies, 0)
         return result
+
+    def _prefix_ids(self, prompts: list[torch.LongTensor]) -> list[int]:
+        """
+        The instruction before the audio in the config's prompt, if its keys and values can be kept: all of these
+        prompts begin with it, and the language model does not change and does not care about the padding that a batch
+        then has between prefix and audio, as sliding windows do.
+        """
+        default, config = self.config.prompt_token_ids or [], self.language_model.config.get_text_config(decoder=True)
+        if self.training or is_sliding(config) or self.config.audio_token_id not in default:
+            return []
+        prefix = list(default[: default.index(self.config.audio_token_id)])
+        return prefix if all(prompt[: len(prefix)].tolist() == prefix for prompt in prompts) else []
+
+    def _check(self, embeds, mask, drafts, guide, prefix, generation_config, streamer) -> dict[str, torch.LongTensor]:
+        """`verification.write` in the place of `language_model.generate`: `sequences` and `COUNTS`."""
+        if streamer is not None:
+            streamer.put(guide.cpu())  # the prompt, which the stock loop announces
+        ends = generation_config.eos_token_id
+        if ends is None:
+            ends = self.language_model.generation_config.eos_token_id
+        rows = write(
+            self.language_model,
+            embeds,
+            mask,
+            drafts,
+            guides=guide.tolist(),
+            max_new_tokens=generation_config.max_new_tokens,
+            end_token_ids=set() if ends is None else set(torch.as_tensor(ends).flatten().tolist()),
+            prefix=self._prefix.states(self.language_model, prefix) if prefix else [],
+            streamer=streamer,
+        )
+        written = [torch.tensor(row.written, device=guide.device) for row in rows]
+        counts = torch.tensor([[row.forwards, row.accepted, row.rejected] for row in rows], device=guide.device)
+        return {
+            "sequences": pad_sequence(written, batch_first=True, padding_value=generation_config.pad_token_id),
+            **dict(zip(COUNTS, counts.unbind(-1), strict=True)),
+        }
 
 
 def _update(generation_config: GenerationConfig, kwargs: dict) -> dict:

@@ -22,7 +22,9 @@ from .few_rows import few_rows_product  # noqa: F401  as above
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
 from .pipeline import SeamPipeline  # noqa: F401  as above
+from .prefix import PromptPrefix
 from .prompt import splice
+from .verification import write  # noqa: F401  as above
 from .weights import weight_files  # noqa: F401  as above
 
 logger = logging.get_logger(__name__)
@@ -91,6 +93,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         if config.learned_mask:
             self.mask_embedding = nn.Parameter(torch.zeros(text_config.hidden_size), requires_grad=False)
         self._lookup: tuple | None = None
+        self._prefix = PromptPrefix()
         self.post_init()
         # The backbones are frozen throughout; what a stage trains, its trainer switches on.
         self.encoder.requires_grad_(False)
@@ -99,6 +102,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
     def train(self, mode: bool = True) -> "SeamForSpeechRecognition":
         """As in torch, except that a part without trained parameters stays in evaluation mode: frozen is frozen."""
         super().train(mode)
+        self._prefix = PromptPrefix()  # training may change weights unseen
         for part in (self.encoder, self.aligner, self.language_model):
             if not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
