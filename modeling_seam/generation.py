@@ -214,8 +214,9 @@ class SeamGenerationMixin(GenerationMixin):
             return_dict_in_generate (`bool`, *optional*): also return what Stage 1 heard, and `output_scores` and the
                 like; by default as the generation config says.
             verify (`bool`, *optional*, defaults to `True`): let the language model check Stage 1's tokens, many in one
-                forward, instead of writing every token by itself. The transcript is the same. For greedy search with a
-                dynamic cache and nothing that looks at every step; anything else is written by the stock loop anyway.
+                forward, instead of writing one token after the other. The transcript is the same. For greedy search
+                that nothing else looks at (no processors, criteria or scores); the rest is left to the stock loop, and
+                so is, on an accelerator, `cache_implementation="static"`, whose step that loop compiles.
             generation_config, kwargs: of `GenerationMixin.generate`, for the loop that writes the transcript: the
                 language model's, or Stage 1's with `use_llm=False`.
             labels: ignored; `Trainer` passes the whole batch.
@@ -282,6 +283,8 @@ class SeamGenerationMixin(GenerationMixin):
         generation_config = copy.deepcopy(generation_config or self.generation_config)
         generation_config.pad_token_id = pad
         generation_config.return_dict_in_generate = True
+        if generation_config.use_cache is None:
+            generation_config.use_cache = True  # a language model that was trained says False, which is about training
         kwargs = _update(generation_config, kwargs)
         copies = generation_config.num_return_sequences or 1
         batch_size = len(aligned_mask)
@@ -371,6 +374,7 @@ class SeamGenerationMixin(GenerationMixin):
             max_new_tokens=generation_config.max_new_tokens,
             end_token_ids=set() if ends is None else set(torch.as_tensor(ends).flatten().tolist()),
             prefix=self._prefix.states(self.language_model, prefix) if prefix else [],
+            static_cache=generation_config.cache_implementation == "static",
             streamer=streamer,
         )
         written = [torch.tensor(row.written, device=guide.device) for row in rows]

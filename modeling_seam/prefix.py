@@ -25,8 +25,8 @@ class PromptPrefix:
             self._states = []
             if ids:
                 cache = DynamicCache()
-                row = torch.tensor([ids], device=language_model.device)
-                language_model(input_ids=row, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                embeds = language_model.get_input_embeddings()(torch.tensor([ids], device=language_model.device))
+                language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 self._states = [(layer.keys, layer.values) for layer in cache.layers]
             self._state = state
         return self._states

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    Cache,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    StaticCache,
+)
+from transformers.cache_utils import StaticLayer
 from transformers.generation.streamers import BaseStreamer
 
 from .prompt import left_pad
@@ -28,16 +37,16 @@ STAKE = 0.08
 # Tokens back, and draft tokens either way, that are looked at to find where the draft goes on.
 WINDOW = 8
 
-# Fields of a generation config that change nothing in greedy search but its ends, and values that mean "off".
+# Fields of a generation config that change nothing in greedy search but its ends, and values that mean "off" (so do
+# `None` and, but for the cache, `False`).
 FREE_FIELDS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "max_new_tokens", "max_length"),
     *("temperature", "top_k", "top_p", "return_dict_in_generate"),
     *("transformers_version", "_from_model_config", "_commit_hash"),
 }
 OFF = {
-    **{"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "use_cache": True},
-    **{"cache_implementation": "dynamic", "repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
-    **{"output_scores": False, "output_logits": False, "output_attentions": False, "output_hidden_states": False},
+    **{"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
+    **{"use_cache": True, "cache_implementation": "dynamic"},
 }
 ARGUMENTS = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 
@@ -57,10 +66,16 @@ def verifies(language_model: nn.Module, generation_config: GenerationConfig, kwa
         settings[name] = value if settings.get(name) is None else settings[name]
     if settings["max_new_tokens"] is None:
         return False
-    for name, value in settings.items():
-        if value is not None and name not in FREE_FIELDS and not (name in OFF and value == OFF[name]):
-            return False
     kind, config = type(language_model), language_model.config.get_text_config(decoder=True)
+    if settings["cache_implementation"] == "static":
+        # Elsewhere the stock loop compiles its step. Sliding layers forget what a cut would bring back.
+        if language_model.device.type != "cpu" or is_sliding(config) or not kind._can_compile_fullgraph:
+            return False
+        settings["cache_implementation"] = None
+    for name, value in settings.items():
+        is_off = value is None or (name in OFF and value == OFF[name]) or (value is False and name != "use_cache")
+        if not is_off and name not in FREE_FIELDS:
+            return False
     return (
         issubclass(kind, GenerationMixin)
         and kind.generate is GenerationMixin.generate
@@ -136,7 +151,9 @@ class Row:
         self.limit -= len(new)
         self.written += new
         # The model's own token stands for the draft's (substitution), unless the alignment says otherwise.
-        self.place = resume(self.draft, self.written, min(self.place + agreeing + 1, len(self.draft)))
+        self.place = min(self.place + agreeing + 1, len(self.draft))
+        if proposal:
+            self.place = resume(self.draft, self.written, self.place)
         return new
 
 
@@ -196,6 +213,7 @@ def write(
     max_new_tokens: int,
     end_token_ids: set[int],
     prefix: list[tuple[torch.FloatTensor, torch.FloatTensor]] | None = None,
+    static_cache: bool = False,
     streamer: BaseStreamer | None = None,
 ) -> list[Row]:
     """
@@ -213,6 +231,7 @@ def write(
         end_token_ids: any of them ends a row and is written.
         prefix: keys and values `(1, heads, tokens, d_head)` of each layer, of what all prompts begin with and
             `inputs_embeds` therefore leaves out.
+        static_cache: allocate the cache once, at its greatest length.
         streamer: is given each token of a batch of one as soon as it is certain.
 
     Returns:
@@ -222,13 +241,18 @@ def write(
     everything, device, embed = rows, inputs_embeds.device, language_model.get_input_embeddings()
     weights = WEIGHTS_IN_POSITIONS.get(device.type, WEIGHTS_IN_POSITIONS["other"])
     allowed = STAKE * sum(min(len(row.draft) + 1, row.limit) for row in rows) * (weights / len(rows) + 1)
-    # Not the cache that the config asks for, whose sliding layers forget what a cut would bring back. The mask of a
-    # sliding layer follows from the positions in the cache, which are right without holes.
-    cache = DynamicCache()
     mask, slowest = attention_mask.cpu(), 0
+    if prefix:
+        mask = nn.functional.pad(mask, (prefix[0][0].shape[2], 0), value=1)
+    if static_cache:
+        greatest = mask.shape[1] + max_new_tokens + max(map(len, drafts))
+        cache = StaticCache(config=language_model.config, max_cache_len=greatest)
+    else:
+        # Made without the config, so that sliding layers, too, keep what a cut may bring back. Their mask follows from
+        # the places in the cache, which are right without holes.
+        cache = DynamicCache()
     for layer, (keys, values) in enumerate(prefix or []):
         cache.update(keys.expand(len(rows), -1, -1, -1), values.expand(len(rows), -1, -1, -1), layer)
-    mask = nn.functional.pad(mask, (cache.get_seq_length(), 0), value=1)
     while rows:
         length = proposal_length(rows, weights, allowed)
         proposals = [row.propose(length) for row in rows]
@@ -259,7 +283,8 @@ def write(
             # Forwards that were saved: the plain loop waits for its slowest row, too.
             before, slowest = slowest, min(max_new_tokens - row.limit for row in rows)
             allowed += weights * (slowest - before - 1)
-            mask = keep(cache, kept, mask)
+            if len(kept) < len(mask) or not mask[:, mask.shape[1] - length :].all():
+                mask = keep(cache, kept, mask)
             mask = nn.functional.pad(mask, (0, 1), value=1)
             inputs_embeds = embed(torch.tensor([row.written[-1:] for row in rows], device=device)).to(inputs_embeds)
     if streamer is not None:
@@ -267,23 +292,28 @@ def write(
     return everything
 
 
-def keep(cache: DynamicCache, rows: list[int], mask: torch.LongTensor) -> torch.LongTensor:
+def keep(cache: Cache, rows: list[int], mask: torch.LongTensor) -> torch.LongTensor:
     """
     Keep some rows of a cache, and of each the positions that the mask `(batch, positions)` names, moved to the right
     end. Returns the mask of what is kept.
     """
     index, kept = left_pad([mask[row].nonzero().flatten() for row in rows])
-    stop = int(index[0, -1]) + 1
-    start = stop - index.shape[1]
-    is_slice = len(rows) == len(mask) and bool(((index == torch.arange(start, stop)) | (kept == 0)).all())
+    length, stop = index.shape[1], int(index[0, -1]) + 1
+    # An utterance alone, mostly: something is cut off, and nothing has to be moved.
+    is_cut = len(rows) == len(mask) and bool(((index == torch.arange(stop - length, stop)) | (kept == 0)).all())
+
+    def take(states: torch.Tensor) -> torch.Tensor:
+        if is_cut:
+            return states[:, :, stop - length : stop]
+        places = index.to(states.device)
+        return torch.stack([states[row].index_select(1, place) for row, place in zip(rows, places, strict=True)])
+
     for layer in cache.layers:
-        if is_slice:
-            layer.keys, layer.values = layer.keys[:, :, start:stop], layer.values[:, :, start:stop]
-            continue
-        places = index.to(layer.keys.device)
-
-        def gather(states: torch.Tensor, places: torch.Tensor = places) -> torch.Tensor:
-            return torch.stack([states[row].index_select(1, place) for row, place in zip(rows, places, strict=True)])
-
-        layer.keys, layer.values = gather(layer.keys), gather(layer.values)
+        keys, values = take(layer.keys), take(layer.values)
+        if isinstance(layer, StaticLayer):
+            layer.keys, layer.values = layer.keys[: len(rows)], layer.values[: len(rows)]
+            layer.keys[:, :, :length], layer.values[:, :, :length] = keys.clone(), values.clone()
+            layer.cumulative_length.fill_(length)
+        else:
+            layer.keys, layer.values = keys, values
     return kept
