@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.cache_utils import StaticLayer
 from transformers.generation.streamers import BaseStreamer
+from transformers.integrations import is_deepspeed_zero3_enabled, is_fsdp_managed_module
 
 from .prompt import left_pad
 
@@ -83,6 +84,9 @@ def verifies(language_model: nn.Module, generation_config: GenerationConfig, kwa
         and kind._supports_default_dynamic_cache()
         and ARGUMENTS <= set(inspect.signature(language_model.forward).parameters)
         and set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}
+        # Weights that several processes share, which must then make the same number of forwards.
+        and not is_deepspeed_zero3_enabled()
+        and not is_fsdp_managed_module(language_model)
         # Layers without keys of their own, and embeddings that only ids have (Gemma 3n).
         and not getattr(config, "num_kv_shared_layers", None)
         and not getattr(config, "hidden_size_per_layer_input", None)

@@ -436,6 +436,12 @@ def test_language_models_that_prepare_their_own_inputs_are_left_alone(qwen3):
     assert not verifies(gemma2, configured(cache_implementation="static"), {})
 
 
+def test_weights_that_processes_share_are_left_alone():
+    language_model = build("qwen3")
+    language_model._is_fsdp_managed_module = True
+    assert not verifies(language_model, configured(), {})
+
+
 def test_a_bridge_without_a_stage_1_has_no_draft(build_model, processor, waveforms):
     model = build_model(bridge="linear", bridge_config={"hidden_size": 16})
     output = model.generate(**processor(audio=waveforms[:2]), max_new_tokens=4, return_dict_in_generate=True)
