@@ -32,6 +32,10 @@ WEIGHTS_IN_POSITIONS = {"cpu": 60, "other": 230}
 # draft is soon recognised.
 PRIOR_AGREEING, PRIOR_PROPOSED = 1.92, 2.0
 
+# Proposals are made where they promise to cut the rest of the work to this share. Less is not to be relied on: one
+# position alone is cheaper than counted here, by how much depends on the machine.
+WORTHWHILE = 0.8
+
 # Extra work that may be lost on bad drafts, as a share of the plain loop's.
 STAKE = 0.08
 
@@ -204,7 +208,8 @@ def proposal_length(rows: list[Row], weights: float, allowed: float) -> int:
     forwards = ((left[:, None] + 1) / tokens).clamp_min(1)
     # A batch goes on until its last row has ended; rows that have ended cost nothing.
     cost = weights * forwards.amax(0) + (1 + length) * forwards.sum(0)
-    return int(cost.argmin())
+    best = int(cost.argmin())
+    return best if cost[best] < WORTHWHILE * cost[0] else 0
 
 
 @torch.no_grad()

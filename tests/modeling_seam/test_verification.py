@@ -269,9 +269,8 @@ def test_proposal_length():
     everything = 10**6
     assert proposal_length([fresh()], 60, everything) == 90  # one forward for a good draft
     assert 0 < proposal_length([fresh() for _ in range(8)], 60, everything) < 45
-    assert (
-        proposal_length([fresh(mismatches=200)], 60, everything) == 0
-    )  # below 1 in 60: an extra position does not pay
+    assert proposal_length([fresh(mismatches=4)], 60, everything) > 0  # 1 in 3 is believed to agree
+    assert proposal_length([fresh(mismatches=8)], 60, everything) == 0  # 1 in 5: little to be gained
     assert proposal_length([fresh(mismatches=20) for _ in range(8)], 60, everything) == 0
     assert proposal_length([fresh() for _ in range(8)], 60, 24) == 3  # 24 positions may be lost
     assert proposal_length([fresh() for _ in range(8)], 60, -1) == 0
