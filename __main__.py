@@ -27,7 +27,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at 
 Recipe = Annotated[Path, typer.Argument(help="YAML recipe.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, with dots between nested keys.")]
 
-Light = Annotated[bool, typer.Option("--light", help="Only aligner and LoRA; backbones by Hub id.")]
+Light = Annotated[bool, typer.Option("--light", help="Only what was trained; backbones by Hub id.")]
 Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
 Checkpoint = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
 Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]

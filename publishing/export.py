@@ -34,7 +34,7 @@ def export(
     Args:
         model: folder or Hub id.
         target: the folder to write.
-        light: only the aligner and LoRA; the backbones are named by Hub id and commit.
+        light: only what was trained; the backbones are named by Hub id and commit.
         adapter: also LoRA as `adapter/`, a folder that `peft` loads onto the language model.
         merge: fold LoRA into the language model.
         encoder, llm: Hub ids of the backbones, for a light folder of a checkpoint that was trained from folders.
