@@ -33,12 +33,8 @@ def is_plain(generation_config: GenerationConfig) -> bool:
     """Whether a config asks for greedy search and nothing else."""
     default, given = vars(GenerationConfig()), vars(generation_config)
     settings = {name for name in given.keys() | default.keys() if given.get(name) != default.get(name)}
-    if given.get("cache_implementation") in (
-        None,
-        "dynamic",
-        "static",
-    ):  # a matter of memory, of which this has its own
-        settings.discard("cache_implementation")
+    if given.get("cache_implementation") in ("dynamic", "static"):
+        settings.discard("cache_implementation")  # a matter of memory, of which this has its own
     return settings <= FREE_SETTINGS
 
 
