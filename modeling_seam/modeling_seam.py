@@ -14,14 +14,17 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .aligner import SeamAlignerOutput
-from .alignment_loop import greedy_alignment  # noqa: F401  remote code is what this file imports: older versions copy no more
+from .aligner_steps import AlignerSteps  # noqa: F401  remote code is what this file imports: older versions copy no more
+from .alignment_loop import greedy_alignment  # noqa: F401  as above
 from .backbones import EmbeddingTable
 from .bridges import build_bridge
 from .checkpoint import SeamCheckpointMixin, with_lora
+from .drafts import DraftedBatch  # noqa: F401  as above
 from .few_rows import few_rows_product  # noqa: F401  as above
 from .generation import SeamGenerationMixin
 from .nearest import NearestToken, alignment_distance
 from .pipeline import SeamPipeline  # noqa: F401  as above
+from .plain_greedy import is_plain_greedy  # noqa: F401  as above
 from .prefix import PromptPrefix
 from .prompt import splice
 from .verification import write  # noqa: F401  as above

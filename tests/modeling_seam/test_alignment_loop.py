@@ -1,12 +1,16 @@
 """The loop of Stage 1 against the stock one on the same aligner, token for token."""
 
+import random
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from seam.modeling_seam import alignment_loop, generation
-from seam.modeling_seam.alignment_loop import can_run, greedy_alignment
+from seam.modeling_seam import aligner_steps, alignment_loop, generation
+from seam.modeling_seam.aligner_steps import AlignerSteps
+from seam.modeling_seam.alignment_loop import can_run, checked_alignment, greedy_alignment
 
 
 def speech_of(model, lengths, longest):
@@ -52,7 +56,7 @@ def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
     monkeypatch.setattr(
         generation, "greedy_alignment", lambda *args: calls.append(len(args[2])) or greedy_alignment(*args)
     )
-    monkeypatch.setattr(alignment_loop, "FIRST_POSITIONS", 4)  # the cache grows
+    monkeypatch.setattr(aligner_steps, "FIRST_POSITIONS", 4)  # the cache grows
     generator = torch.Generator().manual_seed(1)
     lengths = set()
 
@@ -138,25 +142,6 @@ def test_the_active_vocabulary_is_all_that_is_written(build_model, stock_align):
     assert_same(alignment, stock_align(some, states, mask))
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"num_beams": 2},
-        {"do_sample": True},
-        {"output_scores": True},
-        {"repetition_penalty": 1.3},
-        {"suppress_tokens": [5]},
-        {"num_return_sequences": 2, "do_sample": True},
-        {"cache_implementation": "quantized"},
-        {"stop_strings": ["a"]},
-        {"max_time": 3.0},
-        {"min_new_tokens": 4},
-    ],
-)
-def test_any_other_search_is_the_stock_loops(model, settings):
-    assert not can_run(model.aligner, GenerationConfig(**settings), {})
-
-
 def test_what_else_is_the_stock_loops(build_model):
     model = build_model()
     plain = GenerationConfig(max_new_tokens=4, eos_token_id=3, pad_token_id=3, return_dict_in_generate=True)
@@ -179,21 +164,127 @@ def test_processors_act_on_stage_1(model):
     assert int(model.align(states, mask, suppress_tokens=[first]).sequences[0, 0]) != first
 
 
-def test_a_step_is_the_aligners(model):
-    """One position after another gives what the aligner's own forward gives for all at once."""
-    torch.manual_seed(8)
-    states, mask = speech_of(model, [20, 20], 20)
-    ids = torch.randint(0, 300, (2, 6))
-    expected = model.aligner(
-        decoder_input_ids=ids, encoder_outputs=BaseModelOutput(last_hidden_state=states), lookup=model.lookup
-    ).aligned_embeds
-    aligner = model.aligner
-    layers = [alignment_loop.LayerLoop(layer, "sdpa", states) for layer in aligner.layers]
+HOW = ("perfect", "empty", "wrong", "too long", "too short", "shuffled", "noisy", "gaps", "additions")
+
+
+def corrupt(tokens: list[int], how: str, rng: random.Random) -> list[int]:
+    """A draft of what Stage 1 writes."""
+    draft, other = list(tokens), range(300)
+    if how == "empty":
+        return []
+    if how == "wrong":
+        return rng.choices(other, k=len(draft))
+    if how == "too long":
+        return draft + rng.choices(other, k=5)
+    if how == "too short":
+        return draft[: rng.randrange(len(draft) + 1)]
+    if how == "shuffled":
+        rng.shuffle(draft)
+    if how == "noisy":
+        draft = [rng.choice(other) if rng.random() < 0.2 else token for token in draft]
+    if how == "gaps":
+        draft = [token for token in draft if rng.random() > 0.2]
+    if how == "additions":
+        draft = [new for token in draft for new in ([token] if rng.random() > 0.2 else [rng.choice(other), token])]
+    return draft
+
+
+@pytest.mark.parametrize("how", [*HOW, "mixed"])
+def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
+    monkeypatch.setattr(aligner_steps, "FIRST_POSITIONS", 4)  # the cache grows
+    rng = random.Random(how)
+    ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
+    lengths, rejected = set(), 0
+    for case in range(60):
+        torch.manual_seed(case)
+        longest, batch_size = rng.randint(1, 40), rng.choice([1, 1, 2, 3, 5, 8, 16])
+        states, mask = speech_of(ending, [rng.randint(1, longest) for _ in range(batch_size)], longest)
+        limit = rng.choice([1, 2, 7, 23])
+        arguments = (ending.aligner, ending.lookup, states, mask if rng.random() < 0.8 else None, *ids, limit)
+        with torch.no_grad():
+            plain = greedy_alignment(*arguments)
+            written = [[token for token in row if token != ids[1]] for row in plain.tolist()]
+            drafts = [corrupt(row, rng.choice(HOW) if how == "mixed" else how, rng) for row in written]
+            rows = checked_alignment(*arguments, drafts)
+        for row, tokens in zip(rows, written, strict=True):
+            assert row.written == (tokens + [ids[1]])[:limit]
+            assert len(row.written) <= row.forwards + row.accepted <= len(row.written) + 1
+            lengths.add(len(tokens))
+            rejected += row.rejected
+            if how == "perfect" and batch_size == 1:
+                assert row.forwards == 1
+    assert len(lengths) > 8
+    assert (rejected > 0) == (how not in ("perfect", "empty", "too short"))
+
+
+def test_bad_drafts_are_given_up(ending):
+    """A draft in which nothing is right costs a forward or two more than none, not one for every token."""
+    torch.manual_seed(1)
+    states, mask = speech_of(ending, [20], 20)
+    ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
     with torch.no_grad():
-        for position in range(6):
-            hidden = aligner.input_projection(model.lookup.embed(ids[:, position]))
-            hidden = hidden + aligner.embed_positions.weight[position]
-            for layer in layers:
-                hidden = layer.step(hidden, position, None)
-            predicted = aligner.output_projection(aligner.layer_norm(hidden))
-            torch.testing.assert_close(predicted, expected[:, position], rtol=1e-4, atol=1e-5)
+        (row,) = checked_alignment(ending.aligner, ending.lookup, states, mask, *ids, 23, [[299] * 23])
+    assert row.forwards == len(row.written) and 0 < row.rejected <= 60
+
+
+@pytest.fixture
+def steps_of(model):
+    """Makes steps that also tell what they predicted, `(rows, d_llm)` a step."""
+
+    def make(states, mask):
+        predictions = []
+        lookup = SimpleNamespace(
+            table=model.lookup.table,
+            embed=model.lookup.embed,
+            nearest=lambda predicted: predictions.append(predicted) or model.lookup.nearest(predicted),
+        )
+        return AlignerSteps(model.aligner, lookup, states, mask), predictions
+
+    return make
+
+
+@torch.no_grad()
+def test_steps_are_the_aligners(model, steps_of):
+    """One position after another, or several of each row, give what the aligner's own forward gives for all at once."""
+    torch.manual_seed(8)
+    states, mask = speech_of(model, [20, 11, 5], 20)
+    ids = torch.randint(0, 300, (3, 9))
+    expected = model.aligner(
+        decoder_input_ids=ids,
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=mask,
+        lookup=model.lookup,
+    ).aligned_embeds
+    steps, predictions = steps_of(states, mask)
+    for position in range(9):
+        steps.next(ids[:, position], position)
+        torch.testing.assert_close(predictions[-1], expected[:, position], rtol=1e-4, atol=1e-5)
+    steps, predictions = steps_of(states, mask)
+    done = [0, 0, 0]
+    for counts in ([3, 1, 2], [1, 1, 1], [2, 5, 1], [3, 2, 5]):
+        given = [ids[i, at : at + n].tolist() for i, (at, n) in enumerate(zip(done, counts, strict=True))]
+        choices = steps.next_of_each(given, done)
+        assert [len(row) for row in choices] == counts
+        own = torch.cat([expected[i, at : at + n] for i, (at, n) in enumerate(zip(done, counts, strict=True))])
+        torch.testing.assert_close(predictions[-1], own, rtol=1e-4, atol=1e-5)
+        assert sum(choices, []) == model.lookup.nearest(own).tolist()
+        done = [at + n for at, n in zip(done, counts, strict=True)]
+    assert done == [9, 9, 9]
+
+
+@torch.no_grad()
+def test_steps_go_back_and_rows_leave(model, steps_of):
+    torch.manual_seed(9)
+    states, mask = speech_of(model, [20, 11, 5, 8], 20)
+    ids = torch.randint(0, 300, (4, 6))
+    steps, predictions = steps_of(states, mask)
+    steps.next_of_each([[7, 8, 9, 10]] * 4, [0] * 4)  # not what follows
+    steps.keep([0, 3])
+    steps.next_of_each([ids[0].tolist(), ids[3, :2].tolist()], [0, 0])
+    expected = model.aligner(
+        decoder_input_ids=ids[[0, 3]],
+        encoder_outputs=BaseModelOutput(last_hidden_state=states[[0, 3]]),
+        attention_mask=mask[[0, 3]],
+        lookup=model.lookup,
+    ).aligned_embeds
+    torch.testing.assert_close(predictions[-1], torch.cat([expected[0], expected[1, :2]]), rtol=1e-4, atol=1e-5)

@@ -23,8 +23,9 @@ from transformers import (
 )
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam.drafts import Row
 from seam.modeling_seam.prompt import left_pad
-from seam.modeling_seam.verification import WEIGHTS_IN_POSITIONS, Row, keep, proposal_length, resume, verifies, write
+from seam.modeling_seam.verification import WEIGHTS_IN_POSITIONS, keep, verifies, write
 
 PAD, WORDS = 0, range(3, 40)
 SIZES = {
@@ -258,44 +259,6 @@ def test_one_row_that_never_agrees_does_not_cost_more_either(qwen3):
     assert sum(60 + batch * positions for batch, positions in shapes) <= 1.1 * (
         60 * 60 + task.embeds[..., 0].numel() + 59 * 8
     )
-
-
-def test_proposal_length():
-    def fresh(**measured):
-        return Row(draft=list(range(90)), written=[], limit=200, **measured)
-
-    everything = 10**6
-    assert proposal_length([fresh()], 60, everything) == 90  # one forward for a good draft
-    assert 0 < proposal_length([fresh() for _ in range(8)], 60, everything) < 45
-    assert proposal_length([fresh(mismatches=4)], 60, everything) > 0  # 1 in 3 is believed to agree
-    assert proposal_length([fresh(mismatches=8)], 60, everything) == 0  # 1 in 5: little to be gained
-    assert proposal_length([fresh(mismatches=20) for _ in range(8)], 60, everything) == 0
-    assert proposal_length([fresh() for _ in range(8)], 60, 24) == 3  # 24 positions may be lost
-    assert proposal_length([fresh() for _ in range(8)], 60, -1) == 0
-    assert proposal_length([fresh(place=90)], 60, everything) == 0  # nothing left
-    assert proposal_length([Row([1, 2, 3], [], limit=2)], 60, everything) == 1  # and one token of the model's own
-
-
-@pytest.mark.parametrize(
-    ("written", "place", "expected"),
-    [
-        ([10, 11, 12, 99], 4, 4),  # 13 was replaced
-        ([10, 11, 12, 14], 4, 5),  # 13 was left out
-        ([10, 11, 12, 15], 4, 4),  # two left out, or one replaced: first the cheaper
-        ([10, 11, 12, 15, 16], 5, 7),  # and then it is clear
-        ([10, 11, 12, 99, 13], 5, 4),  # 99 was put in: one back
-        ([10, 11, 12, 98, 99, 13, 14], 7, 5),
-        ([99], 1, 1),
-        ([11], 1, 2),
-        ([10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 99], 10, 10),  # the draft is used up
-    ],
-)
-def test_where_the_draft_goes_on(written, place, expected):
-    assert resume(list(range(10, 20)), written, place) == expected
-
-
-def test_an_empty_draft_has_no_place_to_go_on():
-    assert resume([], [5, 6], 0) == 0
 
 
 @pytest.mark.parametrize("static", [False, True])

@@ -1,0 +1,189 @@
+"""The aligner's weights at inference: a few positions of each utterance at a time, without the overhead of modules."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.whisper.modeling_whisper import WhisperDecoderLayer, eager_attention_forward
+
+from .aligner import SeamAligner
+from .few_rows import few_rows_linear
+from .nearest import NearestToken
+
+# Positions for which the cache of the tokens' keys and values has room at first; it doubles when they are used up.
+FIRST_POSITIONS = 64
+
+
+@dataclass
+class Places:
+    """
+    Where the positions of a step stand.
+
+    Args:
+        positions (`torch.LongTensor` of shape `(rows, n)`, *optional*): in their utterances; none if there is one of
+            each row, and the same.
+        stop: one more than the last of them.
+        mask (`torch.FloatTensor` of shape `(rows, 1, n, stop)`, *optional*): minus infinity for what is later.
+    """
+
+    positions: torch.LongTensor | None
+    stop: int
+    mask: torch.FloatTensor | None = None
+
+
+class AlignerSteps:
+    """
+    Eq. 1 and Eq. 8 for a batch, position by position: what each utterance wrote so far stays in a cache, its speech
+    states' keys and values are computed once.
+
+    Args:
+        aligner: whose weights compute.
+        lookup: its tokens.
+        speech_states, speech_mask: `(batch, speech, d_model)` and `(batch, speech)`.
+    """
+
+    def __init__(
+        self,
+        aligner: SeamAligner,
+        lookup: NearestToken,
+        speech_states: torch.FloatTensor,
+        speech_mask: torch.Tensor | None,
+    ):
+        self.aligner, self.lookup = aligner, lookup
+        self.weight = aligner.embed_positions.weight
+        speech_states = speech_states.to(self.weight.device, aligner.input_projection.weight.dtype)
+        mask = create_bidirectional_mask(
+            config=aligner.config,
+            inputs_embeds=speech_states[:, :1],
+            attention_mask=speech_mask,
+            encoder_hidden_states=speech_states,
+        )
+        self.speech_mask = None if mask is None else mask.clone()
+        kind = aligner.config._attn_implementation
+        self.layers = [LayerSteps(layer, kind, speech_states) for layer in aligner.layers]
+
+    def next(self, tokens: torch.LongTensor, position: int) -> torch.LongTensor:
+        """Tokens `(rows,)` that all stand at one position, to the nearest tokens `(rows,)` of what follows them."""
+        hidden_states = self._embed(tokens) + self.weight[position]
+        return self._nearest(self._run(hidden_states, Places(None, position + 1)))
+
+    def next_of_each(self, tokens: list[list[int]], positions: list[int]) -> list[list[int]]:
+        """
+        Some tokens of each row, the first of which stands at the row's position, to the nearest tokens of what follows
+        each of them. What the cache holds from there on is forgotten.
+        """
+        longest, device = max(map(len, tokens)), self.lookup.table.device
+        if longest == 1 and len(set(positions)) == 1:
+            return self.next(torch.tensor([row[0] for row in tokens], device=device), positions[0])[:, None].tolist()
+        # Rows that are shorter are filled up: positions that none of their own sees, and the next step overwrites.
+        ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in tokens], device=device)
+        own = torch.tensor([[i < len(row) for i in range(longest)] for row in tokens])
+        places = torch.tensor(positions)[:, None] + torch.arange(longest)
+        places = places.clamp_max(len(self.weight) - 1).to(self.weight.device)
+        stop = min(max(positions) + longest, len(self.weight))
+        mask = torch.arange(stop, device=places.device) > places[:, None, :, None]
+        mask = torch.zeros(mask.shape, dtype=self.weight.dtype, device=places.device).masked_fill_(mask, -torch.inf)
+        hidden_states = (self._embed(ids.flatten()).unflatten(0, ids.shape) + self.weight[places]).flatten(0, 1)
+        hidden_states = self._run(hidden_states, Places(places, stop, mask))
+        nearest = self._nearest(hidden_states[own.flatten().to(hidden_states.device)])
+        return [row.tolist() for row in nearest.split([len(row) for row in tokens])]
+
+    def keep(self, rows: list[int]):
+        """From now on the i-th row is the `rows[i]`-th, `rows[i] >= i`; others are no longer computed."""
+        if self.speech_mask is not None:
+            self.speech_mask = self.speech_mask[rows]
+        for layer in self.layers:
+            layer.keep(rows)
+
+    def _embed(self, tokens: torch.LongTensor) -> torch.Tensor:
+        embeds = self.lookup.embed(tokens).to(self.weight.device, self.weight.dtype)
+        return few_rows_linear(self.aligner.input_projection, embeds)
+
+    def _run(self, hidden_states: torch.Tensor, places: Places) -> torch.Tensor:
+        for layer in self.layers:
+            hidden_states = layer.step(hidden_states, places, self.speech_mask)
+        return hidden_states
+
+    def _nearest(self, hidden_states: torch.Tensor) -> torch.LongTensor:
+        predicted = few_rows_linear(self.aligner.output_projection, self.aligner.layer_norm(hidden_states))
+        return self.lookup.nearest(predicted)
+
+
+class LayerSteps:
+    """
+    One `WhisperDecoderLayer` with the keys and values of both attentions.
+
+    Args:
+        layer: whose weights compute.
+        attention: name of the attention's implementation.
+        speech_states: `(batch, speech, d_model)`.
+    """
+
+    def __init__(self, layer: WhisperDecoderLayer, attention: str, speech_states: torch.FloatTensor):
+        self.layer = layer
+        self.attention = ALL_ATTENTION_FUNCTIONS.get_interface(attention, eager_attention_forward)
+        of_speech = layer.encoder_attn
+        self.speech = [
+            self._heads(of_speech, project(speech_states)) for project in (of_speech.k_proj, of_speech.v_proj)
+        ]
+        self.tokens: list[torch.Tensor] | None = None
+        self.count = len(speech_states)  # rows in use: the first ones
+
+    def _heads(self, attention: nn.Module, states: torch.Tensor) -> torch.Tensor:
+        """`(batch, seq, d_model)` to `(batch, heads, seq, head_dim)`."""
+        return states.view(*states.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)
+
+    def step(self, hidden_states: torch.Tensor, places: Places, speech_mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(rows * n, d_model)`, of the positions at `places`.
+            speech_mask: as the attention takes it, `(rows, 1, 1, speech)`, or none.
+
+        Returns:
+            The layer's output, of the same shape.
+        """
+        layer = self.layer
+        states, own = layer.self_attn_layer_norm(hidden_states), layer.self_attn
+        new = [
+            self._heads(own, few_rows_linear(project, states).unflatten(0, (self.count, -1)))
+            for project in (own.k_proj, own.v_proj)
+        ]
+        self._remember(new, places)
+        past = [cache[: self.count, :, : places.stop] for cache in self.tokens]
+        hidden_states = hidden_states + self._attend(own, states, *past, places.mask)
+        states = layer.encoder_attn_layer_norm(hidden_states)
+        speech = [cache[: self.count] for cache in self.speech]
+        hidden_states = hidden_states + self._attend(layer.encoder_attn, states, *speech, speech_mask)
+        states = layer.activation_fn(few_rows_linear(layer.fc1, layer.final_layer_norm(hidden_states)))
+        return hidden_states + few_rows_linear(layer.fc2, states)
+
+    def _attend(self, attention: nn.Module, states, keys, values, mask) -> torch.Tensor:
+        # The query is scaled before the product, as WhisperAttention does.
+        query = few_rows_linear(attention.q_proj, states) * attention.scaling
+        query = self._heads(attention, query.unflatten(0, (self.count, -1)))
+        attended, _ = self.attention(attention, query, keys, values, mask, dropout=0.0, scaling=1.0)
+        return few_rows_linear(attention.out_proj, attended.flatten(2).flatten(0, 1))
+
+    def _remember(self, new: list[torch.Tensor], places: Places):
+        """Keys and values `(rows, heads, n, head_dim)` of the positions go into the cache."""
+        if self.tokens is None:
+            batch, heads, _, dim = new[0].shape
+            self.tokens = [state.new_zeros(batch, heads, FIRST_POSITIONS, dim) for state in new]
+        while places.stop > self.tokens[0].shape[2]:
+            self.tokens = [torch.cat([cache, torch.zeros_like(cache)], dim=2) for cache in self.tokens]
+        for cache, state in zip(self.tokens, new, strict=True):
+            if places.positions is None:
+                cache[: self.count, :, places.stop - 1] = state[:, :, 0]
+            else:
+                rows = torch.arange(self.count, device=state.device)[:, None]
+                cache[rows, :, places.positions] = state.transpose(1, 2)
+
+    def keep(self, rows: list[int]):
+        """As that of [`AlignerSteps`]."""
+        self.count = len(rows)
+        for cache in (*self.speech, *self.tokens):
+            for to, row in enumerate(rows):
+                if to != row:
+                    cache[to] = cache[row]
