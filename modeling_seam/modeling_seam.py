@@ -19,6 +19,7 @@ from .alignment_loop import greedy_alignment  # noqa: F401  as above
 from .backbones import EmbeddingTable
 from .bridges import build_bridge
 from .checkpoint import SeamCheckpointMixin, with_lora
+from .coarse_products import Bf16Table  # noqa: F401  as above
 from .drafts import DraftedBatch  # noqa: F401  as above
 from .few_rows import few_rows_product  # noqa: F401  as above
 from .generation import SeamGenerationMixin

@@ -1,17 +1,16 @@
 """The alignment distance (Eq. 3 and Eq. 7) and the nearest-neighbour lookup built on it (Eq. 8): one definition."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
 
-from .few_rows import few_rows_product
+from .coarse_products import UNIT, Bf16Table, Int8Table, fp32_pieces, is_int8_fast, sum_error
 
 # Below this product of norms a direction is meaningless; the value is that of `torch.nn.functional.cosine_similarity`.
 COSINE_EPS = 1e-8
-# Predictions looked up at once: 256 rows of a vocabulary of 150,000 are 0.16 GB in fp32.
-LOOKUP_ROWS = 256
+# Predictions looked up at once: 32 rows of a vocabulary of 150,000 are 20 MB in fp32.
+LOOKUP_ROWS = 32
 # Numbers in a table that is small: its fp32 copy takes 64 MB, and one product with it next to no time.
 SMALL_TABLE = 2**24
 # Ids of one prediction that are measured one by one; when more may be the nearest, all are.
@@ -68,26 +67,14 @@ def alignment_distance(
     )
 
 
-@contextmanager
-def fp32_accumulation() -> Iterator[None]:
-    """Half-precision products are summed in fp32. They always are on a CPU; cuBLAS may sum partial sums in bf16."""
-    settings = torch.backends.cuda.matmul
-    before = settings.allow_bf16_reduced_precision_reduction
-    settings.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        settings.allow_bf16_reduced_precision_reduction = before
-
-
 class NearestToken:
     """
     The embedding table of the language model as Stage 1 sees it: feeds tokens back and finds the nearest ones (Eq. 8).
 
     Not an `nn.Module`: the table belongs to the language model, this only adds the squared norms and the choice of ids
     that can be returned. Distances are fp32: a half-precision product alone picks another token in 4 % of hard cases.
-    In a large table it serves to leave out the ids that cannot be the nearest, by a bound on its error; the rest are
-    measured in fp32.
+    In a large table products of low precision serve to leave out the ids that cannot be the nearest, by a bound on
+    their error; the rest are measured in fp32.
 
     Args:
         table (`torch.Tensor` of shape `(vocab_size, d_llm)`): the embedding table.
@@ -132,34 +119,20 @@ class NearestToken:
         """Kept for small tables only."""
         return self._rows.float()
 
-    def _slices(self) -> Iterator[torch.Tensor]:
-        """`_rows` in fp32; of a large table in pieces, so that there is never a copy of all."""
-        if self._is_small:
-            yield self._rows32
-        else:
-            for piece in self._rows.split(SMALL_TABLE // self._rows.shape[-1]):
-                yield piece.float()
-
     @cached_property
     def _square(self) -> torch.Tensor:
-        return torch.cat([piece.square().sum(-1) for piece in self._slices()])
+        return torch.cat([piece.square().sum(-1) for piece in fp32_pieces(self._rows)])
 
     @cached_property
-    def _coarse(self) -> torch.Tensor:
-        """`_rows` in bf16: themselves, where that is what they are in."""
-        return self._rows.bfloat16()
+    def _largest(self) -> torch.Tensor:
+        """The largest norm of a row that can be returned."""
+        return self._square.index_fill(0, self._excluded, 0).amax().sqrt()
 
     @cached_property
-    def _largest(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The largest norm of a row that can be returned, and the largest error of `_coarse` relative to its norm."""
-        norm = self._square.index_fill(0, self._excluded, 0).amax().sqrt()
-        if self._rows.dtype == torch.bfloat16:
-            return norm, torch.zeros_like(norm)
-        coarse = self._coarse.split(SMALL_TABLE // self._rows.shape[-1])
-        error = torch.cat(
-            [(piece - c.float()).square().sum(-1).sqrt() for piece, c in zip(self._slices(), coarse, strict=True)]
-        )
-        return norm, torch.where(error == 0, error, error / self._square.sqrt()).amax()
+    def _coarse_tables(self) -> list[Int8Table | Bf16Table]:
+        """From the one that costs least to the one that leaves the fewest candidates."""
+        kinds = [Int8Table, Bf16Table] if is_int8_fast(self._rows.device) else [Bf16Table]
+        return [kind(self._rows) for kind in kinds]
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """`(...)` ids to `(..., d_llm)` embeddings."""
@@ -181,11 +154,14 @@ class NearestToken:
         everything = distances.new_full((*distances.shape[:-1], len(self.table)), torch.inf)
         return everything.index_copy_(-1, self._ids, distances)
 
+    def _pieces(self) -> Iterable[torch.Tensor]:
+        return [self._rows32] if self._is_small else fp32_pieces(self._rows)
+
     def _row_distances(self, predicted: torch.Tensor) -> torch.Tensor:
         """Eq. 7 against `_rows`: `(..., d_llm)` to `(..., rows)`."""
         predicted = predicted.to(self._rows.device).float()  # parts may lie on several devices
         with torch.autocast(predicted.device.type, enabled=False):  # autocast would make it a half-precision product
-            dot = torch.cat([predicted @ piece.T for piece in self._slices()], dim=-1)
+            dot = torch.cat([predicted @ piece.T for piece in self._pieces()], dim=-1)
         return self._from_products(dot, predicted.square().sum(-1, keepdim=True))
 
     def _from_products(self, dot: torch.Tensor, predicted_square: torch.Tensor) -> torch.Tensor:
@@ -207,60 +183,66 @@ class NearestToken:
         return self._row_distances(predicted).argmin(-1)
 
     def _nearest_by_shortlist(self, predicted: torch.Tensor) -> torch.LongTensor:
-        """
-        The same from a bf16 product: a row that is further than the nearest by more than twice the error that the
-        distances can have is not the nearest; the others are measured in fp32, the lowest id first.
-        """
+        """The same by low-precision products, as far as these leave a few candidates."""
         predicted = predicted.to(self._rows.device).float()
-        coarse = predicted.bfloat16()
-        with torch.autocast(predicted.device.type, enabled=False), fp32_accumulation():
-            dot = few_rows_product(coarse, self._coarse).float()
-        square = predicted.square().sum(-1, keepdim=True)
-        distances = self._from_products(dot, square)
-        bound = distances.amin(-1, keepdim=True) + 2 * self._largest_error(predicted, coarse, square)
-        close = ~(distances > bound)  # not `<=`: what overflowed into nan stays in
-        is_short = close.sum(-1) <= SHORTLIST
-        close &= is_short[:, None]
-        row, place = close.nonzero(as_tuple=True)
-        exact = alignment_distance(predicted[row], self._rows[place], self.alignment_lambda, self.reduction)
-        least = exact.new_full((len(predicted),), torch.inf).scatter_reduce(0, row, exact, "amin")
-        none = len(self._rows)
-        nearest = place.new_full((len(predicted),), none).scatter_reduce(
-            0, row, place.masked_fill(exact != least[row], none), "amin"
-        )
-        is_open = (nearest == none).nonzero().flatten()
-        if len(is_open):
-            self.direct_rows += len(is_open)
-            nearest[is_open] = self._nearest_by_distances(predicted[is_open])
+        none = len(self._rows)  # no place
+        nearest = torch.full((len(predicted),), none, device=predicted.device)
+        is_open = torch.arange(len(predicted), device=predicted.device)
+        for table in self._coarse_tables:
+            given, first = predicted[is_open], is_open
+            for upper in table.upper_products(given):
+                still = nearest[first] == none
+                nearest[first[still]] = self._among_candidates(given[still], upper[still])
+                is_open = (nearest == none).nonzero().flatten()
+                if not len(is_open):
+                    return nearest
+        self.direct_rows += len(is_open)
+        nearest[is_open] = self._nearest_by_distances(predicted[is_open])
         return nearest
 
-    def _largest_error(self, predicted: torch.Tensor, coarse: torch.Tensor, square: torch.Tensor) -> torch.Tensor:
+    def _among_candidates(self, predicted: torch.Tensor, upper: torch.Tensor) -> torch.LongTensor:
         """
-        A bound, for each prediction, on how far the distances of bf16 products and those of fp32 can both lie from
-        Eq. 7, together. Every product is wrong by at most a fraction of |p| |t|: the roundings of its factors
-        (Cauchy-Schwarz), of an fp32 sum of d terms, and of the result to bf16.
+        The nearest among the rows that can be, which are measured in fp32: those whose distance, from a product that is
+        too great if anything, is not greater than that of some row. Of equal ones the lowest id.
 
         Args:
-            predicted, coarse: `(n, d_llm)` predictions in fp32 and in bf16; square: `(n, 1)`, p.p.
+            predicted: `(n, d_llm)`, fp32.
+            upper: `(n, rows)`, upper bounds of the products.
+
+        Returns:
+            Places in `_rows`, `(n,)`; where there are more candidates than `SHORTLIST`, the number of rows.
+        """
+        square, none = predicted.square().sum(-1, keepdim=True), len(self._rows)
+        least = self._from_products(upper, square)
+        some = self._rows[least.argmin(-1)]
+        distance = alignment_distance(predicted, some, self.alignment_lambda, self.reduction)
+        bound = distance[:, None] + self._rounding(square)
+        close = ~(least > bound)  # not `<=`: what overflowed into nan stays in
+        close &= (close.sum(-1) <= SHORTLIST)[:, None]
+        row, place = close.nonzero(as_tuple=True)
+        exact = alignment_distance(predicted[row], self._rows[place], self.alignment_lambda, self.reduction)
+        smallest = exact.new_full((len(predicted),), torch.inf).scatter_reduce(0, row, exact, "amin")
+        place = place.masked_fill(exact != smallest[row], none)
+        return place.new_full((len(predicted),), none).scatter_reduce(0, row, place, "amin")
+
+    def _rounding(self, square: torch.Tensor) -> torch.Tensor:
+        """
+        A bound, for each prediction, on how far two fp32 distances, from products that are right and measured, can lie
+        from Eq. 7 together.
+
+        Args:
+            square: `(n, 1)`, p.p.
 
         Returns:
             `(n, 1)`.
         """
-        unit = torch.finfo(torch.float32).eps / 2
-        total = (predicted.shape[-1] + 16) * unit  # relative error of a sum of d products, in whatever order
-        norm = square.sqrt().clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
-        rounding = (predicted - coarse.float()).square().sum(-1, keepdim=True).sqrt() / norm
-        largest, table_rounding = self._largest
-        product = rounding * (1 + table_rounding) + (1 + rounding) * (
-            table_rounding + total + torch.finfo(torch.bfloat16).eps
-        )
-        scale = self.alignment_lambda
-        if self.reduction == "mean":
-            scale = scale / predicted.shape[-1]
-        in_squared = 2 * (product + total) * norm * largest + 2 * total * largest**2 + 8 * unit * (norm + largest) ** 2
-        in_cosine = product + 3 * total + 16 * unit
-        smallest = predicted.shape[-1] * torch.finfo(torch.float32).tiny  # where products lie below all numbers
-        return 1.02 * (scale * in_squared + (1 - self.alignment_lambda) * in_cosine) + smallest
+        dim = self._rows.shape[-1]
+        total = 2 * sum_error(dim)
+        norm = square.sqrt()
+        scale = self.alignment_lambda / (dim if self.reduction == "mean" else 1)
+        in_squared = 2 * total * (norm + self._largest) ** 2
+        smallest = dim * torch.finfo(torch.float32).tiny  # where products lie below all numbers
+        return scale * in_squared + (1 - self.alignment_lambda) * (4 * total + 16 * UNIT) + smallest
 
     def closest_other(self, token_id: int) -> tuple[int, float]:
         """The returnable id nearest to `token_id`'s own embedding, itself left out, and the cosine between the two."""

@@ -47,7 +47,7 @@ def test_the_last_rows_take_the_places_of_those_that_ended():
     assert close_ranks(5, []) == [0, 1, 2, 3, 4]
     assert close_ranks(5, [1, 4]) == [0, 3, 2]
     assert close_ranks(3, [0, 1, 2]) == []
-    assert close_ranks(4, [0, 1]) == [3, 2]
+    assert close_ranks(4, [0, 1]) == [2, 3]
 
 
 def test_a_batch_from_drafts_to_transcripts():

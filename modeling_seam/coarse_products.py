@@ -1,0 +1,129 @@
+"""Products with a large table in low precision, with bounds: which of its rows can be near, for little reading."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .few_rows import few_rows_product
+
+# Numbers of a table that are made fp32 at once: 64 MB.
+PIECE = 2**24
+# Shares of the dimensions after which the products in 8 bits are looked at.
+SHARES = (0.25, 0.5, 1.0)
+UNIT = torch.finfo(torch.float32).eps / 2
+
+
+def fp32_pieces(rows: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A table in fp32, in pieces, so that there is never a copy of all."""
+    for piece in rows.split(max(PIECE // rows.shape[-1], 1)):
+        yield piece.float()
+
+
+def sum_error(terms: int) -> float:
+    """Relative error of an fp32 sum of products, in whatever order."""
+    return (terms + 16) * UNIT
+
+
+def is_int8_fast(device: torch.device) -> bool:
+    """Whether there are exact products in 8 bits: without VNNI a CPU may saturate their sums."""
+    return device.type == "cpu" and getattr(torch.cpu, "_is_vnni_supported", bool)() and hasattr(torch, "_int_mm")
+
+
+@contextmanager
+def fp32_accumulation() -> Iterator[None]:
+    """Half-precision products are summed in fp32. They always are on a CPU; cuBLAS may sum partial sums in bf16."""
+    settings = torch.backends.cuda.matmul
+    before = settings.allow_bf16_reduced_precision_reduction
+    settings.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        settings.allow_bf16_reduced_precision_reduction = before
+
+
+class Bf16Table:
+    """
+    Products in bf16, which read half of what fp32 ones read.
+
+    Args:
+        rows (`torch.Tensor` of shape `(rows, d)`): a table; of one in bf16 there is no copy.
+    """
+
+    def __init__(self, rows: torch.Tensor):
+        self.coarse = rows.bfloat16()
+        norm, rounding = [], []
+        for piece, coarse in zip(fp32_pieces(rows), fp32_pieces(self.coarse), strict=True):
+            norm.append(piece.norm(dim=-1))
+            rounding.append((piece - coarse).norm(dim=-1))
+        self.norm, self.rounding = torch.cat(norm), torch.cat(rounding)
+
+    def upper_products(self, predicted: torch.Tensor) -> Iterator[torch.Tensor]:
+        """
+        Args:
+            predicted: `(n, d)`, fp32.
+
+        Yields:
+            What no product of `predicted` with a row of the table is greater than, `(n, rows)`, fp32; once.
+        """
+        coarse = predicted.bfloat16()
+        with torch.autocast(predicted.device.type, enabled=False), fp32_accumulation():
+            dot = few_rows_product(coarse, self.coarse).float()
+        # The roundings of both factors (Cauchy-Schwarz), of the sum, and of the result to bf16.
+        norm, rounding = predicted.norm(dim=-1, keepdim=True), (predicted - coarse.float()).norm(dim=-1, keepdim=True)
+        rest = (sum_error(predicted.shape[-1]) + torch.finfo(torch.bfloat16).eps) * 1.02
+        dot.addcmul_(rest * norm + rounding, self.norm * 1.02)
+        yield dot.addcmul_(norm, self.rounding * 1.02)
+
+
+class Int8Table:
+    """
+    Products in 8 bits, over the first dimensions, then over more of them, then over all. A prediction that lies near
+    a row of the table leaves few candidates after a quarter.
+
+    Args:
+        rows (`torch.Tensor` of shape `(rows, d)`): a table. A copy of it is kept, of a byte a number.
+    """
+
+    def __init__(self, rows: torch.Tensor):
+        ends = [round(share * rows.shape[-1]) for share in SHARES]
+        self.parts = list(zip([0, *ends], ends, strict=False))
+        self.coarse = [torch.empty(len(rows), end - start, dtype=torch.int8) for start, end in self.parts]
+        self.scale = torch.empty(len(self.parts), len(rows))
+        # After each part, norms of: the numbers so far, their roundings, and the numbers that are left.
+        self.norm, self.rounding, self.left = (torch.empty(len(self.parts), len(rows)) for _ in range(3))
+        begin = 0
+        for piece in fp32_pieces(rows):
+            place = slice(begin, begin + len(piece))
+            rounding = torch.empty_like(piece)
+            for i, (start, end) in enumerate(self.parts):
+                coarse, scale = self._in_8_bits(piece[:, start:end])
+                self.coarse[i][place], self.scale[i, place] = coarse, scale
+                rounding[:, start:end] = piece[:, start:end] - coarse.float() * scale[:, None]
+                self.norm[i, place] = piece[:, :end].norm(dim=-1)
+                self.rounding[i, place] = rounding[:, :end].norm(dim=-1)
+                self.left[i, place] = piece[:, end:].norm(dim=-1)
+            begin += len(piece)
+
+    @staticmethod
+    def _in_8_bits(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(n, d)` to whole numbers and their scales `(n,)`."""
+        scale = (vectors.abs().amax(-1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+        return (vectors / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+    def upper_products(self, predicted: torch.Tensor) -> Iterator[torch.Tensor]:
+        """As that of [`Bf16Table`]; once after each part, each time nearer."""
+        dot = predicted.new_zeros(len(predicted), len(self.scale[0]))
+        rounding = torch.empty_like(predicted)
+        for i, (start, end) in enumerate(self.parts):
+            own = predicted[:, start:end]
+            coarse, scale = self._in_8_bits(own)
+            rounding[:, start:end] = own - coarse.float() * scale[:, None]
+            whole = torch._int_mm(self.coarse[i], coarse.T).T  # exact
+            dot.addcmul_(whole * scale[:, None], self.scale[i])
+            # p.t is what was computed, and p~.(t - t~) + (p - p~).t so far, and p.t of what is left.
+            norm, error = (v[:, :end].norm(dim=-1, keepdim=True) for v in (predicted, rounding))
+            left = predicted[:, end:].norm(dim=-1, keepdim=True)
+            upper = dot.addcmul(norm + error, self.rounding[i] * 1.02)
+            upper.addcmul_(error + sum_error(predicted.shape[-1]) * norm, self.norm[i] * 1.02)
+            yield upper.addcmul_(left, self.left[i] * 1.002)
