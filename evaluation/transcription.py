@@ -70,28 +70,37 @@ def transcribe(
 ) -> list[Transcription]:
     """
     Transcribe audio of any length: longer audio than the window is cut at quiet places and the texts are joined.
+    Pieces of like length are decoded together, the longest first: they are padded little, and what does not fit into
+    memory fails at once.
 
     Args:
         model, processor: of one checkpoint.
         sources: what `SeamProcessor.load_audio` takes.
         generate_kwargs: of the model's `generate`.
+
+    Returns:
+        one per source, in their order.
     """
     waveforms = [processor.load_audio(source) for source in sources]
     pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
-    heard, written, counts = [[] for _ in sources], [[] for _ in sources], [0] * len(sources)
+    by_length = sorted(range(len(pieces)), key=lambda place: len(pieces[place][1]), reverse=True)
+    decoded = [None] * len(pieces)
     added = processor.tokenizer.added_tokens_decoder.items()
     special = {*processor.tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
     generate = _generate_whisper if isinstance(model, WhisperForConditionalGeneration) else _generate
     model.eval()
     for start in tqdm(range(0, len(pieces), batch_size), desc="transcribing", leave=False, disable=not progress):
-        batch = pieces[start : start + batch_size]
-        inputs = processor(audio=[piece for _, piece in batch]).to(model.device)
+        batch = by_length[start : start + batch_size]
+        inputs = processor(audio=[pieces[place][1] for place in batch]).to(model.device)
         with torch.no_grad():
             alignments, sequences, embeddings = generate(model, inputs, **generate_kwargs)
-        for (owner, _), alignment, sequence, count in zip(batch, alignments, sequences, embeddings, strict=True):
-            counts[owner] += count
-            heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
-            written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
+        for place, *outputs in zip(batch, alignments, sequences, embeddings, strict=True):
+            decoded[place] = outputs
+    heard, written, counts = [[] for _ in sources], [[] for _ in sources], [0] * len(sources)
+    for (owner, _), (alignment, sequence, count) in zip(pieces, decoded, strict=True):
+        counts[owner] += count
+        heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
+        written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
 
     def join(rows: list[tuple[int, ...]]) -> str:
         return " ".join(filter(None, (text.strip() for text in processor.batch_decode(rows))))

@@ -1,5 +1,7 @@
 """The one path from audio to text."""
 
+from unittest.mock import patch
+
 import numpy as np
 
 from seam.evaluation.transcription import transcribe
@@ -37,3 +39,18 @@ def test_the_tokens_are_those_of_the_texts(model, processor, waveforms):
     end = processor.tokenizer.all_special_ids
     heard = [tuple(i for i in row if i not in end) for row in alone.tolist()]
     assert any(heard) and heard == [one.stage1_tokens for one in transcribe(model, processor, waveforms)]
+
+
+def test_pieces_of_like_length_are_decoded_together_and_results_stay_in_order(model, processor, waveforms):
+    silence = np.zeros(3200, np.float32)  # the cut is in the middle of its last 0.1 s: at 23200 - 800 samples
+    long = np.concatenate([waveforms[2], silence, waveforms[3]])
+    assert [len(piece) for piece in processor.split(long)] == [22400, 31800]
+    sources = [waveforms[0], long, waveforms[3], waveforms[1]]
+    with patch.object(model, "generate", wraps=model.generate) as generate:
+        together = transcribe(model, processor, sources, batch_size=2)
+    frames = [call.kwargs["attention_mask"].sum(-1).tolist() for call in generate.call_args_list]
+    assert frames == [[199, 194], [140, 78], [40]]  # of 31800, 31000, 22400, 12345 and 6400 samples, 160 a frame
+    assert together == [one for source in sources for one in transcribe(model, processor, [source])]
+    assert len({one.tokens for one in together}) == len({one.stage1_tokens for one in together}) == len(sources)
+    first, second = (transcribe(model, processor, [piece])[0].tokens for piece in processor.split(long))
+    assert together[1].tokens == first + second != second + first
