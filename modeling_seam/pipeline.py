@@ -1,8 +1,12 @@
 """`pipeline("automatic-speech-recognition", model=…, trust_remote_code=True)`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from transformers.pipelines.base import ChunkPipeline
+
+# A list's pieces are sorted by length so many batches at a time: a long list of paths is not held in memory whole.
+SORTED_BATCHES = 16
 
 
 class SeamPipeline(ChunkPipeline):
@@ -11,7 +15,8 @@ class SeamPipeline(ChunkPipeline):
 
     It takes what `SeamProcessor.load_audio` takes, a list of them, or a generator, which it answers one by one. Audio
     longer than the encoder's window is cut at quiet places (`SeamProcessor.split`): no overlap, so that no word comes
-    twice. `batch_size` counts these pieces, which are batched across files.
+    twice. `batch_size` counts these pieces, which are batched across files: those of a list by length, so that they are
+    padded little, those of a generator or a dataset as they come.
 
     Args of a call:
         prompt (`str`, *optional*): task instruction, instead of the model's.
@@ -52,6 +57,27 @@ class SeamPipeline(ChunkPipeline):
         preprocess = {"prompt": prompt, "sampling_rate": sampling_rate}
         return {k: v for k, v in preprocess.items() if v is not None}, {**(generate_kwargs or {}), **kwargs}, {}
 
+    def get_iterator(
+        self, inputs, num_workers: int, batch_size: int, preprocess_params: dict, *other_params: dict
+    ) -> Iterable[dict[str, str]]:
+        if not isinstance(inputs, list) or batch_size == 1:
+            return super().get_iterator(inputs, num_workers, batch_size, preprocess_params, *other_params)
+        rate = preprocess_params.get("sampling_rate")
+        pieces = (
+            (owner, index, piece)
+            for owner, source in enumerate(inputs)
+            for index, piece in enumerate(self.processor.split(self.processor.load_audio(source, rate)))
+        )
+        preprocess_params = {**preprocess_params, "sampling_rate": None}  # the pieces are resampled already
+        texts = [{} for _ in inputs]
+        # The longest first: what does not fit into memory fails early.
+        while group := sorted(islice(pieces, SORTED_BATCHES * batch_size), key=lambda one: len(one[-1]), reverse=True):
+            audio = [piece for *_, piece in group]
+            outputs = super().get_iterator(audio, num_workers, batch_size, preprocess_params, *other_params)
+            for (owner, index, _), output in zip(group, outputs, strict=True):
+                texts[owner][index] = output["text"]
+        return [{"text": _join(text for _, text in sorted(one.items()))} for one in texts]
+
     def preprocess(self, inputs, prompt: str | None = None, sampling_rate: int | None = None) -> Iterator[dict]:
         pieces = self.processor.split(self.processor.load_audio(inputs, sampling_rate))
         for index, piece in enumerate(pieces):
@@ -64,5 +90,8 @@ class SeamPipeline(ChunkPipeline):
         return {"is_last": is_last, "sequences": getattr(sequences, "sequences", sequences)}
 
     def postprocess(self, model_outputs: list[dict]) -> dict[str, str]:
-        texts = [text.strip() for one in model_outputs for text in self.processor.batch_decode(one["sequences"])]
-        return {"text": " ".join(filter(None, texts))}
+        return {"text": _join(text for one in model_outputs for text in self.processor.batch_decode(one["sequences"]))}
+
+
+def _join(texts: Iterable[str]) -> str:
+    return " ".join(filter(None, map(str.strip, texts)))
