@@ -36,7 +36,7 @@ def test_no_product_is_greater_than_its_bound(kind, dtype, scale, monkeypatch):
         assert (upper >= products).all()
     excess = ((bounds[-1] - products) / size)[size > 0]
     assert excess.max() < 0.05, "the bound is of some use"
-    assert excess.min() < 0.007, "a bound that is never approached tests nothing"
+    assert excess.min() < 0.009, "a bound that is never approached tests nothing"
     for before, after in zip(bounds, bounds[1:], strict=False):
         assert (after - before).mean() < 0  # it becomes nearer
 
