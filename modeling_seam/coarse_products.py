@@ -7,8 +7,8 @@ import torch
 
 from .few_rows import few_rows_product
 
-# Numbers of a table that are made fp32 at once: 64 MB.
-PIECE = 2**24
+# Numbers of a table that are made fp32 at once: 8 MB, which a cache holds.
+PIECE = 2**21
 # Shares of the dimensions after which the products in 8 bits are looked at.
 SHARES = (0.25, 0.5, 1.0)
 UNIT = torch.finfo(torch.float32).eps / 2
@@ -119,7 +119,7 @@ class Int8Table:
             own = predicted[:, start:end]
             coarse, scale = self._in_8_bits(own)
             rounding[:, start:end] = own - coarse.float() * scale[:, None]
-            whole = torch._int_mm(self.coarse[i], coarse.T).T  # exact
+            whole = torch._int_mm(self.coarse[i], coarse.T).T.contiguous()  # exact
             dot.addcmul_(whole * scale[:, None], self.scale[i])
             # p.t is what was computed, and p~.(t - t~) + (p - p~).t so far, and p.t of what is left.
             norm, error = (v[:, :end].norm(dim=-1, keepdim=True) for v in (predicted, rounding))
