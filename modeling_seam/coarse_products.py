@@ -11,6 +11,8 @@ from .few_rows import few_rows_product
 PIECE = 2**21
 # Shares of the dimensions after which the products in 8 bits are looked at.
 SHARES = (0.25, 0.5, 1.0)
+# Norms of roundings are rounded themselves.
+MARGIN = 1.002
 UNIT = torch.finfo(torch.float32).eps / 2
 
 
@@ -56,7 +58,7 @@ class Bf16Table:
         for piece, coarse in zip(fp32_pieces(rows), fp32_pieces(self.coarse), strict=True):
             norm.append(piece.norm(dim=-1))
             rounding.append((piece - coarse).norm(dim=-1))
-        self.norm, self.rounding = torch.cat(norm), torch.cat(rounding)
+        self.errors = MARGIN * torch.stack([torch.cat(rounding), torch.cat(norm)])
 
     def upper_products(self, predicted: torch.Tensor) -> Iterator[torch.Tensor]:
         """
@@ -67,13 +69,12 @@ class Bf16Table:
             What no product of `predicted` with a row of the table is greater than, `(n, rows)`, fp32; once.
         """
         coarse = predicted.bfloat16()
-        with torch.autocast(predicted.device.type, enabled=False), fp32_accumulation():
+        with fp32_accumulation():
             dot = few_rows_product(coarse, self.coarse).float()
         # The roundings of both factors (Cauchy-Schwarz), of the sum, and of the result to bf16.
         norm, rounding = predicted.norm(dim=-1, keepdim=True), (predicted - coarse.float()).norm(dim=-1, keepdim=True)
-        rest = (sum_error(predicted.shape[-1]) + torch.finfo(torch.bfloat16).eps) * 1.02
-        dot.addcmul_(rest * norm + rounding, self.norm * 1.02)
-        yield dot.addcmul_(norm, self.rounding * 1.02)
+        rest = sum_error(predicted.shape[-1]) + torch.finfo(torch.bfloat16).eps
+        yield torch.addmm(dot, torch.cat([norm + rounding, rest * norm + rounding], dim=-1), self.errors)
 
 
 class Int8Table:
@@ -90,8 +91,8 @@ class Int8Table:
         self.parts = list(zip([0, *ends], ends, strict=False))
         self.coarse = [torch.empty(len(rows), end - start, dtype=torch.int8) for start, end in self.parts]
         self.scale = torch.empty(len(self.parts), len(rows))
-        # After each part, norms of: the numbers so far, their roundings, and the numbers that are left.
-        self.norm, self.rounding, self.left = (torch.empty(len(self.parts), len(rows)) for _ in range(3))
+        # After each part, norms of: the roundings so far, the numbers so far, and those that are left. A little more.
+        self.errors = torch.empty(len(self.parts), 3, len(rows))
         begin = 0
         for piece in fp32_pieces(rows):
             place = slice(begin, begin + len(piece))
@@ -100,9 +101,8 @@ class Int8Table:
                 coarse, scale = self._in_8_bits(piece[:, start:end])
                 self.coarse[i][place], self.scale[i, place] = coarse, scale
                 rounding[:, start:end] = piece[:, start:end] - coarse.float() * scale[:, None]
-                self.norm[i, place] = piece[:, :end].norm(dim=-1)
-                self.rounding[i, place] = rounding[:, :end].norm(dim=-1)
-                self.left[i, place] = piece[:, end:].norm(dim=-1)
+                norms = [rounding[:, :end].norm(dim=-1), piece[:, :end].norm(dim=-1), piece[:, end:].norm(dim=-1)]
+                self.errors[i, :, place] = MARGIN * torch.stack(norms)
             begin += len(piece)
 
     @staticmethod
@@ -122,8 +122,7 @@ class Int8Table:
             whole = torch._int_mm(self.coarse[i], coarse.T).T.contiguous()  # exact
             dot.addcmul_(whole * scale[:, None], self.scale[i])
             # p.t is what was computed, and p~.(t - t~) + (p - p~).t so far, and p.t of what is left.
-            norm, error = (v[:, :end].norm(dim=-1, keepdim=True) for v in (predicted, rounding))
-            left = predicted[:, end:].norm(dim=-1, keepdim=True)
-            upper = dot.addcmul(norm + error, self.rounding[i] * 1.02)
-            upper.addcmul_(error + sum_error(predicted.shape[-1]) * norm, self.norm[i] * 1.02)
-            yield upper.addcmul_(left, self.left[i] * 1.002)
+            norm, error = (v[:, :end].norm(dim=-1) for v in (predicted, rounding))
+            left = predicted[:, end:].norm(dim=-1)
+            factors = torch.stack([norm + error, error + sum_error(predicted.shape[-1]) * norm, left], dim=-1)
+            yield torch.addmm(dot, factors, self.errors[i])

@@ -7,7 +7,7 @@ import torch
 
 from .coarse_products import UNIT, Bf16Table, Int8Table, fp32_pieces, is_int8_fast, sum_error
 
-# Below this product of norms a direction is meaningless; the value is that of `torch.nn.functional.cosine_similarity`.
+# Below this norm a direction is meaningless; the value is that of `torch.nn.functional.cosine_similarity`.
 COSINE_EPS = 1e-8
 # Predictions looked up at once: 32 rows of a vocabulary of 150,000 are 20 MB in fp32.
 LOOKUP_ROWS = 32
@@ -28,9 +28,10 @@ def distance_from_products(
     reduction: str,
 ) -> torch.Tensor:
     """
-    The alignment distance written in inner products, so that distances to a whole vocabulary cost one matrix product:
+    The alignment distance, lambda * |p - t|^2 + (1 - lambda) * (1 - cos(p, t)), written in inner products, so that
+    distances to a whole vocabulary cost one matrix product. It falls in a straight line as `p.t` grows:
 
-        d = lambda * (p.p - 2 p.t + t.t) + (1 - lambda) * (1 - p.t / (|p| |t|))
+        d = lambda * (p.p + t.t) + (1 - lambda) - p.t * (2 * lambda + (1 - lambda) / (|p| |t|))
 
     Args:
         dot: `p.t`, any shape.
@@ -39,11 +40,10 @@ def distance_from_products(
         alignment_lambda: lambda of Eq. 3 and Eq. 7.
         reduction: `"sum"` (as printed) or `"mean"`.
     """
-    squared = predicted_square - 2 * dot + target_square
-    if reduction == "mean":
-        squared = squared / dim
-    norms = (predicted_square * target_square).clamp_min(COSINE_EPS**2).sqrt()
-    return alignment_lambda * squared + (1 - alignment_lambda) * (1 - dot / norms)
+    scale = alignment_lambda / dim if reduction == "mean" else alignment_lambda
+    inverse, other_inverse = (square.clamp_min(COSINE_EPS**2).rsqrt() for square in (predicted_square, target_square))
+    slope = ((1 - alignment_lambda) * inverse) * other_inverse + 2 * scale
+    return (scale * predicted_square + (1 - alignment_lambda)) + scale * target_square - dot * slope
 
 
 def alignment_distance(
@@ -177,7 +177,8 @@ class NearestToken:
         """Eq. 8: `(..., d_llm)` predictions to `(...)` ids. In slices, for a row of distances is a whole vocabulary."""
         predicted, shape = predicted.flatten(0, -2), predicted.shape[:-1]
         find = self._nearest_by_distances if self._is_small else self._nearest_by_shortlist
-        nearest = torch.cat([find(part) for part in predicted.split(LOOKUP_ROWS)])
+        with torch.autocast(self._rows.device.type, enabled=False):  # it would make them half-precision products
+            nearest = torch.cat([find(part) for part in predicted.split(LOOKUP_ROWS)])
         return (nearest if self._ids is None else self._ids[nearest]).view(shape)
 
     def _nearest_by_distances(self, predicted: torch.Tensor) -> torch.LongTensor:
@@ -219,8 +220,8 @@ class NearestToken:
         some = self._rows[least.argmin(-1)]
         distance = alignment_distance(predicted, some, self.alignment_lambda, self.reduction)
         bound = distance[:, None] + self._rounding(square)
-        close = ~(least > bound)  # not `<=`: what overflowed into nan stays in
-        close &= (close.sum(-1) <= SHORTLIST)[:, None]
+        close = (least > bound).logical_not_()  # not `<=`: what overflowed into nan stays in
+        close[close.count_nonzero(-1) > SHORTLIST] = False
         row, place = close.nonzero(as_tuple=True)
         exact = alignment_distance(predicted[row], self._rows[place], self.alignment_lambda, self.reduction)
         smallest = exact.new_full((len(predicted),), torch.inf).scatter_reduce(0, row, exact, "amin")

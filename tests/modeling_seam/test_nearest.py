@@ -218,3 +218,12 @@ def test_the_active_vocabulary_of_a_large_table(large):
     predicted = torch.randn(200, 48)
     assert torch.equal(lookup.nearest(predicted), lookup.distances(predicted).argmin(-1))
     assert set(lookup.nearest(predicted).tolist()) <= set(active[2:])
+
+
+def test_autocast_does_not_reach_the_lookup_in_a_large_table(large):
+    torch.manual_seed(0)
+    lookup = NearestToken(near_duplicates(900, 48, torch.float32), 0.5, "sum", [])
+    predicted = lookup.table[::3] * (1 + 5e-4 * torch.randn(300, 48))
+    expected = lookup.nearest(predicted)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lookup.nearest(predicted), expected)
