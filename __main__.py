@@ -338,6 +338,15 @@ def train_refinement(recipe: Recipe, overrides: Overrides = None):
     run_recipe(StageRecipe, refinement.main, recipe, overrides)
 
 
+@train_app.command("draft")
+def train_draft(recipe: Recipe, overrides: Overrides = None):
+    """Beside Stage 1: a CTC head learns to write drafts for it."""
+    from seam.train import draft
+    from seam.train.recipe import StageRecipe
+
+    run_recipe(StageRecipe, draft.main, recipe, overrides)
+
+
 @train_app.command("demo")
 def train_demo(recipe: Recipe, overrides: Overrides = None):
     """Everything from nothing: synthetic speech, tiny foundations, the three stages, and a table."""

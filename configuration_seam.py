@@ -62,6 +62,10 @@ class SeamConfig(PreTrainedConfig):
         active_vocabulary (`list[int]`, *optional*):
             The only ids that the lookup returns, beside `eoa_token_id`: those that the training text uses. The others
             are not even compared, which makes the lookup cheaper. By default the whole vocabulary.
+        draft_vocabulary (`list[int]`, *optional*):
+            The ids that the draft head can write, in ascending order: those that its training text uses. The head is a
+            CTC head on the encoder whose tokens the aligner checks instead of writing them one by one
+            (`add_draft_head`, `seam train draft`). By default there is none.
         alignment_lambda (`float`, *optional*, defaults to 0.5):
             Weight of the squared distance against the cosine term (lambda of Eq. 3 and Eq. 7).
         alignment_reduction (`str`, *optional*, defaults to `"sum"`):
@@ -84,8 +88,8 @@ class SeamConfig(PreTrainedConfig):
             Where the frozen parts come from: `{"encoder": {...}, "llm": {...}}`, each with `id` (of the Hub),
             `revision` (a commit) and `fingerprint` (of its weight files). `None` when they came from folders.
         light_checkpoint (`bool`, *optional*, defaults to `False`):
-            Whether the weight file beside this config holds the aligner, LoRA and the learned mask only; the rest is
-            `backbones`.
+            Whether the weight file beside this config holds the aligner, draft head, LoRA and learned mask only; the
+            rest is `backbones`.
         weights_fingerprint (`str`, *optional*):
             Of the weight files beside this config, written by `save_pretrained`: other files are refused.
     """
@@ -104,6 +108,7 @@ class SeamConfig(PreTrainedConfig):
     prompt_token_ids: list[int] | None = None
     lookup_excluded_ids: list[int] | None = None
     active_vocabulary: list[int] | None = None
+    draft_vocabulary: list[int] | None = None
     alignment_lambda: float | int = 0.5
     alignment_reduction: str = "sum"
     llm_inputs: str = "nearest"
@@ -200,13 +205,20 @@ class SeamConfig(PreTrainedConfig):
                 f"prompt_token_ids must hold audio_token_id ({self.audio_token_id}) exactly once, "
                 f"found {self.prompt_token_ids.count(self.audio_token_id)} times."
             )
-        for name in ("lookup_excluded_ids", "active_vocabulary"):
+        for name in ("lookup_excluded_ids", "active_vocabulary", "draft_vocabulary"):
             outside = [i for i in getattr(self, name) or () if not 0 <= i < vocab_size]
             if outside:
                 raise ValueError(f"{name} holds {outside[0]}, outside the vocabulary of {vocab_size} ids.")
         never = {*(self.lookup_excluded_ids or ()), self.eoa_token_id}
         if self.active_vocabulary is not None and never.issuperset(self.active_vocabulary):
             raise ValueError("active_vocabulary holds no text token that may be returned; null stands for all.")
+        if self.draft_vocabulary is not None:
+            if self.bridge != "aligner":
+                raise ValueError(f"draft_vocabulary: the bridge {self.bridge!r} takes no draft; accepted: aligner.")
+            if not self.draft_vocabulary or self.draft_vocabulary != sorted(set(self.draft_vocabulary)):
+                raise ValueError("draft_vocabulary must hold ids in ascending order; null stands for no draft head.")
+            if self.eoa_token_id in self.draft_vocabulary:
+                raise ValueError(f"draft_vocabulary holds eoa_token_id ({self.eoa_token_id}), which is no text.")
         for name, accepted in (
             ("alignment_reduction", ALIGNMENT_REDUCTIONS),
             ("llm_inputs", LLM_INPUTS),

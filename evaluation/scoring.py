@@ -83,7 +83,7 @@ def utterance_character_errors(
     ]
 
 
-def _count(reference: list[str], hypothesis: list[str]) -> ErrorCount:
+def _count(reference: list, hypothesis: list) -> ErrorCount:
     distance = kaldialign.edit_distance(reference, hypothesis)
     return ErrorCount(distance["ins"], distance["del"], distance["sub"], len(reference))
 
@@ -111,6 +111,11 @@ def word_errors(references: Sequence[str], hypotheses: Sequence[str], normalizer
 def character_errors(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic") -> ErrorCount:
     """Character errors of a corpus, after normalisation of both sides."""
     return total(utterance_character_errors(references, hypotheses, normalizer))
+
+
+def token_errors(references: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[int]]) -> ErrorCount:
+    """Errors of a corpus of token ids, as they are."""
+    return total([_count(list(one), list(other)) for one, other in zip(references, hypotheses, strict=True)])
 
 
 def interval(counts: Sequence[ErrorCount], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from .aligner import SeamAligner
+from .ctc import CTCHead
 
 
 class LinearBridge(nn.Module):
@@ -105,10 +106,10 @@ class QFormerBridge(nn.Module):
         return embeds, mask.repeat_interleave(self.queries.shape[1], dim=-1)
 
 
-class CTCBridge(nn.Module):
+class CTCBridge(CTCHead):
     """
-    A CTC head over the language model's vocabulary on the frozen encoder (Graves et al. 2006): the simplest rival that
-    has a Stage 1. The language model is given the embeddings of the tokens that it writes.
+    A CTC head over the language model's vocabulary on the frozen encoder: the simplest rival that has a Stage 1. The
+    language model is given the embeddings of the tokens that it writes.
 
     Args:
         config ([`SeamConfig`]): sizes and the ids that are never written.
@@ -117,52 +118,8 @@ class CTCBridge(nn.Module):
     writes_tokens = True
 
     def __init__(self, config):
-        super().__init__()
-        vocab_size = config.get_text_config().vocab_size
-        self.head = nn.Linear(config.audio_config.d_model, vocab_size + 1)
-        self.blank = vocab_size
-        self.never = sorted({*(config.lookup_excluded_ids or ()), config.eoa_token_id})
-
-    def forward(self, speech_states: torch.FloatTensor) -> torch.FloatTensor:
-        """`(batch, speech, d_speech)` to log probabilities `(batch, speech, vocab_size + 1)`; the last is the blank."""
-        return self.head(speech_states.to(self.head.weight.dtype)).float().log_softmax(-1)
-
-    def loss(
-        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor, token_ids: torch.LongTensor
-    ) -> torch.FloatTensor:
-        """
-        Args:
-            token_ids `(batch, tokens)`: transcripts, padded with -100.
-
-        Returns:
-            Minus the log probability of all transcripts, `()`. A transcript with more tokens than the audio has states
-            cannot be written: it adds nothing.
-        """
-        is_token = token_ids != -100
-        return nn.functional.ctc_loss(
-            self(speech_states).transpose(0, 1),
-            token_ids[is_token],
-            speech_mask.sum(-1),
-            is_token.sum(-1),
-            blank=self.blank,
-            reduction="sum",
-            zero_infinity=True,
-        )
-
-    def decode(
-        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor
-    ) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """The most probable path, collapsed: ids `(batch, tokens)`, padded at the end, and their mask."""
-        scores = self(speech_states)
-        scores[..., self.never] = -torch.inf
-        path = scores.argmax(-1)
-        new = torch.ones_like(path, dtype=torch.bool)
-        new[:, 1:] = path[:, 1:] != path[:, :-1]
-        keep = new & (path != self.blank) & speech_mask.bool()
-        mask = (torch.arange(int(keep.sum(-1).max()), device=path.device) < keep.sum(-1, keepdim=True)).long()
-        ids = path.new_zeros(mask.shape)
-        ids[mask.bool()] = path[keep]
-        return ids, mask
+        never = {*(config.lookup_excluded_ids or ()), config.eoa_token_id}
+        super().__init__(config.audio_config.d_model, range(config.get_text_config().vocab_size), sorted(never))
 
 
 BRIDGES = {"linear": LinearBridge, "qformer": QFormerBridge, "ctc": CTCBridge}

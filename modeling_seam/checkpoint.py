@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
 
 from .backbones import load_backbone, load_embedding_table
 from .bridges import build_bridge
+from .ctc import CTCHead
 from .weights import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,
@@ -42,7 +44,8 @@ PIPELINES = {
         "pt": ["AutoModelForSpeechSeq2Seq"],
     }
 }
-KEPT_IN_FULL = ("encoder", "aligner", "lm_head", r".*\.lora_[AB]\.default")  # when the language model is quantized
+# When the language model is quantized.
+KEPT_IN_FULL = ("encoder", "aligner", "draft_head", "lm_head", r".*\.lora_[AB]\.default")
 FROM_DECODER = ("embed_positions", "layers", "layer_norm")  # what the aligner and a Whisper decoder have in common
 # With another number of heads the same weights compute something else.
 DECODER_SIZES = ("decoder_layers", "d_model", "decoder_ffn_dim", "decoder_attention_heads", "max_target_positions")
@@ -121,7 +124,7 @@ class SeamCheckpointMixin:
 
     @classmethod
     def _from_light(cls, name, config, owner, given, hub, kwargs):
-        """The backbones of a light checkpoint, and the aligner and LoRA of its weight file."""
+        """The backbones of a light checkpoint, and what SEAM trained of its weight file."""
         device_map = kwargs.get("device_map")
         if isinstance(device_map, dict):
             raise ValueError("a light checkpoint is loaded to one device; save it whole to spread it over several.")
@@ -162,6 +165,8 @@ class SeamCheckpointMixin:
         model._put_in(language_model)
         if config.learned_mask:
             model.add_mask_embedding()
+        if config.draft_vocabulary is not None:
+            model.add_draft_head(config.draft_vocabulary)
         return model
 
     def _put_in(self, language_model):
@@ -281,6 +286,20 @@ class SeamCheckpointMixin:
         self.config.learned_mask = True
         return self
 
+    def add_draft_head(self, token_ids: Iterable[int]) -> "SeamCheckpointMixin":
+        """
+        Begin a draft for Stage 1, in place: a fresh, frozen CTC head on the encoder that can write `token_ids`, in the
+        place of an older one. Raises `ValueError` for ids that `SeamConfig.draft_vocabulary` cannot hold.
+        """
+        config = copy.copy(self.config)
+        config.draft_vocabulary = sorted(set(token_ids))
+        config.validate_architecture()
+        self.config.draft_vocabulary = config.draft_vocabulary
+        head = CTCHead(config.audio_config.d_model, config.draft_vocabulary).requires_grad_(False)
+        weight = self.aligner.input_projection.weight  # as precise as what it drafts for
+        self.draft_head = head.to(weight.device, weight.dtype)
+        return self
+
     def save_pretrained(
         self, save_directory, is_main_process: bool = True, push_to_hub: bool = False, light: bool = False, **kwargs
     ):
@@ -290,7 +309,8 @@ class SeamCheckpointMixin:
 
         Args:
             light (`bool`, *optional*, defaults to `False`):
-                Save the aligner, LoRA and the learned mask only; the backbones stay where `config.backbones` says.
+                Save the aligner, draft head, LoRA and learned mask only; the backbones stay where `config.backbones`
+                says.
 
         Raises:
             ValueError: when `light` and the config does not say where the backbones are, or for a `variant`.
@@ -392,7 +412,7 @@ def _for_the_llm_only(quantization_config):
 
 def _is_own(key: str) -> bool:
     """Whether a weight is part of a light checkpoint: what SEAM trains."""
-    return key.startswith("aligner.") or ".lora_" in key or key == "mask_embedding"
+    return key.startswith(("aligner.", "draft_head.")) or ".lora_" in key or key == "mask_embedding"
 
 
 def _save_fingerprint(folder: Path, light: bool):

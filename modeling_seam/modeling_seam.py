@@ -20,6 +20,7 @@ from .backbones import EmbeddingTable
 from .bridges import build_bridge
 from .checkpoint import SeamCheckpointMixin, with_lora
 from .coarse_products import Bf16Table  # noqa: F401  as above
+from .ctc import CTCHead
 from .drafts import DraftedBatch  # noqa: F401  as above
 from .few_rows import few_rows_product  # noqa: F401  as above
 from .generation import SeamGenerationMixin
@@ -41,7 +42,8 @@ EOA_COSINE_LIMIT = 0.98
 class SeamOutput(ModelOutput):
     """
     Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*): Eq. 3 with `use_llm=False`, else Eq. 4 and Eq. 5.
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Eq. 3 with `use_llm=False`, else Eq. 4 and Eq. 5; the CTC loss with `use_draft_head=True`.
         logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
             With `use_llm=True` the language model's, at the positions of the reply (one per label).
         aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): what the aligner predicted.
@@ -96,6 +98,9 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         self.mask_embedding = None  # what masking writes in Stage 3, `(d_llm,)`; nothing reads it at inference
         if config.learned_mask:
             self.mask_embedding = nn.Parameter(torch.zeros(text_config.hidden_size), requires_grad=False)
+        self.draft_head = None  # writes a draft for Stage 1; the aligner has the last word
+        if config.draft_vocabulary is not None:
+            self.draft_head = CTCHead(config.audio_config.d_model, config.draft_vocabulary).requires_grad_(False)
         self._lookup: tuple | None = None
         self._prefix = PromptPrefix()
         self.post_init()
@@ -107,7 +112,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         """As in torch, except that a part without trained parameters stays in evaluation mode: frozen is frozen."""
         super().train(mode)
         self._prefix = PromptPrefix()  # training may change weights unseen
-        for part in (self.encoder, self.aligner, self.language_model):
+        for part in self.children():
             if not any(parameter.requires_grad for parameter in part.parameters()):
                 part.eval()
         return self
@@ -265,12 +270,13 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         aligned_mask: torch.Tensor | None = None,
         first_token_ids: torch.LongTensor | None = None,
         use_llm: bool | None = None,
+        use_draft_head: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> SeamOutput:
         """
-        The teacher-forced pass of the three stages.
+        The teacher-forced pass of the three stages, and the pass in which the draft head learns.
 
         Args:
             input_features, attention_mask: see `encode`.
@@ -289,12 +295,16 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
                 place of the first label, which adds no loss. The summed loss is divided by the same number of labels as
                 without it. A row with one label, whose transcript is empty, is left as it is.
             use_llm (`bool`, *optional*): `False` for Stage 1; by default `True` where the LLM is present.
+            use_draft_head (`bool`, *optional*, defaults to `False`):
+                The loss of the draft head, which reads the speech only; then neither aligner nor LLM take part.
             num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
                 batch's own, so that the loss is a mean over tokens.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 See [`SeamOutput`]; by default what the configs of the parts say.
         """
-        use_llm = self.uses_llm(use_llm)
+        if use_draft_head and self.draft_head is None:
+            raise ValueError("use_draft_head: this model has no draft head; add_draft_head puts one in.")
+        use_llm = not use_draft_head and self.uses_llm(use_llm)
         if labels is None:
             raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
         if not use_llm and aligned_embeds is not None:
@@ -308,6 +318,8 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         speech = None
         if aligned_embeds is None:
             speech = self.speech(input_features, attention_mask, speech_states, speech_mask)
+        if use_draft_head:
+            return SeamOutput(loss=self._ctc_loss(self.draft_head, labels, is_label, *speech) / count)
         if not use_llm:
             return self._stage_1_loss(labels, is_label, count, *speech, **wanted)
         if speech is not None:
@@ -335,12 +347,11 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
 
     def _stage_1_loss(self, labels, is_label, count, speech_states, speech_mask, **kwargs) -> SeamOutput:
         """Eq. 3, of the aligner; a rival's own loss."""
-        is_last = is_label & ~nn.functional.pad(is_label[:, 1:], (0, 1))
         if self.config.bridge != "aligner":
-            transcripts = labels.masked_fill(is_last, -100)
-            return SeamOutput(loss=self.aligner.loss(speech_states, speech_mask, transcripts) / count)
+            return SeamOutput(loss=self._ctc_loss(self.aligner, labels, is_label, speech_states, speech_mask) / count)
         aligner = self._teacher_forced(speech_states, speech_mask, labels[:, :-1], **kwargs)
-        targets = self.lookup.embed(labels.masked_fill(is_last, self.config.eoa_token_id).clamp_min(0))
+        ends = _last(is_label)
+        targets = self.lookup.embed(labels.masked_fill(ends, self.config.eoa_token_id).clamp_min(0))
         distances = alignment_distance(
             aligner.aligned_embeds, targets, self.config.alignment_lambda, self.config.alignment_reduction
         )
@@ -351,6 +362,10 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             attentions=aligner.attentions,
             cross_attentions=aligner.cross_attentions,
         )
+
+    def _ctc_loss(self, head: CTCHead, labels, is_label, speech_states, speech_mask) -> torch.FloatTensor:
+        """Of the transcripts without the end, which CTC has no need of; summed."""
+        return head.loss(speech_states, speech_mask, labels.masked_fill(_last(is_label), -100))
 
     def _reply_loss(
         self,
@@ -419,3 +434,8 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         input_ids = input_ids.expand(batch_size, -1)
         prompt_attention_mask = prompt_attention_mask.expand(batch_size, -1)
         return [row[keep.bool()] for row, keep in zip(input_ids, prompt_attention_mask, strict=True)]
+
+
+def _last(is_label: torch.Tensor) -> torch.Tensor:
+    """The last label of every row, where transcripts end: `(batch, tokens + 1)`, as `is_label`."""
+    return is_label & ~nn.functional.pad(is_label[:, 1:], (0, 1))

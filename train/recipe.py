@@ -80,7 +80,8 @@ class StageRecipe:
     Args:
         training: fields of `transformers.TrainingArguments`.
         data: see `DataSettings`.
-        model: checkpoint of the stage before (Stages 2 and 3), or one whose aligner is trained on (Stage 1).
+        model: checkpoint of the stage before (Stages 2 and 3), one whose aligner is trained on (Stage 1), or any that a
+            draft head is trained for.
         encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1). On a checkpoint of Stage 1 the LLM
             is named again where it is a folder: the checkpoint holds its embedding table only.
         config: fields of `SeamConfig` for a new model.
@@ -129,7 +130,7 @@ class StageRecipe:
 
 
 def check_stage(recipe: StageRecipe, stage: str) -> None:
-    """Raise `RecipeError` for a setting that the stage (`alignment`, `instruction` or `refinement`) does not have."""
+    """Raise `RecipeError` for a setting that the stage (the command after `seam train`) does not have."""
     defaults = {field.name: field.default for field in dataclasses.fields(StageRecipe)}
     for name, stages in STAGES_WITH.items():
         if stage not in stages and getattr(recipe, name) != defaults[name]:

@@ -1,4 +1,4 @@
-"""What the three stages share: reading the data, the word error rate on a held-out split, and the run itself."""
+"""What stages and draft share: reading the data, the word error rate on a held-out split, and the run itself."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 
 class StageTrainer(Trainer, ABC):
     """
-    A `Trainer` of one stage of SEAM. Beside the loss, `evaluate` reports the word error rate of the held-out
-    utterances, decoded as a user would decode them.
+    A `Trainer` of one stage of SEAM, or of its draft. Beside the loss, `evaluate` reports the word error rate of the
+    held-out utterances, decoded as a user would decode them.
 
     Args:
         processor ([`SeamProcessor`]): saved with every checkpoint.
