@@ -142,7 +142,7 @@ def describe(
     for one in description.components:
         stages = ", ".join(map(str, one.trained_in)) or "-"
         sizes = (f"{one.parameters * size / 1e9:.3g}" for size in (4, 2))
-        theirs = (f"{one.paper:,}M", one.note) if is_papers else ()
+        theirs = () if not is_papers else ("" if one.paper is None else f"{one.paper:,}M", one.note)
         table.add_row(one.name, millions(one.parameters), stages, *sizes, *theirs)
     console.print(table)
     table = Table("stage", "in memory", "trained", "weights fp32, GB", "bf16, GB", "training in fp32, GB *", *paper[:1])

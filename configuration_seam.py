@@ -217,8 +217,6 @@ class SeamConfig(PreTrainedConfig):
                 raise ValueError(f"draft_vocabulary: the bridge {self.bridge!r} takes no draft; accepted: aligner.")
             if not self.draft_vocabulary or self.draft_vocabulary != sorted(set(self.draft_vocabulary)):
                 raise ValueError("draft_vocabulary must hold ids in ascending order; null stands for no draft head.")
-            if self.eoa_token_id in self.draft_vocabulary:
-                raise ValueError(f"draft_vocabulary holds eoa_token_id ({self.eoa_token_id}), which is no text.")
         for name, accepted in (
             ("alignment_reduction", ALIGNMENT_REDUCTIONS),
             ("llm_inputs", LLM_INPUTS),

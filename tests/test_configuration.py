@@ -17,7 +17,11 @@ def test_defaults_are_the_papers_sizes():
 
 def test_round_trip(tmp_path):
     config = SeamConfig(
-        alignment_lambda=0.25, prompt_token_ids=[1, 151669, 2], lookup_excluded_ids=[5], active_vocabulary=[6]
+        alignment_lambda=0.25,
+        prompt_token_ids=[1, 151669, 2],
+        lookup_excluded_ids=[5],
+        active_vocabulary=[6],
+        draft_vocabulary=[6, 8],
     )
     config.save_pretrained(tmp_path)
     assert SeamConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
@@ -41,6 +45,11 @@ def test_round_trip(tmp_path):
         ({"active_vocabulary": [3, 151936]}, "active_vocabulary holds 151936, outside"),
         ({"active_vocabulary": []}, "active_vocabulary holds no text token"),
         ({"active_vocabulary": [7, 151645], "lookup_excluded_ids": [7]}, "active_vocabulary holds no text token"),
+        ({"draft_vocabulary": [3, 151936]}, "draft_vocabulary holds 151936, outside"),
+        ({"draft_vocabulary": []}, "draft_vocabulary must hold ids in ascending order; null stands for no draft head"),
+        ({"draft_vocabulary": [8, 6]}, "draft_vocabulary must hold ids in ascending order"),
+        ({"draft_vocabulary": [6, 6]}, "draft_vocabulary must hold ids in ascending order"),
+        ({"draft_vocabulary": [6], "bridge": "linear"}, "the bridge 'linear' takes no draft; accepted: aligner"),
         ({"aligner_config": {"d_model": 64, "decoder_attention_heads": 4}}, "aligner_config.d_model is 64"),
         ({"aligner_config": {"d_model": 1280, "decoder_attention_heads": 7}}, "multiple of"),
     ],

@@ -12,18 +12,21 @@ from transformers import AutoConfig, PreTrainedConfig
 from seam.configuration_seam import QWEN3_4B, WHISPER_LARGE, WHISPER_LARGE_DECODER, SeamConfig
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.alignment import AlignmentTrainer
+from seam.train.draft import DraftTrainer
 from seam.train.instruction import InstructionTrainer
 from seam.train.recipe import RecipeError, StageRecipe, load_recipe
 from seam.train.refinement import RefinementTrainer
 
 # config.json of the backbones that the recipes name: their shapes are known without the Hub.
 BACKBONES = Path(__file__).parents[1] / "recipes" / "backbones"
-TRAINERS = {1: AlignmentTrainer, 2: InstructionTrainer, 3: RefinementTrainer}
+DRAFT = "draft"  # is no stage: it can be trained after any
+TRAINERS = {1: AlignmentTrainer, 2: InstructionTrainer, 3: RefinementTrainer, DRAFT: DraftTrainer}
 ENCODER, DECODER, PROJECTIONS, BRIDGE = "speech encoder", "alignment decoder", "projections", "bridge"
+DRAFT_HEAD = "draft head"
 LLM, TABLE, LORA, MASK = "language model", "  of it the embedding table", "LoRA adapters", "learned mask"
 # Table 2, in millions.
 PAPER = {ENCODER: 629, DECODER: 839, PROJECTIONS: 72, LLM: 4058, TABLE: 389, LORA: 62}
-PAPER_TRAINED = {1: 911, 2: 62, 3: None}
+PAPER_TRAINED = {1: 911, 2: 62}
 # Bytes of a trained parameter: itself, its gradient and the two moments of AdamW, in fp32.
 TRAINED_BYTES = 16
 
@@ -34,14 +37,14 @@ class Component:
     Args:
         name: what it is; names that begin with a space are a part of the one before.
         parameters: their number.
-        trained_in: the stages, 1 to 3, in which it is trained.
+        trained_in: the stages, 1 to 3, in which it is trained; the draft head: `DRAFT`.
         paper: millions of parameters in the paper's Table 2, for the paper's architecture.
         note: where the paper's figure comes from, by counts of our own.
     """
 
     name: str
     parameters: int
-    trained_in: tuple[int, ...]
+    trained_in: tuple[int | str, ...]
     paper: int | None = None
     note: str = ""
 
@@ -50,15 +53,16 @@ class Component:
 class Stage:
     """
     Args:
-        number: 1 to 3.
-        loaded: parameters that are in memory: in Stage 1 the LLM's embedding table and no more of it.
+        number: 1 to 3, or `DRAFT`.
+        loaded: parameters that are in memory: in Stage 1, and for a draft trained on its checkpoint, the LLM's
+            embedding table and no more of it.
         trained: parameters that are trained.
         weights_fp32, weights_bf16: bytes of the weights alone.
         training_fp32: bytes of weights, gradients and AdamW's moments in fp32, without activations.
         paper_trained: millions of trained parameters in the paper's Table 2.
     """
 
-    number: int
+    number: int | str
     loaded: int
     trained: int
     weights_fp32: int
@@ -102,6 +106,7 @@ def describe(name: str) -> Description:
     parts = {
         ENCODER: list(model.encoder.parameters()),
         **bridge,
+        **({} if model.draft_head is None else {DRAFT_HEAD: list(model.draft_head.parameters())}),
         LLM: _without(model.language_model.parameters(), lora),
         TABLE: [model.get_input_embeddings().weight],
         LORA: lora,
@@ -111,6 +116,8 @@ def describe(name: str) -> Description:
         numbers = (2,)
     else:
         numbers = (1, 2, 3) if lora else (1,)
+    if model.draft_head is not None:
+        numbers += (DRAFT,)
     trained = {number: list(TRAINERS[number].trained_parameters(model)) for number in numbers}
     notes = _notes(model, parts) if _is_the_papers(config) else {}
     components = [
@@ -125,10 +132,10 @@ def describe(name: str) -> Description:
     ]
     stages = []
     for number, those in trained.items():
-        absent = (LLM, LORA) if number == 1 else (TABLE,)  # the table is a part of the language model
+        absent = (LLM, LORA) if number in (1, DRAFT) else (TABLE,)  # the table is a part of the language model
         loaded, count = sum(_count(parts[part]) for part in parts if part not in absent), _count(those)
         training = 4 * (loaded - count) + TRAINED_BYTES * count
-        paper = PAPER_TRAINED[number] if notes else None
+        paper = PAPER_TRAINED.get(number) if notes else None
         stages.append(Stage(number, loaded, count, 4 * loaded, 2 * loaded, training, paper))
     return Description(components, stages)
 

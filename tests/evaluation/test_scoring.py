@@ -10,6 +10,7 @@ from seam.evaluation.scoring import (
     ErrorCount,
     character_errors,
     interval,
+    token_errors,
     total,
     utterance_character_errors,
     utterance_errors,
@@ -136,6 +137,13 @@ def test_digits_stay_words():
 def test_a_corpus_is_counted_as_a_whole():
     count = word_errors(["one two three", "four"], ["one two", "five"])
     assert count.rate == 50.0
+
+
+def test_tokens_are_counted_as_they_are():
+    heard, drafts = [[7, 8, 9], [7], []], [[7, 9], [5], [7, 7]]
+    count = token_errors(heard, drafts)
+    assert (count.deletions, count.substitutions, count.insertions, count.length) == (1, 1, 2, 4)
+    assert count.rate == 100
 
 
 def test_an_empty_reference_adds_insertions_and_no_words():

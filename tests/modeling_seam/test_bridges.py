@@ -67,7 +67,9 @@ def test_the_q_former_is_salmonns(papers):
 
 
 def test_the_ctc_head_writes_into_the_llms_vocabulary(papers):
-    assert size(build_bridge(SeamConfig(bridge="ctc", lora_rank=0))) == (1280 + 1) * 151937
+    bridge = build_bridge(SeamConfig(bridge="ctc", lora_rank=0))
+    assert size(bridge) == (1280 + 1) * 151937
+    assert set(bridge.state_dict()) == {"head.weight", "head.bias"}  # names of checkpoints that exist
 
 
 # ---- what each of them does with speech ----
@@ -119,28 +121,10 @@ def ctc(path: list[int], vocabulary: int = 6) -> CTCBridge:
     return head
 
 
-def test_a_path_is_collapsed_by_hand():
-    blank = 6
-    head = ctc([blank, 3, 3, blank, 3, 4, 4, blank])
-    states, mask = torch.eye(8)[None].repeat(2, 1, 1), torch.ones(2, 8, dtype=torch.long)
-    mask[1, 5:] = 0
-    ids, kept = head.decode(states, mask)
-    assert ids.tolist() == [[3, 3, 4], [3, 3, 0]] and kept.tolist() == [[1, 1, 1], [1, 1, 0]]
-
-
 def test_what_is_never_written():
     head = ctc([0, 1, 3, 6])  # <BOA>, <EOA>, a token, the blank
     ids, _ = head.decode(torch.eye(4)[None], torch.ones(1, 4, dtype=torch.long))
     assert not {0, 1} & set(ids.flatten().tolist())
-
-
-def test_the_ctc_loss_is_of_all_paths_by_hand():
-    """Two states, one token: the paths that collapse to it are (t, t), (t, blank) and (blank, t)."""
-    head = ctc([3, 6])
-    logs = head(torch.eye(2)).softmax(-1)
-    expected = logs[0, 3] * logs[1, 3] + logs[0, 3] * logs[1, 6] + logs[0, 6] * logs[1, 3]
-    loss = head.loss(torch.eye(2)[None], torch.ones(1, 2, dtype=torch.long), torch.tensor([[3]]))
-    assert loss.item() == pytest.approx(-expected.log().item(), rel=1e-3)
 
 
 # ---- the whole model around each ----

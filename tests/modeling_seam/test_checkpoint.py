@@ -126,6 +126,43 @@ def test_a_new_model_can_have_a_learned_mask(build_model):
     assert torch.equal(model.mask_embedding, torch.zeros(48)) and not model.mask_embedding.requires_grad
 
 
+@pytest.fixture
+def drafts(inputs):
+    """What a model's draft head writes for the inputs."""
+
+    def drafts(model) -> list[list[int]]:
+        with torch.no_grad():
+            ids, mask = model.draft_head.decode(*model.encode(inputs["input_features"], inputs["attention_mask"]))
+        return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+
+    return drafts
+
+
+def test_a_draft_head_is_saved_whole(build_model, logits, drafts, tmp_path):
+    model = build_model()
+    before = logits(model)
+    assert model.add_draft_head(range(300, 9, -1)) is model
+    torch.nn.init.normal_(model.draft_head.head.weight, std=0.5)
+    assert model.draft_head.head.weight.shape == (292, 32) and model.config.draft_vocabulary == list(range(10, 301))
+    assert torch.equal(logits(model), before)
+    written = drafts(model)
+    assert len({tuple(row) for row in written}) > 1 and all(10 <= token <= 300 for row in written for token in row)
+    model.save_pretrained(tmp_path / "once")
+    once = load(tmp_path / "once")
+    assert torch.equal(once.draft_head.head.weight, model.draft_head.head.weight) and drafts(once) == written
+    once.save_pretrained(tmp_path / "twice")
+    assert content(tmp_path / "once") == content(tmp_path / "twice")
+    half = load(tmp_path / "once", dtype=torch.bfloat16)
+    assert half.draft_head.head.weight.dtype == torch.bfloat16 and drafts(half)
+    assert drafts(load(tmp_path / "once", device_map="cpu")) == written
+    assert drafts(once.merge_lora()) == written
+    weights = load_file(tmp_path / "once" / "model.safetensors")
+    del weights["draft_head.head.bias"]
+    save_file(weights, tmp_path / "once" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="1 missing keys .draft_head.head.bias"):
+        load(tmp_path / "once")
+
+
 # ---- interrupted ----
 
 
@@ -282,6 +319,20 @@ def test_a_learned_mask_is_part_of_a_light_checkpoint(from_hub, logits, tmp_path
     again = load(tmp_path / "light")
     assert torch.equal(again.mask_embedding, torch.arange(48.0)) and torch.equal(logits(again), logits(from_hub))
     assert load(tmp_path / "light", dtype=torch.bfloat16).mask_embedding.dtype == torch.bfloat16
+
+
+def test_a_draft_head_is_part_of_a_light_checkpoint(from_hub, drafts, tmp_path):
+    torch.nn.init.normal_(from_hub.add_draft_head(range(10, 300)).draft_head.head.weight, std=0.5)
+    from_hub.save_pretrained(tmp_path / "light", light=True)
+    names = load_file(tmp_path / "light" / "model.safetensors").keys()
+    assert {name for name in names if name.startswith("draft_head.")} == {
+        "draft_head.head.weight",
+        "draft_head.head.bias",
+    }
+    again = load(tmp_path / "light")
+    assert drafts(again) == drafts(from_hub) and any(drafts(again))
+    assert not any(parameter.requires_grad for parameter in again.draft_head.parameters())
+    assert load(tmp_path / "light", dtype=torch.bfloat16).draft_head.head.weight.dtype == torch.bfloat16
 
 
 def test_stage_1_alone_is_light_and_knows_its_llm(cache, processor, waveforms, tmp_path):

@@ -385,13 +385,14 @@ def test_attention_implementations_agree(model, batch, tmp_path, implementation)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_llm_leaves_encoder_aligner_and_lora_in_full(bits, processor):
+def test_a_quantized_llm_leaves_encoder_aligner_draft_and_lora_in_full(bits, tmp_path):
     pytest.importorskip("bitsandbytes")
     checkpoint = Path(__file__).parents[2] / "checkpoints" / "tiny"
     quantization_config = BitsAndBytesConfig(
         load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32
     )
-    model = SeamForSpeechRecognition.from_pretrained(checkpoint, quantization_config=quantization_config)
+    SeamForSpeechRecognition.from_pretrained(checkpoint).add_draft_head(range(9)).save_pretrained(tmp_path)
+    model = SeamForSpeechRecognition.from_pretrained(tmp_path, quantization_config=quantization_config)
     quantized = {n for n, module in model.named_modules() if type(module).__module__.startswith("bitsandbytes")}
     assert quantized and all(name.startswith("language_model") and name.endswith("base_layer") for name in quantized)
     processor = SeamProcessor.from_pretrained(checkpoint)

@@ -98,6 +98,18 @@ def test_merged_writes_the_same_logits_without_lora(checkpoint, processor, wavef
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
+def test_a_draft_head_goes_along(build_model, processor, tmp_path):
+    model = build_model(draft_vocabulary=[7, 9])
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    for merge in (False, True):
+        exported = SeamForSpeechRecognition.from_pretrained(
+            export(str(tmp_path / "model"), tmp_path / "out", merge=merge)
+        )
+        assert torch.equal(exported.draft_head.head.weight, model.draft_head.head.weight)
+        assert exported.config.draft_vocabulary == [7, 9]
+
+
 def test_peft_loads_the_adapter(checkpoint, backbones, tmp_path):
     folder = export(checkpoint, tmp_path / "out", adapter=True)
     llm = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(backbones[1]), folder / "adapter").eval()

@@ -53,6 +53,24 @@ def test_a_learned_mask_is_trained_in_stage_3(build_model, tmp_path):
     assert described.stages[2].trained == described.stages[1].trained + 48
 
 
+def test_a_draft_head_is_trained_beside_the_stages(build_model, tmp_path):
+    build_model(draft_vocabulary=list(range(10, 300))).save_pretrained(tmp_path)
+    described = describe(str(tmp_path))
+    assert [stage.number for stage in described.stages] == [1, 2, 3, "draft"]
+    head = next(one for one in described.components if one.name == "draft head")
+    assert (head.parameters, head.trained_in) == ((32 + 1) * 291, ("draft",))
+    first, _, _, draft = described.stages
+    assert draft.trained == head.parameters and draft.loaded == first.loaded
+    assert draft.training_fp32 == 4 * (first.loaded + 3 * head.parameters)
+
+
+def test_the_paper_has_no_draft_head(tmp_path):
+    paper = RECIPES / "paper" / "alignment.yaml"
+    (tmp_path / "draft.yaml").write_text(f"base: {paper}\nconfig: {{draft_vocabulary: {list(range(19029))}}}\n")
+    said = CliRunner().invoke(app, ["describe", str(tmp_path / "draft.yaml")])
+    assert said.exit_code == 0 and "24.38M" in said.output  # (1280 + 1) x 19,030
+
+
 def test_what_each_stage_loads_and_trains(papers):
     decoder = FIGURES["alignment decoder"] + FIGURES["projections"]
     loaded = FIGURES["speech encoder"] + decoder + FIGURES["  of it the embedding table"]
@@ -104,7 +122,7 @@ def test_the_command():
 def test_the_recipes_say_what_the_paper_says(folder):
     stages = [
         load_recipe(StageRecipe, RECIPES / folder / f"{stage}.yaml", ["training.use_cpu=true"])
-        for stage in ("alignment", "instruction", "refinement")
+        for stage in ("alignment", "instruction", "refinement", "draft")
     ]
     for recipe in stages:
         training = recipe.training
@@ -112,6 +130,7 @@ def test_the_recipes_say_what_the_paper_says(folder):
         assert training.bf16 and training.optim.startswith("adamw") and recipe.data.casing == "lower"
     assert (stages[2].masking_probability, stages[2].deletion_probability) == (0.05, 0.1)
     assert [stages[1].model, stages[2].model] == [stages[0].training.output_dir, stages[1].training.output_dir]
+    assert (stages[3].model, stages[3].data.train) == (stages[0].training.output_dir, stages[0].data.train)
     if folder == "paper":
         config = stages[0].config
         assert (config["lora_rank"], config["lora_alpha"], config["lora_dropout"]) == (32, 64, 0.1)

@@ -101,7 +101,7 @@ def test_a_setting_of_other_stages_is_refused(recipe, override, stages):
     read = load_recipe(StageRecipe, recipe, [override])
     default = load_recipe(StageRecipe, recipe, [])
     name = override.partition("=")[0]
-    for stage in ("alignment", "instruction", "refinement"):
+    for stage in ("alignment", "instruction", "refinement", "draft"):
         check_stage(default, stage)
         if stage in stages:
             check_stage(read, stage)
