@@ -1,5 +1,6 @@
 """The aligner's weights at inference: a few positions of each utterance at a time, without the overhead of modules."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,19 +65,26 @@ class AlignerSteps:
         kind = aligner.config._attn_implementation
         self.layers = [LayerSteps(layer, kind, speech_states) for layer in aligner.layers]
 
-    def next(self, tokens: torch.LongTensor, position: int) -> torch.LongTensor:
-        """Tokens `(rows,)` that all stand at one position, to the nearest tokens `(rows,)` of what follows them."""
-        hidden_states = self._embed(tokens) + self.weight[position]
-        return self._nearest(self._run(hidden_states, Places(None, position + 1)))
-
-    def next_of_each(self, tokens: list[list[int]], positions: list[int]) -> list[list[int]]:
+    def next(self, tokens: torch.LongTensor, position: int) -> tuple[torch.FloatTensor, torch.LongTensor]:
         """
-        Some tokens of each row, the first of which stands at the row's position, to the nearest tokens of what follows
-        each of them. What the cache holds from there on is forgotten.
+        Tokens `(rows,)` that all stand at one position, to what is predicted after them `(rows, d_llm)` and the nearest
+        tokens `(rows,)`.
+        """
+        hidden_states = self._embed(tokens) + self.weight[position]
+        predicted = self._predict(self._run(hidden_states, Places(None, position + 1)))
+        return predicted, self.lookup.nearest(predicted)
+
+    def next_of_each(
+        self, tokens: list[list[int]], positions: list[int]
+    ) -> tuple[Sequence[torch.FloatTensor], list[list[int]]]:
+        """
+        Some tokens of each row, the first of which stands at the row's position, to what is predicted after each of
+        them, `(tokens, d_llm)`, and the nearest tokens. What the cache holds from there on is forgotten.
         """
         longest, device = max(map(len, tokens)), self.lookup.table.device
         if longest == 1 and len(set(positions)) == 1:
-            return self.next(torch.tensor([row[0] for row in tokens], device=device), positions[0])[:, None].tolist()
+            predicted, nearest = self.next(torch.tensor([row[0] for row in tokens], device=device), positions[0])
+            return list(predicted[:, None]), nearest[:, None].tolist()
         # Rows that are shorter are filled up: positions that none of their own sees, and the next step overwrites.
         ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in tokens], device=device)
         own = torch.tensor([[i < len(row) for i in range(longest)] for row in tokens])
@@ -87,8 +95,9 @@ class AlignerSteps:
         mask = torch.zeros(mask.shape, dtype=self.weight.dtype, device=places.device).masked_fill_(mask, -torch.inf)
         hidden_states = (self._embed(ids.flatten()).unflatten(0, ids.shape) + self.weight[places]).flatten(0, 1)
         hidden_states = self._run(hidden_states, Places(places, stop, mask))
-        nearest = self._nearest(hidden_states[own.flatten().to(hidden_states.device)])
-        return [row.tolist() for row in nearest.split([len(row) for row in tokens])]
+        predicted = self._predict(hidden_states[own.flatten().to(hidden_states.device)])
+        counts = [len(row) for row in tokens]
+        return predicted.split(counts), [row.tolist() for row in self.lookup.nearest(predicted).split(counts)]
 
     def keep(self, rows: list[int]):
         """From now on the i-th row is the `rows[i]`-th, `rows[i] >= i`; others are no longer computed."""
@@ -106,9 +115,8 @@ class AlignerSteps:
             hidden_states = layer.step(hidden_states, places, self.speech_mask)
         return hidden_states
 
-    def _nearest(self, hidden_states: torch.Tensor) -> torch.LongTensor:
-        predicted = few_rows_linear(self.aligner.output_projection, self.aligner.layer_norm(hidden_states))
-        return self.lookup.nearest(predicted)
+    def _predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return few_rows_linear(self.aligner.output_projection, self.aligner.layer_norm(hidden_states))
 
 
 class LayerSteps:

@@ -47,7 +47,7 @@ def greedy_alignment(
     boa_token_id: int,
     eoa_token_id: int,
     max_new_tokens: int,
-) -> torch.LongTensor:
+) -> tuple[torch.LongTensor, torch.FloatTensor]:
     """
     Algorithm 1, greedy, for a batch: each step feeds back the nearest tokens of the last one. A row that has ended
     is no longer computed.
@@ -58,16 +58,17 @@ def greedy_alignment(
         max_new_tokens: after which a row that has not ended is cut.
 
     Returns:
-        Token ids `(batch, tokens)`, from the end of a row on `<EOA>`; as many as the longest row has, at most
-        `max_new_tokens`.
+        Token ids `(batch, tokens)`, from the end of a row on `<EOA>`, as many as the longest row has, at most
+        `max_new_tokens`; and what was predicted for them, `(batch, tokens, d_llm)`.
     """
     steps = AlignerSteps(aligner, lookup, speech_states, speech_mask)
     sequences = torch.full((len(speech_states), max_new_tokens), eoa_token_id, device=lookup.table.device)
+    embeds = steps.weight.new_zeros(*sequences.shape, lookup.table.shape[-1])
     rows = torch.arange(len(sequences), device=sequences.device)  # of `sequences`, that are still being written
     tokens = torch.full_like(rows, boa_token_id)
     for position in range(max_new_tokens):
-        tokens = steps.next(tokens, position)
-        sequences[rows, position] = tokens
+        predicted, tokens = steps.next(tokens, position)
+        sequences[rows, position], embeds[rows, position] = tokens, predicted
         if not asks(tokens, position):
             continue
         ended = (sequences[rows, : position + 1] == eoa_token_id).any(-1).nonzero().flatten().tolist()
@@ -79,7 +80,8 @@ def greedy_alignment(
             break
     is_end = (sequences == eoa_token_id).cumsum(-1) > 0
     written = min(int((~is_end).sum(-1).max()) + 1, max_new_tokens)
-    return sequences.masked_fill(is_end, eoa_token_id)[:, :written].to(speech_states.device)
+    sequences = sequences.masked_fill(is_end, eoa_token_id)
+    return tuple(values[:, :written].to(speech_states.device) for values in (sequences, embeds))
 
 
 def checked_alignment(
@@ -91,7 +93,7 @@ def checked_alignment(
     eoa_token_id: int,
     max_new_tokens: int,
     drafts: list[list[int]],
-) -> list[Row]:
+) -> tuple[list[Row], list[torch.FloatTensor]]:
     """
     The same tokens as those of `greedy_alignment`, from drafts that are checked under teacher forcing: as many tokens
     of each row in one pass as it has good reason to believe.
@@ -100,17 +102,23 @@ def checked_alignment(
         drafts: per row the ids that a draft head wrote, without `<EOA>`.
 
     Returns:
-        The rows; `written` holds the tokens and, unless it was cut, `<EOA>`.
+        The rows, of which `written` holds the tokens and, unless it was cut, `<EOA>`; and for each what was predicted
+        for these, `(tokens, d_llm)`.
     """
     steps = AlignerSteps(aligner, lookup, speech_states, speech_mask)
     kind = steps.weight.device.type
     weights = WEIGHTS_IN_POSITIONS.get(kind, WEIGHTS_IN_POSITIONS["other"])
     batch = DraftedBatch(drafts, [[] for _ in drafts], max_new_tokens, weights)
+    embeds = [[] for _ in drafts]
+    own = list(embeds)  # of the batch's rows, in their order
     while batch.rows:
         proposals = batch.propose()
         last = [row.written[-1] if row.written else boa_token_id for row in batch.rows]
         given = [[token, *proposal] for token, proposal in zip(last, proposals, strict=True)]
-        choices = steps.next_of_each(given, [len(row.written) for row in batch.rows])
-        _, kept = batch.read(proposals, choices, {eoa_token_id})
+        predicted, choices = steps.next_of_each(given, [len(row.written) for row in batch.rows])
+        new, kept = batch.read(proposals, choices, {eoa_token_id})
+        for pieces, some, tokens in zip(own, predicted, new, strict=True):
+            pieces.append(some[: len(tokens)])
+        own = [own[row] for row in kept]
         steps.keep(kept)
-    return batch.everything
+    return batch.everything, [torch.cat(pieces).to(speech_states.device) for pieces in embeds]

@@ -10,7 +10,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from .alignment_loop import can_run, greedy_alignment
+from .alignment_loop import can_run, checked_alignment, greedy_alignment
+from .drafts import Row
 from .nearest import alignment_distance
 from .prompt import splice
 from .verification import is_sliding, verifies, write
@@ -24,8 +25,14 @@ class AlignmentOutput(ModelOutput):
     Args:
         sequences (`torch.LongTensor` of shape `(batch, tokens)`): ids without `<BOA>` and `<EOA>`, padded at the end.
         mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
-        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): predicted embeddings.
-        distances (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): Eq. 7 to the chosen tokens.
+        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): predicted embeddings;
+            zeros for padding.
+        distances (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): Eq. 7 to the chosen tokens; 0 for
+            padding.
+        forwards, accepted_tokens, rejected_tokens (`torch.LongTensor` of shape `(batch,)`, *optional*):
+            When the tokens were written by checking the draft head's (`verify`): the aligner's passes in which the row
+            took part, and the tokens of the draft that it agreed with and did not. A token that was proposed again
+            counts again.
         sequences_scores, scores, logits, beam_indices (*optional*): see [`SeamGenerateOutput`].
     """
 
@@ -33,6 +40,9 @@ class AlignmentOutput(ModelOutput):
     mask: torch.LongTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
     distances: torch.FloatTensor | None = None
+    forwards: torch.LongTensor | None = None
+    accepted_tokens: torch.LongTensor | None = None
+    rejected_tokens: torch.LongTensor | None = None
     sequences_scores: torch.FloatTensor | None = None
     scores: tuple[torch.FloatTensor, ...] | None = None
     logits: tuple[torch.FloatTensor, ...] | None = None
@@ -51,9 +61,9 @@ class SeamGenerateOutput(ModelOutput):
         alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`]. Of a bridge
             without a Stage 1, the embeddings that it made and their mask.
         llm_forwards, accepted_tokens, rejected_tokens (`torch.LongTensor` of shape `(batch,)`, *optional*):
-            When the transcript was written by checking Stage 1's (`verify`): the forwards of the language model in
-            which the row took part, and the tokens of Stage 1 that it agreed with and did not. A token that was
-            proposed again counts again.
+            As those of [`AlignmentOutput`], when the transcript was written by checking Stage 1's: of the language
+            model and Stage 1's tokens.
+        alignment_forwards, alignment_accepted_tokens, alignment_rejected_tokens (*optional*): see [`AlignmentOutput`].
     """
 
     sequences: torch.LongTensor | None = None
@@ -68,11 +78,15 @@ class SeamGenerateOutput(ModelOutput):
     llm_forwards: torch.LongTensor | None = None
     accepted_tokens: torch.LongTensor | None = None
     rejected_tokens: torch.LongTensor | None = None
+    alignment_forwards: torch.LongTensor | None = None
+    alignment_accepted_tokens: torch.LongTensor | None = None
+    alignment_rejected_tokens: torch.LongTensor | None = None
 
 
 # What a loop reports about its choices, by the value that stands for "no choice was made here".
 REPORTS = {"sequences_scores": -torch.inf, "scores": -torch.inf, "logits": -torch.inf, "beam_indices": -1}
-# What checking a draft reports, by the value of rows in which nothing was heard.
+# What checking a draft reports, of Stage 1, and of the language model by the value of rows in which nothing was heard.
+CHECKS = ("forwards", "accepted_tokens", "rejected_tokens")
 COUNTS = {"llm_forwards": 0, "accepted_tokens": 0, "rejected_tokens": 0}
 
 
@@ -112,18 +126,22 @@ class SeamGenerationMixin(GenerationMixin):
         speech_states: torch.FloatTensor,
         speech_mask: torch.Tensor | None = None,
         return_distances: bool = False,
+        verify: bool = True,
         generation_config: GenerationConfig | None = None,
         **kwargs,
     ) -> AlignmentOutput:
         """
         Algorithm 1: the nearest token of each predicted embedding, fed back, until `<EOA>`.
 
-        Greedy search is a loop of its own; anything else is that of `GenerationMixin` on the aligner, whose logits are
-        minus the distances. Of a CTC head, its most probable path, which takes no arguments and has no distances.
+        Greedy search is a loop of its own, which checks what the draft head wrote where there is one; the tokens are
+        the same. Anything else is the loop of `GenerationMixin` on the aligner, whose logits are minus the distances.
+        Of a CTC head, its most probable path, which takes no arguments and has no distances.
 
         Args:
             speech_states, speech_mask: what `encode` returned.
-            return_distances: also return distances and predicted embeddings, from one parallel pass over the tokens.
+            return_distances: also return distances and predicted embeddings, which not every loop keeps: where it does
+                not, from one parallel pass over the tokens.
+            verify: use the draft head.
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
         if self.config.bridge != "aligner":
@@ -141,16 +159,17 @@ class SeamGenerationMixin(GenerationMixin):
                 f"max_new_tokens is {generation_config.max_new_tokens}, but the aligner has positions for {limit}."
             )
         if can_run(self.aligner, generation_config, kwargs):
-            loop = {}
-            sequences = greedy_alignment(
-                self.aligner,
-                self.lookup,
-                speech_states,
-                speech_mask,
-                self.config.boa_token_id,
-                self.config.eoa_token_id,
-                generation_config.max_new_tokens,
-            )
+            given = (self.aligner, self.lookup, speech_states, speech_mask)
+            limits = (self.config.boa_token_id, self.config.eoa_token_id, generation_config.max_new_tokens)
+            if verify and self.draft_head is not None:
+                drafts, mask = self.draft_head.decode(speech_states, speech_mask)
+                drafts = [row[keep].tolist() for row, keep in zip(drafts, mask.bool(), strict=True)]
+                rows, predicted = checked_alignment(*given, *limits, drafts)
+                sequences, counts = _sequences(rows, self.config.eoa_token_id, speech_states.device)
+                embeds, loop = pad_sequence(predicted, batch_first=True), dict(zip(CHECKS, counts, strict=True))
+            else:
+                sequences, embeds = greedy_alignment(*given, *limits)
+                loop = {}
         else:
             if kwargs.get("streamer") is not None:
                 nothing = torch.empty(len(speech_states), 0, dtype=torch.long)
@@ -162,22 +181,28 @@ class SeamGenerationMixin(GenerationMixin):
                 generation_config=generation_config,
                 **kwargs,
             )
-            sequences = loop.sequences[:, 1:]
+            sequences, embeds = loop.sequences[:, 1:], None
         ended = (sequences == self.config.eoa_token_id).cumsum(-1) > 0
         longest = int((~ended).sum(-1).max())
         sequences, mask = sequences[:, :longest], (~ended[:, :longest]).long()
-        output = AlignmentOutput(sequences=sequences, mask=mask, **{name: loop.get(name) for name in REPORTS})
-        if return_distances:
+        reports = {name: loop.get(name) for name in (*REPORTS, *CHECKS)}
+        output = AlignmentOutput(sequences=sequences, mask=mask, **reports)
+        if embeds is not None:
+            output.aligned_embeds = embeds[:, :longest]
+        elif return_distances:
             copies = len(sequences) // len(speech_states)  # num_return_sequences
             speech_states = speech_states.repeat_interleave(copies, dim=0)
             speech_mask = speech_mask.repeat_interleave(copies, dim=0) if speech_mask is not None else None
             output.aligned_embeds = self.teacher_forced(speech_states, speech_mask, sequences)[:, :-1]
+        if return_distances:
             output.distances = alignment_distance(
                 output.aligned_embeds,
                 self.lookup.embed(sequences),
                 self.config.alignment_lambda,
                 self.config.alignment_reduction,
-            )
+            ).masked_fill_(mask == 0, 0)
+        if output.aligned_embeds is not None:
+            output.aligned_embeds = output.aligned_embeds.masked_fill((mask == 0)[..., None], 0)
         return output
 
     @torch.no_grad()
@@ -214,7 +239,8 @@ class SeamGenerationMixin(GenerationMixin):
             return_dict_in_generate (`bool`, *optional*): also return what Stage 1 heard, and `output_scores` and the
                 like; by default as the generation config says.
             verify (`bool`, *optional*, defaults to `True`): let the language model check Stage 1's tokens, many in one
-                forward, instead of writing one token after the other. The transcript is the same. For greedy search
+                forward, instead of writing one token after the other, and the aligner those of the draft head, where
+                the model has one (`draft_vocabulary`). The transcript is the same. For greedy search
                 that nothing else looks at (no processors, criteria or scores); the rest is left to the stock loop, and
                 so is, on an accelerator, `cache_implementation="static"`, whose step that loop compiles.
             generation_config, kwargs: of `GenerationMixin.generate`, for the loop that writes the transcript: the
@@ -235,7 +261,9 @@ class SeamGenerationMixin(GenerationMixin):
         else:
             arguments = {"generation_config": generation_config, **kwargs}
         if self.aligner.writes_tokens:
-            alignment = self.align(speech_states, speech_mask, return_distances=return_dict_in_generate, **arguments)
+            alignment = self.align(
+                speech_states, speech_mask, return_distances=return_dict_in_generate, verify=verify, **arguments
+            )
         else:
             alignment = AlignmentOutput()  # no Stage 1, and no first token to guide with
         pad = self._pad_token_id(generation_config)
@@ -243,11 +271,11 @@ class SeamGenerationMixin(GenerationMixin):
             prompts = self.prompt_rows(len(speech_states), input_ids, prompt_attention_mask)
             if self.aligner.writes_tokens:
                 guides, mask = alignment.sequences[:, : int(first_token_guidance)], alignment.mask
-                aligned = self.embed_alignment(
-                    alignment.sequences.masked_fill(mask == 0, -100),
-                    speech_states=speech_states,
-                    speech_mask=speech_mask,
-                )
+                if self.config.llm_inputs == "continuous" and alignment.aligned_embeds is not None:
+                    aligned = alignment.aligned_embeds
+                else:
+                    heard = alignment.sequences.masked_fill(mask == 0, -100)
+                    aligned = self.embed_alignment(heard, speech_states=speech_states, speech_mask=speech_mask)
             else:
                 aligned, mask = self.aligner(speech_states, speech_mask)
                 alignment.aligned_embeds, alignment.mask, guides = aligned, mask, mask.new_empty(len(mask), 0)
@@ -264,6 +292,7 @@ class SeamGenerationMixin(GenerationMixin):
             alignment_mask=alignment.mask,
             alignment_distances=alignment.distances,
             aligned_embeds=alignment.aligned_embeds,
+            **{f"alignment_{name}": alignment.get(name) for name in CHECKS},
         )
 
     def _pad_token_id(self, generation_config: GenerationConfig | None) -> int:
@@ -377,12 +406,17 @@ class SeamGenerationMixin(GenerationMixin):
             static_cache=generation_config.cache_implementation == "static",
             streamer=streamer,
         )
-        written = [torch.tensor(row.written, device=guide.device) for row in rows]
-        counts = torch.tensor([[row.forwards, row.accepted, row.rejected] for row in rows], device=guide.device)
-        return {
-            "sequences": pad_sequence(written, batch_first=True, padding_value=generation_config.pad_token_id),
-            **dict(zip(COUNTS, counts.unbind(-1), strict=True)),
-        }
+        sequences, counts = _sequences(rows, generation_config.pad_token_id, guide.device)
+        return {"sequences": sequences, **dict(zip(COUNTS, counts, strict=True))}
+
+
+def _sequences(
+    rows: list[Row], pad: int, device: torch.device
+) -> tuple[torch.LongTensor, tuple[torch.LongTensor, ...]]:
+    """What was written, `(batch, tokens)`, and `CHECKS`, `(batch,)` each."""
+    written = [torch.tensor(row.written, dtype=torch.long, device=device) for row in rows]
+    counts = torch.tensor([[row.forwards, row.accepted, row.rejected] for row in rows], device=device)
+    return pad_sequence(written, batch_first=True, padding_value=pad), counts.unbind(-1)
 
 
 def _update(generation_config: GenerationConfig, kwargs: dict) -> dict:

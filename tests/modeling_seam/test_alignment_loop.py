@@ -77,7 +77,7 @@ def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
     assert len(lengths) > 10 and 23 in lengths, "the test needs rows that end early, and some that never do"
 
 
-def test_distances_are_those_of_the_stock_loop(ending, stock_align):
+def test_predictions_and_distances_are_those_of_the_stock_loop(ending, stock_align):
     torch.manual_seed(2)
     states, mask = speech_of(ending, [9, 30, 17, 2, 25], 30)
     own = ending.align(states, mask, return_distances=True)
@@ -113,7 +113,8 @@ def test_a_batch_that_has_ended_stops(build_model, predict_end):
     predict_end(model)
     states, mask = speech_of(model, [5, 6], 6)
     ids = (model.config.boa_token_id, model.config.eoa_token_id)
-    assert greedy_alignment(model.aligner, model.lookup, states, mask, *ids, 20).tolist() == [[ids[1]], [ids[1]]]
+    sequences, _ = greedy_alignment(model.aligner, model.lookup, states, mask, *ids, 20)
+    assert sequences.tolist() == [[ids[1]], [ids[1]]]
     assert model.align(states, mask).sequences.shape == (2, 0)
 
 
@@ -202,11 +203,13 @@ def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
         limit = rng.choice([1, 2, 7, 23])
         arguments = (ending.aligner, ending.lookup, states, mask if rng.random() < 0.8 else None, *ids, limit)
         with torch.no_grad():
-            plain = greedy_alignment(*arguments)
+            plain, embeds = greedy_alignment(*arguments)
             written = [[token for token in row if token != ids[1]] for row in plain.tolist()]
             drafts = [corrupt(row, rng.choice(HOW) if how == "mixed" else how, rng) for row in written]
-            rows = checked_alignment(*arguments, drafts)
-        for row, tokens in zip(rows, written, strict=True):
+            rows, predicted = checked_alignment(*arguments, drafts)
+        for row, tokens, own, plain_own in zip(rows, written, predicted, embeds, strict=True):
+            torch.testing.assert_close(own, plain_own[: len(own)], rtol=1e-3, atol=2e-4)
+            assert len(own) == len(row.written)
             assert row.written == (tokens + [ids[1]])[:limit]
             assert len(row.written) <= row.forwards + row.accepted <= len(row.written) + 1
             lengths.add(len(tokens))
@@ -223,7 +226,7 @@ def test_bad_drafts_are_given_up(ending):
     states, mask = speech_of(ending, [20], 20)
     ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
     with torch.no_grad():
-        (row,) = checked_alignment(ending.aligner, ending.lookup, states, mask, *ids, 23, [[299] * 23])
+        (row,), _ = checked_alignment(ending.aligner, ending.lookup, states, mask, *ids, 23, [[299] * 23])
     assert row.forwards == len(row.written) and 0 < row.rejected <= 60
 
 
@@ -257,13 +260,15 @@ def test_steps_are_the_aligners(model, steps_of):
     ).aligned_embeds
     steps, predictions = steps_of(states, mask)
     for position in range(9):
-        steps.next(ids[:, position], position)
-        torch.testing.assert_close(predictions[-1], expected[:, position], rtol=1e-4, atol=1e-5)
+        predicted, _ = steps.next(ids[:, position], position)
+        assert predicted is predictions[-1]
+        torch.testing.assert_close(predicted, expected[:, position], rtol=1e-4, atol=1e-5)
     steps, predictions = steps_of(states, mask)
     done = [0, 0, 0]
     for counts in ([3, 1, 2], [1, 1, 1], [2, 5, 1], [3, 2, 5]):
         given = [ids[i, at : at + n].tolist() for i, (at, n) in enumerate(zip(done, counts, strict=True))]
-        choices = steps.next_of_each(given, done)
+        predicted, choices = steps.next_of_each(given, done)
+        assert torch.equal(torch.cat(list(predicted)).flatten(0, -2), predictions[-1])
         assert [len(row) for row in choices] == counts
         own = torch.cat([expected[i, at : at + n] for i, (at, n) in enumerate(zip(done, counts, strict=True))])
         torch.testing.assert_close(predictions[-1], own, rtol=1e-4, atol=1e-5)

@@ -285,3 +285,39 @@ def test_parts_compile_without_graph_breaks(build_model, processor, waveforms, p
     expected = whole(**inputs).logits
     getattr(whole, part).compile(backend="eager", fullgraph=True)
     torch.testing.assert_close(whole(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("llm_inputs", ["nearest", "continuous"])
+@pytest.mark.parametrize("draft", ["right", "half", "random"])
+def test_a_draft_head_changes_nothing_but_the_work(build_model, processor, waveforms, monkeypatch, draft, llm_inputs):
+    model = build_model(draft_vocabulary=list(range(3, 250)), llm_inputs=llm_inputs)
+    inputs = processor(audio=waveforms)
+    plain = model.generate(**inputs, verify=False, return_dict_in_generate=True)
+    assert plain.alignment_forwards is None and plain.alignment_mask.sum(-1).min() > 4
+    if draft != "random":
+        ids = plain.alignment_sequences.clone()
+        if draft == "half":
+            ids[:, ::2] = 7
+        monkeypatch.setattr(model.draft_head, "decode", lambda *speech: (ids, plain.alignment_mask))
+    checked = model.generate(**inputs, return_dict_in_generate=True)
+    assert torch.equal(checked.sequences, plain.sequences)
+    assert torch.equal(checked.alignment_sequences, plain.alignment_sequences)
+    torch.testing.assert_close(checked.aligned_embeds, plain.aligned_embeds, rtol=1e-3, atol=2e-4)
+    torch.testing.assert_close(checked.alignment_distances, plain.alignment_distances, rtol=1e-3, atol=2e-4)
+    tokens = plain.alignment_mask.sum(-1)
+    work = checked.alignment_forwards
+    if draft == "right":
+        assert (checked.alignment_accepted_tokens >= tokens - 1).all() and (work < tokens).all()
+        assert (checked.alignment_rejected_tokens == 0).all()
+    else:
+        assert (checked.alignment_accepted_tokens < tokens).all() and checked.alignment_rejected_tokens.any()
+    stage_1 = model.generate(**inputs, use_llm=False, return_dict_in_generate=True)
+    assert torch.equal(stage_1.alignment_forwards, work)
+
+
+def test_other_searches_do_without_the_draft_head(build_model, processor, waveforms):
+    model = build_model(draft_vocabulary=list(range(3, 250)))
+    inputs = processor(audio=waveforms[0])
+    for settings in ({"num_beams": 2}, {"do_sample": True}):
+        output = model.generate(**inputs, use_llm=False, return_dict_in_generate=True, **settings)
+        assert output.alignment_forwards is None and output.sequences.shape[1] > 0
