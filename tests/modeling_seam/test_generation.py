@@ -307,7 +307,7 @@ def test_a_draft_head_changes_nothing_but_the_work(build_model, processor, wavef
     tokens = plain.alignment_mask.sum(-1)
     work = checked.alignment_forwards
     if draft == "right":
-        assert (checked.alignment_accepted_tokens >= tokens - 1).all() and (work < tokens).all()
+        assert (checked.alignment_accepted_tokens + work >= tokens).all() and (work <= 2).all()
         assert (checked.alignment_rejected_tokens == 0).all()
     else:
         assert (checked.alignment_accepted_tokens < tokens).all() and checked.alignment_rejected_tokens.any()
