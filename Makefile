@@ -23,7 +23,7 @@ test-fast: lint $(SUITE) $(QWEN)
 # With the oldest transformers that setup.cfg allows: what loads, computes, trains and reads the shipped checkpoint.
 test-oldest: $(OLDEST)/.installed $(QWEN)
 	$(OLDEST)/bin/python -m pytest -m "not slow" tests/test_configuration.py tests/test_processing.py \
-		tests/modeling_seam tests/evaluation tests/train/test_foundations.py tests/train/test_stages.py tests/train/test_description.py \
+		tests/modeling_seam tests/evaluation tests/train/test_foundations.py tests/train/test_stages.py tests/train/test_draft.py tests/train/test_description.py \
 		tests/publishing tests/test_remote_code.py tests/test_serving.py \
 		tests/test_command_line.py::test_demo_prints_references_and_transcripts
 
