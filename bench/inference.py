@@ -1,0 +1,129 @@
+"""
+SEAM's two loops against stock transformers, in one run on the same machine, with random weights.
+
+    python -m bench.inference --size tiny|small|paper [--device cpu|cuda] [--batch 1,4,8] [--json FILE] [--plot FILE]
+
+(a) Stock Whisper's `generate` with a decoder of the aligner's own layers; (b) stock Qwen3's `generate`, greedy, on the
+prompts that SEAM gives it; (c) SEAM's loops, plain and checking drafts, and sums of them: whole systems. All write the
+same number of tokens: nothing ends by itself. Sizes paper and small are those of `recipes`, in bf16; tiny is in fp32.
+
+Drafts are the plain loop's own text with so many tokens replaced, left out or put in, others in each repeat. Predictions of Stage 1 lie
+as near to an embedding as trained ones (see `loops/models.py`); `lookup_share_random` is the case where they do not.
+Each part (`--only`) is measured by itself; `linearity` writes four times as many tokens.
+
+At paper size on two cores a batch of one takes half an hour and 13 GB of memory.
+"""
+
+import json
+import os
+import platform
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import transformers
+import typer
+from rich.console import Console
+
+from seam.bench.loops.models import SIZES, build, stock_whisper
+from seam.bench.loops.parts import LENGTHS, PARTS, Findings, Setting
+from seam.bench.loops.plot import write_plot
+from seam.bench.loops.roofline import measure_machine
+from seam.bench.loops.tables import print_findings
+from seam.data.files import write_text
+
+
+@torch.no_grad()
+def measure(
+    size: str, device: str, batches: list[int], tokens: int, repeats: int, parts: list[str], active: int | None = None
+) -> dict:
+    """All parts for all batch sizes; what the JSON file holds."""
+    transformers.logging.set_verbosity_error()  # of generation flags that are left alone
+    model = build(size, device)
+    whisper, machine = stock_whisper(model), measure_machine(model.device, model.dtype)
+    findings = Findings()
+    for batch in batches:
+        setting = Setting(model, whisper, machine, batch, tokens, repeats, active)
+        for part in parts:
+            PARTS[part](setting, findings)
+    return {
+        "size": size,
+        "device": device,
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        },
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "tokens": tokens,
+        "repeats": repeats,
+        "bandwidth_gb_per_s": machine.bandwidth / 1e9,
+        "tflop_per_s": machine.arithmetic / 1e12,
+        **vars(findings),
+    }
+
+
+def cpu_name() -> str:
+    names = [line.split(":", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return names[0].strip() if names else platform.processor()
+
+
+def main(
+    size: Annotated[str, typer.Option(help="tiny, small or paper.")] = "paper",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1",
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens that each loop writes.")] = 90,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; medians are reported.")] = 3,
+    only: Annotated[
+        str | None, typer.Option(help=f"Parts, of {', '.join(PARTS)}. By default all, at size tiny memory, too.")
+    ] = None,
+    active: Annotated[
+        int | None, typer.Option(min=1, help="Also Stage 1 with an active vocabulary of so many ids.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG.")] = None,
+):
+    """Measure SEAM's loops against stock transformers."""
+    batches, parts = _batches(batch), _parts(only, size)
+    if size not in SIZES:
+        raise typer.BadParameter(f"--size is {size!r}; accepted: {', '.join(SIZES)}.")
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device is {device!r}; accepted: cpu, cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("--device is cuda, but torch finds no GPU.")
+    longest = tokens * (max(LENGTHS) if "linearity" in parts else 1)
+    if longest > 447:
+        raise typer.BadParameter(f"--tokens: {longest} tokens would be written, but the aligner has positions for 447.")
+    if active is not None and active <= longest:
+        raise typer.BadParameter(f"--active is {active}; accepted: more than the {longest} tokens that are written.")
+    report = measure(size, device, batches, tokens, repeats, parts, active)
+    print_findings(report, Console(width=None if sys.stdout.isatty() else 150))
+    if json_file is not None:
+        write_text(json_file, json.dumps(report, indent=1) + "\n")
+    if plot is not None:
+        write_plot(report, plot)
+
+
+def _batches(text: str) -> list[int]:
+    if not all(part.isdigit() and int(part) > 0 for part in text.split(",")):
+        raise typer.BadParameter(f"--batch is {text!r}; accepted: numbers above 0 with commas between them.")
+    return [int(part) for part in text.split(",")]
+
+
+def _parts(text: str | None, size: str) -> list[str]:
+    if text is None:
+        return [name for name in PARTS if name != "memory" or size == "tiny"]
+    unknown = [name for name in text.split(",") if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"--only names {unknown[0]!r}; accepted: {', '.join(PARTS)}.")
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,169 @@
+"""
+The models of `bench.inference`: random weights that write a known text with a clear margin.
+
+Weights that are merely random choose their tokens by margins that bf16 rounds away, so that two ways to compute the
+same loop would soon write different texts and a draft would agree with neither. Here the embedding of token k + 1 is
+that of token k moved by one dimension, and the last projection of each decoder moves by one dimension, too: both loops
+write the successor of the last token, whatever the other layers add, which is little. Every product is computed as
+ever; a step takes the time that it takes with trained weights.
+
+What the aligner predicts lies near an embedding, at a cosine of about 0.7, as a trained aligner's predictions do: the
+input projection keeps half of the dimensions. `random_projection` is the other case, a prediction that is near none.
+
+The LLM has its LoRA folded in, as `seam merge` does, and an output matrix of its own in the place of the embedding
+table, which takes as long to read.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, Qwen3Config, WhisperConfig, WhisperForConditionalGeneration
+from transformers.initialization import no_init_weights
+
+from seam.configuration_seam import SeamConfig
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.description import backbone_config
+from seam.train.recipe import StageRecipe, load_recipe
+
+SIZES = ("tiny", "small", "paper")
+RECIPES = Path(__file__).parents[2] / "recipes"
+# Numbers that fill all weights, over and over; a prime, so that no two rows of a matrix begin with the same one.
+BLOCK = 2**20 + 7
+# What all layers together add to the embedding, as a share of it.
+LAYERS_SHARE = 0.1
+PREDICTED_NORM = 0.7  # of an embedding's, as a mean of embeddings has
+WHISPER_VOCABULARY = 51865
+BOA, AUDIO = 0, 1  # ids; the texts are the successors of `BOA`
+# "<|im_start|>user\nTranscribe the following audio:" and "<|im_end|>\n<|im_start|>assistant\n", in Qwen3's tokens.
+INSTRUCTION_TOKENS, REPLY_TOKENS = 9, 5
+TEXT_TOKENS = 151643  # ids of Qwen3's vocabulary that text uses; the others are special or unused
+LAYER_ENDS = ("out_proj", "o_proj", "fc2", "down_proj")  # what a layer ends with
+
+
+def seam_config(size: str) -> SeamConfig:
+    """The sizes of `recipes/paper` and `recipes/small`, or tiny ones with a window of 2 s."""
+    if size == "tiny":
+        audio = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128}
+        aligner = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 128}
+        whisper = WhisperConfig(**audio, **aligner, max_source_positions=100)
+        sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
+        llm = Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2, vocab_size=1024)
+        fields = {"eoa_token_id": 1023}
+    else:
+        recipe = load_recipe(StageRecipe, RECIPES / size / "alignment.yaml", ["training.use_cpu=true"])
+        whisper, llm = backbone_config(recipe.encoder), backbone_config(recipe.llm)
+        never = list(range(TEXT_TOKENS, llm.vocab_size))
+        fields = {**recipe.config, "eoa_token_id": TEXT_TOKENS + 2, "lookup_excluded_ids": never}
+    llm.tie_word_embeddings = False
+    prompt = [*range(2, 2 + INSTRUCTION_TOKENS), AUDIO, *range(2, 2 + REPLY_TOKENS)]
+    fields |= {"lora_rank": 0, "boa_token_id": BOA, "audio_token_id": AUDIO, "prompt_token_ids": prompt}
+    # The embeddings of the nearest tokens; what the predictions themselves cost is a measurement of its own.
+    return SeamConfig.from_backbones(whisper, llm, **{**fields, "llm_inputs": "nearest"})
+
+
+def build(size: str, device: str) -> SeamForSpeechRecognition:
+    """The model, in bf16; at size tiny in fp32."""
+    config = seam_config(size)
+    with _weights_as_they_come(torch.float32 if size == "tiny" else torch.bfloat16, device):
+        model = SeamForSpeechRecognition(config).eval()
+    _fill(model)
+    _make_successors_clear(model)
+    # Neither ends by itself: what is written is as long as it is asked to be.
+    model.generation_config = GenerationConfig(pad_token_id=0)
+    model.language_model.generation_config = GenerationConfig(pad_token_id=0)
+    return model
+
+
+def stock_whisper(model: SeamForSpeechRecognition) -> WhisperForConditionalGeneration:
+    """Stock Whisper around the encoder and the decoder layers of a model, with Whisper's own vocabulary."""
+    sizes = model.config.aligner_config.to_dict() | {"encoder_layers": 1, "decoder_layers": 1}
+    config = WhisperConfig(**sizes | {"vocab_size": WHISPER_VOCABULARY})
+    config._attn_implementation = model.config._attn_implementation
+    with _weights_as_they_come(model.dtype, model.device):
+        whisper = WhisperForConditionalGeneration(config).eval()
+    _fill(whisper)
+    whisper.tie_weights()
+    layers = model.config.aligner_config.decoder_layers
+    config.encoder_layers = config.decoder_layers = config.num_hidden_layers = layers
+    whisper.model.encoder = model.encoder
+    whisper.model.decoder.layers = model.aligner.layers
+    whisper.generation_config = GenerationConfig(pad_token_id=0)
+    return whisper
+
+
+def successors(token: int, count: int, period: int) -> list[int]:
+    """
+    The tokens that both loops write after `token`.
+
+    Args:
+        period: the size of the embeddings: so many tokens are a circle.
+    """
+    start = token - token % period
+    return [start + (token + step) % period for step in range(1, count + 1)]
+
+
+def random_projection(aligner: nn.Module) -> nn.Linear:
+    """An output projection whose predictions are near no embedding."""
+    like = aligner.output_projection.weight
+    projection = nn.Linear(like.shape[1], like.shape[0], bias=False, device=like.device, dtype=like.dtype)
+    with torch.no_grad():
+        projection.weight.copy_(torch.randn_like(projection.weight) * PREDICTED_NORM / math.sqrt(like.numel()))
+    return projection
+
+
+@contextmanager
+def _weights_as_they_come(dtype: torch.dtype, device) -> Iterator[None]:
+    """Models are built in a type and on a device, and their weights are left to be filled."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device), no_init_weights():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@torch.no_grad()
+def _fill(model: nn.Module):
+    """Matrices that keep the length of what they are given; those that end a layer add little."""
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(BLOCK, generator=generator)
+    blocks = {}
+    for part in model.children():
+        layers = sum(name.endswith(LAYER_ENDS) for name, _ in part.named_modules())
+        for name, parameter in part.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(float(name.endswith("weight")))  # norms, and biases
+                continue
+            scale = parameter[0].numel() ** -0.5
+            if name.removesuffix(".weight").endswith(LAYER_ENDS):
+                scale *= LAYERS_SHARE / math.sqrt(len(parameter) * layers)
+            if scale not in blocks:
+                blocks[scale] = (block * scale).to(parameter)
+            flat = parameter.view(-1)
+            for start in range(0, len(flat), BLOCK):
+                piece = flat[start : start + BLOCK]
+                piece.copy_(blocks[scale][: len(piece)])
+
+
+@torch.no_grad()
+def _make_successors_clear(model: SeamForSpeechRecognition):
+    aligner, table = model.aligner, model.get_input_embeddings().weight
+    dim, width = table.shape[1], aligner.config.d_model
+    generator = torch.Generator().manual_seed(1)
+    for rows in table.split(dim):
+        first = torch.randn(dim, generator=generator).div(math.sqrt(dim)).to(table)
+        # Row k is the first one moved by k dimensions to the left.
+        rows.copy_(torch.cat([first, first]).unfold(0, dim, 1)[: len(rows)])
+    for start in range(0, len(table), dim):
+        model.get_output_embeddings().weight[start : start + dim] = table[start : start + dim].roll(1, dims=1)
+    kept = torch.zeros(width, dim)
+    rank = dim // 2
+    kept[:rank] = torch.linalg.qr(torch.randn(dim, rank, generator=generator)).Q.T
+    aligner.input_projection.weight.copy_(kept)
+    aligner.output_projection.weight.copy_(kept.T.roll(-1, dims=0) * PREDICTED_NORM / math.sqrt(width))
+    aligner.embed_positions.weight.mul_(LAYERS_SHARE)

@@ -1,0 +1,264 @@
+"""
+The parts of `bench.inference`: what is measured together, and which ratios follow. Each part is a function from a
+`Setting` and what it adds to, the `Findings`.
+"""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from tqdm.auto import tqdm
+from transformers import WhisperForConditionalGeneration
+
+from seam.bench.loops.checks import compare
+from seam.bench.loops.profile import components, llm_parts, lookup_share, stage_1_parts, stock_parts
+from seam.bench.loops.roofline import Machine, Roofline
+from seam.bench.loops.systems import Utterances, Written
+from seam.bench.loops.timing import Measured, in_turn, in_use, of_sums
+from seam.modeling_seam import SeamForSpeechRecognition
+
+AGREEMENT = 0.96  # of drafts, where nothing else is said
+CURVE = (0.5, 0.8, 0.9, 0.94, 0.96, 0.98, 1.0)
+LENGTHS = (1, 2, 4)  # of what is written, for the linearity
+WARM_UP_TOKENS = 3
+PROFILED_TOKENS = 20  # of the loops whose steps are all alike
+CALLS, WARM_UP_CALLS, CALL_TOKENS = 500, 50, 12  # of `generate`, for the memory
+
+
+@dataclass
+class Setting:
+    """
+    Args:
+        model, whisper: see `models`.
+        machine: its speed.
+        batch_size, tokens: of what is transcribed.
+        repeats: of each measurement.
+        active: ids of an active vocabulary; none measures without.
+    """
+
+    model: SeamForSpeechRecognition
+    whisper: WhisperForConditionalGeneration
+    machine: Machine
+    batch_size: int
+    tokens: int
+    repeats: int
+    active: int | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def utterances(self, tokens: int) -> Utterances:
+        return Utterances(self.model, self.whisper, self.batch_size, tokens)
+
+    def measure(self, systems: dict[str, Callable], repeats: int, part: str) -> dict[str, Measured]:
+        return in_turn(systems, repeats, self.device, f"batch {self.batch_size}, {part}")
+
+
+@dataclass
+class Findings:
+    """What the JSON file holds: `rows` of ratios, times of `systems`, `checks` of their tokens, and the `profile`."""
+
+    rows: list[dict] = field(default_factory=list)
+    systems: list[dict] = field(default_factory=list)
+    checks: list[dict] = field(default_factory=list)
+    profile: list[dict] = field(default_factory=list)
+
+    def ratio(self, setting: Setting, metric: str, ratio: float, **more):
+        self.rows.append({"batch": setting.batch_size, "metric": metric, "ratio": ratio, **more})
+
+    def times(self, setting: Setting, part: str, measured: dict[str, Measured], utterances: Utterances):
+        """Seconds, time per token, RTFx, memory and, of loops with drafts, their counts: means over rows and repeats."""
+        for name, one in measured.items():
+            found = {
+                "batch": setting.batch_size,
+                "part": part,
+                "system": name,
+                "seconds": one.median,
+                "all_seconds": one.seconds,
+                "rtfx": setting.batch_size * utterances.seconds / one.median,
+                "peak_gb": one.peak / 1e9,
+            }
+            if isinstance(one.results[0], Written):
+                found["seconds_per_token"] = one.median / utterances.tokens
+                of_repeats = [result.rows for result in one.results if result.rows is not None]
+                if of_repeats:
+                    found["forwards_of_the_batch"] = statistics.mean(
+                        max(row.forwards for row in rows) for rows in of_repeats
+                    )
+                    for count in ("forwards", "accepted", "rejected"):
+                        found[count] = statistics.mean(getattr(row, count) for rows in of_repeats for row in rows)
+            self.systems.append(found)
+
+    def check(self, setting: Setting, utterances: Utterances, fast: str, measured: dict[str, Measured], plain: str):
+        """Whether two loops wrote the same."""
+        logits_of = utterances.llm_logits if plain == "llm" else utterances.stage_1_logits
+        both = ([row for result in measured[name].results for row in result.tokens] for name in (fast, plain))
+        comparison = compare(*both, setting.model.dtype, logits_of)
+        self.checks.append({"batch": setting.batch_size, "fast": fast, "plain": plain, **comparison.to_dict()})
+
+
+def ratios(setting: Setting, findings: Findings):
+    """Each loop in turn, and whole systems as sums of their parts; everything against its own roofline, too."""
+    warm, utterances = setting.utterances(WARM_UP_TOKENS), setting.utterances(setting.tokens)
+    setting.measure(_systems(setting, warm), 1, "warm-up")
+    measured = setting.measure(_systems(setting, utterances), setting.repeats, "ratios")
+    findings.times(setting, "ratios", measured, utterances)
+    for fast in ("stage_1_active", "stage_1_checked"):
+        if fast in measured:
+            findings.check(setting, utterances, fast, measured, "stage_1")
+    findings.check(setting, utterances, "llm_checked", measured, "llm")
+
+    def ratio(metric: str, systems: str, against: str, **more):
+        """Systems by name, with spaces between them."""
+        seconds, of_other = (of_sums(measured, names.split()) for names in (systems, against))
+        findings.ratio(setting, metric, seconds / of_other, seconds=seconds, against_seconds=of_other, **more)
+
+    head = "draft_head" if "draft_head" in measured else ""
+    drafted, whisper = {"agreement": AGREEMENT}, "encoder whisper_decoder"
+    ratio("stage1_vs_whisper", "stage_1", "whisper_decoder")
+    if setting.active is not None:
+        ratio("stage1_active_vs_whisper", "stage_1_active", "whisper_decoder", active=setting.active)
+    ratio("stage1_draft_vs_plain", f"{head} stage_1_checked", "stage_1", **drafted)
+    ratio("llm_vs_plain", "llm_checked", "llm", **drafted)
+    ratio("seam_plain_loops_vs_whisper", "encoder stage_1 llm", whisper)
+    ratio("seam_vs_whisper", "encoder stage_1 llm_checked", whisper, **drafted)
+    ratio("seam_vs_whisper_decoding", "stage_1 llm_checked", "whisper_decoder", **drafted)
+    ratio("seam_continuous_vs_whisper", "encoder stage_1 continuous_inputs llm_checked", whisper, **drafted)
+    drafted["with_draft_head"] = bool(head)
+    ratio("seam_draft_vs_whisper", f"encoder {head} stage_1_checked llm_checked", whisper, **drafted)
+    ratio("seam_draft_vs_whisper_decoding", f"{head} stage_1_checked llm_checked", "whisper_decoder", **drafted)
+
+    roofline = Roofline(setting.machine, utterances)
+    least = {
+        "whisper_decoder": roofline.whisper_decoder(),
+        "stage_1": roofline.stage_1(),
+        "llm": roofline.llm(),
+        "llm_checked": statistics.median(
+            roofline.llm_checked(result.rows) for result in measured["llm_checked"].results
+        ),
+    }
+    for name, seconds in least.items():
+        metric = f"{name.replace('stage_1', 'stage1')}_vs_roofline"
+        findings.ratio(setting, metric, measured[name].median / seconds, roofline_seconds=seconds)
+
+
+def _systems(setting: Setting, utterances: Utterances) -> dict[str, Callable]:
+    """In the order in which they run."""
+    systems = {
+        "encoder": utterances.encoder,
+        "whisper_decoder": utterances.whisper_decoder,
+        "stage_1": utterances.stage_1,
+        "stage_1_checked": partial(utterances.stage_1_checked, AGREEMENT),
+        "continuous_inputs": utterances.continuous_inputs,
+        "llm": utterances.llm,
+        "llm_checked": partial(utterances.llm_checked, AGREEMENT),
+    }
+    if setting.active is not None:
+        systems["stage_1_active"] = partial(utterances.stage_1, utterances.active_lookup(setting.active))
+    if getattr(setting.model, "draft_head", None) is not None:
+        systems["draft_head"] = utterances.draft_head
+    return systems
+
+
+def agreement(setting: Setting, findings: Findings):
+    """The LLM against its plain loop with drafts of every quality, once each."""
+    warm, utterances = setting.utterances(WARM_UP_TOKENS), setting.utterances(setting.tokens)
+
+    def systems(utterances: Utterances) -> dict[str, Callable]:
+        drafted = {f"llm_checked_{share:.0%}": partial(utterances.llm_checked, share) for share in CURVE}
+        return {"llm": utterances.llm, **drafted}
+
+    setting.measure(systems(warm), 1, "warm-up")
+    measured = setting.measure(systems(utterances), 1, "agreement")
+    findings.times(setting, "agreement", measured, utterances)
+    for share in CURVE:
+        name = f"llm_checked_{share:.0%}"
+        findings.check(setting, utterances, name, measured, "llm")
+        findings.ratio(
+            setting,
+            f"llm_vs_plain_agreement_{share * 100:.0f}",
+            measured[name].median / measured["llm"].median,
+            agreement=share,
+            seconds=measured[name].median,
+            against_seconds=measured["llm"].median,
+        )
+
+
+def linearity(setting: Setting, findings: Findings):
+    """The time per token of once, twice and four times as many tokens, relative to the first."""
+    systems, utterances = {}, {}
+    for times in LENGTHS:
+        utterances[times] = setting.utterances(times * setting.tokens)
+        systems[f"stage_1 x{times}"] = utterances[times].stage_1
+        systems[f"llm_checked x{times}"] = partial(utterances[times].llm_checked, AGREEMENT)
+    warm = setting.utterances(WARM_UP_TOKENS)
+    setting.measure({"stage_1": warm.stage_1, "llm": partial(warm.llm_checked, AGREEMENT)}, 1, "warm-up")
+    measured = setting.measure(systems, setting.repeats, "linearity")
+    for times in LENGTHS:
+        of_length = {name: one for name, one in measured.items() if name.endswith(f" x{times}")}
+        findings.times(setting, "linearity", of_length, utterances[times])
+    for name in ("stage_1", "llm_checked"):
+        for times in LENGTHS[1:]:
+            ratio = measured[f"{name} x{times}"].median / measured[f"{name} x1"].median / times
+            findings.ratio(setting, "linearity", ratio, loop=name, times=times, tokens=times * setting.tokens)
+
+
+def profile(setting: Setting, findings: Findings):
+    """Where the time goes, before and after; and the share of the lookup, with and without realistic predictions."""
+    few, utterances = setting.utterances(min(setting.tokens, PROFILED_TOKENS)), setting.utterances(setting.tokens)
+    lookup = few.lookup
+    loops = {
+        "Whisper's decoder, stock": (few, few.whisper_decoder, stock_parts(few)),
+        "Stage 1, stock (before)": (few, few.stage_1_stock, stock_parts(few)),
+        "Stage 1 (after)": (few, few.stage_1, stage_1_parts(few, lookup)),
+        "Stage 1, random predictions": (few, few.stage_1_random, stage_1_parts(few, lookup)),
+        "LLM, stock (before)": (few, few.llm, llm_parts(few)),
+        "LLM, checked (after)": (utterances, partial(utterances.llm_checked, AGREEMENT), llm_parts(utterances)),
+    }
+    shares = {
+        "lookup_share": "Stage 1 (after)",
+        "lookup_share_before": "Stage 1, stock (before)",
+        "lookup_share_random": "Stage 1, random predictions",
+    }
+    if setting.active is not None:
+        active = few.active_lookup(setting.active)
+        name = "Stage 1, active vocabulary"
+        loops[name] = (few, partial(few.stage_1, active), stage_1_parts(few, active))
+        shares["lookup_share_active"] = name
+    for system in (few.whisper_decoder, few.stage_1, few.llm):
+        system()  # warm-up
+    runs = {name: [] for name in loops}
+    with tqdm(total=setting.repeats * len(loops), desc=f"batch {setting.batch_size}, profile", leave=False) as progress:
+        for _ in range(setting.repeats):
+            for name, (_, system, parts) in loops.items():
+                progress.set_postfix_str(name)
+                runs[name].append(components(system, parts, setting.device))
+                progress.update()
+    for name, (those, _, _) in loops.items():
+        seconds = {part: statistics.median(run[part] for run in runs[name]) for part in runs[name][0]}
+        findings.profile.append(
+            {"batch": setting.batch_size, "loop": name, "tokens": those.tokens, "components": seconds}
+        )
+    for metric, name in shares.items():
+        findings.ratio(setting, metric, statistics.median(map(lookup_share, runs[name])))
+
+
+def memory(setting: Setting, findings: Findings):
+    """Memory after many calls of `generate`, relative to that after the first of them."""
+    model = setting.model
+    features = setting.utterances(CALL_TOKENS).features
+    # Where Stage 1 stops, as it hears no end.
+    with patch.object(model.config.aligner_config, "max_target_positions", CALL_TOKENS + 1):
+        for call in tqdm(range(CALLS), desc=f"batch {setting.batch_size}, calls", leave=False):
+            if call == WARM_UP_CALLS:
+                before = in_use(setting.device)
+            model.generate(features, max_new_tokens=CALL_TOKENS)
+    after = in_use(setting.device)
+    findings.ratio(setting, f"memory_{CALLS}_calls", after / before, before_gb=before / 1e9, after_gb=after / 1e9)
+
+
+PARTS = {part.__name__: part for part in (ratios, agreement, linearity, profile, memory)}

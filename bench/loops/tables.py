@@ -1,0 +1,94 @@
+"""The findings of `bench.inference` for the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+# The greatest ratios that issue 6 allows, by batch size; `None` stands for all.
+TARGETS = {
+    "stage1_vs_whisper": {1: 1.05, 4: 1.0, 8: 1.0},
+    "llm_vs_plain": {1: 0.15, 8: 0.3},
+    "seam_vs_whisper": {1: 1.6},
+    "seam_draft_vs_whisper": {1: 0.7},
+    "lookup_share": {None: 0.1},
+}
+
+
+def target(metric: str, batch: int) -> float | None:
+    targets = TARGETS.get(metric, {})
+    return targets.get(batch, targets.get(None))
+
+
+def print_findings(report: dict, console: Console) -> None:
+    hardware = report["hardware"]
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {report['threads']} of {hardware['cores']} cores"
+    console.print(
+        f"Size {report['size']}, {report['dtype']}, {report['tokens']} tokens, on {machine}: reads "
+        f"{report['bandwidth_gb_per_s']:.1f} GB/s, computes {report['tflop_per_s']:.2f} TFLOP/s. Random weights; "
+        "predictions near an embedding, as trained ones are, but for 'random'."
+    )
+    if report["rows"]:
+        console.print(_ratios(report["rows"]))
+    if report["systems"]:
+        console.print(_systems(report["systems"]))
+    if report["profile"]:
+        console.print(_profile(report["profile"]))
+    for check in report["checks"]:
+        if check["differing"]:
+            console.print(
+                f"batch {check['batch']}: of {check['rows']} rows {check['differing']} of {check['fast']} differ from "
+                f"{check['plain']}, {check['ties']} by a numerical tie (bf16 steps between the logits: "
+                f"{', '.join(f'{gap:.1f}' for gap in check['gaps'])})"
+            )
+    if report["checks"] and not any(check["differing"] for check in report["checks"]):
+        console.print(f"Every fast loop wrote what the plain one did ({len(report['checks'])} comparisons).")
+
+
+def _ratios(rows: list[dict]) -> Table:
+    table = Table("batch", "metric", "ratio", "at most", "seconds", "against", "")
+    for row in rows:
+        greatest = target(row["metric"], row["batch"])
+        said = {"active", "agreement", "with_draft_head", "loop", "times", "before_gb", "after_gb"} & row.keys()
+        table.add_row(
+            str(row["batch"]),
+            row["metric"],
+            f"{row['ratio']:.3f}",
+            "" if greatest is None else f"{greatest:g} {'✓' if row['ratio'] <= greatest else '✗'}",
+            _number(row.get("seconds")),
+            _number(row.get("against_seconds", row.get("roofline_seconds"))),
+            ", ".join(f"{key} {row[key]}" for key in sorted(said)),
+        )
+    return table
+
+
+def _systems(systems: list[dict]) -> Table:
+    columns = {
+        "seconds": "seconds",
+        "seconds_per_token": "s per token",
+        "rtfx": "RTFx",
+        "peak_gb": "peak, GB",
+        "forwards_of_the_batch": "forwards",
+        "accepted": "accepted",
+        "rejected": "rejected",
+    }
+    table = Table("batch", "part", "system", *columns.values())
+    for system in systems:
+        table.add_row(
+            str(system["batch"]), system["part"], system["system"], *(_number(system.get(key)) for key in columns)
+        )
+    return table
+
+
+def _profile(profile: list[dict]) -> Table:
+    table = Table("batch", "loop", "tokens", "component", "seconds", "share")
+    for loop in profile:
+        whole = sum(loop["components"].values())
+        said = [str(loop["batch"]), loop["loop"], str(loop["tokens"])]
+        for name, seconds in loop["components"].items():
+            if seconds:
+                table.add_row(*said, name, _number(seconds), f"{seconds / whole:.1%}")
+                said = ["", "", ""]
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
