@@ -7,8 +7,9 @@ SEAM's two loops against stock transformers, in one run on the same machine, wit
 prompts that SEAM gives it; (c) SEAM's loops, plain and checking drafts, and sums of them: whole systems. All write the
 same number of tokens: nothing ends by itself. Sizes paper and small are those of `recipes`, in bf16; tiny is in fp32.
 
-Drafts are the plain loop's own text with so many tokens replaced, left out or put in, others in each repeat. Predictions of Stage 1 lie
-as near to an embedding as trained ones (see `loops/models.py`); `lookup_share_random` is the case where they do not.
+Drafts are the plain loop's own text with so many tokens replaced, left out or put in, others in each repeat.
+Predictions of Stage 1 lie as near to an embedding as trained ones (see `loops/models.py`); `lookup_share_random` is the
+case where they do not. `seam_*` are sums of the parts of a system; in `seam_draft_*` Stage 1 checks a draft, too.
 Each part (`--only`) is measured by itself; `linearity` writes four times as many tokens.
 
 At paper size on two cores a batch of one takes half an hour and 13 GB of memory.

@@ -71,7 +71,7 @@ class Findings:
         self.rows.append({"batch": setting.batch_size, "metric": metric, "ratio": ratio, **more})
 
     def times(self, setting: Setting, part: str, measured: dict[str, Measured], utterances: Utterances):
-        """Seconds, time per token, RTFx, memory and, of loops with drafts, their counts: means over rows and repeats."""
+        """Seconds, time per token, RTFx, memory; of loops with drafts their counts, means over rows and repeats."""
         for name, one in measured.items():
             found = {
                 "batch": setting.batch_size,
