@@ -32,6 +32,7 @@ from seam.bench.loops.models import SIZES, build, stock_whisper
 from seam.bench.loops.parts import LENGTHS, PARTS, Findings, Setting
 from seam.bench.loops.plot import write_plot
 from seam.bench.loops.roofline import measure_machine
+from seam.bench.loops.systems import Speech
 from seam.bench.loops.tables import print_findings
 from seam.data.files import write_text
 
@@ -46,7 +47,7 @@ def measure(
     whisper, machine = stock_whisper(model), measure_machine(model.device, model.dtype)
     findings = Findings()
     for batch in batches:
-        setting = Setting(model, whisper, machine, batch, tokens, repeats, active)
+        setting = Setting(model, whisper, machine, Speech.random(model, batch), tokens, repeats, active)
         for part in parts:
             PARTS[part](setting, findings)
     return {

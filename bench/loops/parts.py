@@ -16,7 +16,7 @@ from transformers import WhisperForConditionalGeneration
 from seam.bench.loops.checks import compare
 from seam.bench.loops.profile import components, llm_parts, lookup_share, stage_1_parts, stock_parts
 from seam.bench.loops.roofline import Machine, Roofline
-from seam.bench.loops.systems import Utterances, Written
+from seam.bench.loops.systems import Speech, Utterances, Written
 from seam.bench.loops.timing import Measured, in_turn, in_use, of_sums
 from seam.modeling_seam import SeamForSpeechRecognition
 
@@ -34,7 +34,8 @@ class Setting:
     Args:
         model, whisper: see `models`.
         machine: its speed.
-        batch_size, tokens: of what is transcribed.
+        speech: the batch that is transcribed.
+        tokens: that each loop writes.
         repeats: of each measurement.
         active: ids of an active vocabulary; none measures without.
     """
@@ -42,7 +43,7 @@ class Setting:
     model: SeamForSpeechRecognition
     whisper: WhisperForConditionalGeneration
     machine: Machine
-    batch_size: int
+    speech: Speech
     tokens: int
     repeats: int
     active: int | None = None
@@ -51,8 +52,12 @@ class Setting:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def batch_size(self) -> int:
+        return len(self.speech.features)
+
     def utterances(self, tokens: int) -> Utterances:
-        return Utterances(self.model, self.whisper, self.batch_size, tokens)
+        return Utterances(self.model, self.whisper, self.speech, tokens)
 
     def measure(self, systems: dict[str, Callable], repeats: int, part: str) -> dict[str, Measured]:
         return in_turn(systems, repeats, self.device, f"batch {self.batch_size}, {part}")
@@ -79,7 +84,7 @@ class Findings:
                 "system": name,
                 "seconds": one.median,
                 "all_seconds": one.seconds,
-                "rtfx": setting.batch_size * utterances.seconds / one.median,
+                "rtfx": setting.batch_size * setting.speech.seconds / one.median,
                 "peak_gb": one.peak / 1e9,
             }
             if isinstance(one.results[0], Written):
@@ -250,13 +255,12 @@ def profile(setting: Setting, findings: Findings):
 def memory(setting: Setting, findings: Findings):
     """Memory after many calls of `generate`, relative to that after the first of them."""
     model = setting.model
-    features = setting.utterances(CALL_TOKENS).features
     # Where Stage 1 stops, as it hears no end.
     with patch.object(model.config.aligner_config, "max_target_positions", CALL_TOKENS + 1):
         for call in tqdm(range(CALLS), desc=f"batch {setting.batch_size}, calls", leave=False):
             if call == WARM_UP_CALLS:
                 before = in_use(setting.device)
-            model.generate(features, max_new_tokens=CALL_TOKENS)
+            model.generate(setting.speech.features, max_new_tokens=CALL_TOKENS)
     after = in_use(setting.device)
     findings.ratio(setting, f"memory_{CALLS}_calls", after / before, before_gb=before / 1e9, after_gb=after / 1e9)
 

@@ -52,29 +52,51 @@ def corrupt(tokens: list[int], agreement: float, vocabulary: int, seed: str) -> 
     return draft
 
 
-class Utterances:
+@dataclass
+class Speech:
     """
-    A batch of utterances that fill the encoder's window, of whose transcripts so many tokens are written.
+    Utterances that fill the encoder's window.
 
     Args:
-        model, whisper: see `bench.inference_models`.
-        batch_size: number of utterances.
+        features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): random ones.
+        states, mask: of `encode`.
+        seconds: of each of them.
+    """
+
+    features: torch.FloatTensor
+    states: torch.FloatTensor
+    mask: torch.LongTensor
+    seconds: float
+
+    @classmethod
+    def random(cls, model: SeamForSpeechRecognition, batch_size: int) -> "Speech":
+        config, generator = model.config.audio_config, torch.Generator().manual_seed(2)
+        shape = (batch_size, config.num_mel_bins, 2 * config.max_source_positions)
+        features = torch.randn(shape, generator=generator).to(model.device, model.dtype)
+        return cls(features, *model.encode(features), seconds=config.max_source_positions / 50)
+
+
+class Utterances:
+    """
+    A batch of utterances of whose transcripts so many tokens are written.
+
+    Args:
+        model, whisper: see `models`.
+        speech: what is heard.
         tokens: number of tokens that each loop writes.
     """
 
     def __init__(
-        self, model: SeamForSpeechRecognition, whisper: WhisperForConditionalGeneration, batch_size: int, tokens: int
+        self, model: SeamForSpeechRecognition, whisper: WhisperForConditionalGeneration, speech: Speech, tokens: int
     ):
-        self.model, self.whisper, self.batch_size, self.tokens = model, whisper, batch_size, tokens
-        config, generator = model.config, torch.Generator().manual_seed(2)
-        self.seconds = config.audio_config.max_source_positions / 50
-        mels = (batch_size, config.audio_config.num_mel_bins, 2 * config.audio_config.max_source_positions)
-        self.features = torch.randn(mels, generator=generator).to(model.device, model.dtype)
-        self.states, self.mask = model.encode(self.features)
+        self.model, self.whisper, self.speech, self.tokens = model, whisper, speech, tokens
+        config, generator = model.config, torch.Generator().manual_seed(3)
+        self.states, self.mask = speech.states, speech.mask
+        self.batch_size = len(speech.states)
         period = config.get_text_config().hidden_size
         self.heard = successors(config.boa_token_id, tokens, period)  # Stage 1's text, of all rows
         # What the LLM reads differs: each row has a text of its own.
-        places = torch.randint(config.eoa_token_id - tokens, (batch_size,), generator=generator).tolist()
+        places = torch.randint(config.eoa_token_id - tokens, (self.batch_size,), generator=generator).tolist()
         self.aligned = [successors(place, tokens, period) for place in places]
         self.guides = [text[:1] for text in self.aligned]
         self.transcripts = [successors(guide[0], tokens, period) for guide in self.guides]
@@ -96,7 +118,7 @@ class Utterances:
     # ---- the systems ----
 
     def encoder(self):
-        self.model.encode(self.features)
+        self.model.encode(self.speech.features)
 
     def whisper_decoder(self) -> Written:
         """(a) Stock Whisper's decoder on the encoder's states, which are given."""
