@@ -9,10 +9,11 @@ same number of tokens: nothing ends by itself. Sizes paper and small are those o
 
 Drafts are the plain loop's own text with so many tokens replaced, left out or put in, others in each repeat.
 Predictions of Stage 1 lie as near to an embedding as trained ones (see `loops/models.py`); `lookup_share_random` is the
-case where they do not. `seam_*` are sums of the parts of a system; in `seam_draft_*` Stage 1 checks a draft, too.
-Each part (`--only`) is measured by itself; `linearity` writes four times as many tokens.
+case where they do not. `seam_*` are sums of the parts of a system; in `seam_draft_*` Stage 1 checks a draft, too, and
+the time of the draft head counts. Each part (`--only`) is measured by itself; `linearity` writes four times as many
+tokens, of an utterance that is four times as long for the LLM.
 
-At paper size on two cores a batch of one takes half an hour and 13 GB of memory.
+At paper size on two cores a batch of one takes half an hour and 15 GB of memory.
 """
 
 import json
@@ -28,7 +29,7 @@ import transformers
 import typer
 from rich.console import Console
 
-from seam.bench.loops.models import SIZES, build, stock_whisper
+from seam.bench.loops.models import SIZES, build, lookup, stock_whisper
 from seam.bench.loops.parts import LENGTHS, PARTS, Findings, Setting
 from seam.bench.loops.plot import write_plot
 from seam.bench.loops.roofline import measure_machine
@@ -45,9 +46,11 @@ def measure(
     transformers.logging.set_verbosity_error()  # of generation flags that are left alone
     model = build(size, device)
     whisper, machine = stock_whisper(model), measure_machine(model.device, model.dtype)
+    tables = lookup(model), None if active is None else lookup(model, active)
     findings = Findings()
     for batch in batches:
-        setting = Setting(model, whisper, machine, Speech.random(model, batch), tokens, repeats, active)
+        speech = Speech.random(model, batch)
+        setting = Setting(model, whisper, tables[0], machine, speech, tokens, repeats, tables[1])
         for part in parts:
             PARTS[part](setting, findings)
     return {
@@ -65,6 +68,7 @@ def measure(
         "dtype": str(model.dtype).removeprefix("torch."),
         "tokens": tokens,
         "repeats": repeats,
+        "active_vocabulary": active,
         "bandwidth_gb_per_s": machine.bandwidth / 1e9,
         "tflop_per_s": machine.arithmetic / 1e12,
         **vars(findings),

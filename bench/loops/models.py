@@ -26,6 +26,7 @@ from transformers.initialization import no_init_weights
 
 from seam.configuration_seam import SeamConfig
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.nearest import NearestToken
 from seam.train.description import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
@@ -41,6 +42,7 @@ BOA, AUDIO = 0, 1  # ids; the texts are the successors of `BOA`
 # "<|im_start|>user\nTranscribe the following audio:" and "<|im_end|>\n<|im_start|>assistant\n", in Qwen3's tokens.
 INSTRUCTION_TOKENS, REPLY_TOKENS = 9, 5
 TEXT_TOKENS = 151643  # ids of Qwen3's vocabulary that text uses; the others are special or unused
+DRAFT_TOKENS = 19029  # that the transcripts of LibriSpeech-100h use
 LAYER_ENDS = ("out_proj", "o_proj", "fc2", "down_proj")  # what a layer ends with
 
 
@@ -52,17 +54,17 @@ def seam_config(size: str) -> SeamConfig:
         whisper = WhisperConfig(**audio, **aligner, max_source_positions=100)
         sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 16}
         llm = Qwen3Config(**sizes, num_attention_heads=4, num_key_value_heads=2, vocab_size=1024)
-        fields = {"eoa_token_id": 1023}
+        fields = {"eoa_token_id": 1023, "draft_vocabulary": list(range(500))}
     else:
         recipe = load_recipe(StageRecipe, RECIPES / size / "alignment.yaml", ["training.use_cpu=true"])
         whisper, llm = backbone_config(recipe.encoder), backbone_config(recipe.llm)
         never = list(range(TEXT_TOKENS, llm.vocab_size))
         fields = {**recipe.config, "eoa_token_id": TEXT_TOKENS + 2, "lookup_excluded_ids": never}
+        fields["draft_vocabulary"] = list(range(DRAFT_TOKENS))
     llm.tie_word_embeddings = False
     prompt = [*range(2, 2 + INSTRUCTION_TOKENS), AUDIO, *range(2, 2 + REPLY_TOKENS)]
     fields |= {"lora_rank": 0, "boa_token_id": BOA, "audio_token_id": AUDIO, "prompt_token_ids": prompt}
-    # The embeddings of the nearest tokens; what the predictions themselves cost is a measurement of its own.
-    return SeamConfig.from_backbones(whisper, llm, **{**fields, "llm_inputs": "nearest"})
+    return SeamConfig.from_backbones(whisper, llm, **fields)
 
 
 def build(size: str, device: str) -> SeamForSpeechRecognition:
@@ -106,12 +108,26 @@ def successors(token: int, count: int, period: int) -> list[int]:
     return [start + (token + step) % period for step in range(1, count + 1)]
 
 
+def lookup(model: SeamForSpeechRecognition, active: int | None = None) -> NearestToken:
+    """A lookup that never ends a text; with `active`, among so many of the first ids."""
+    config = model.config
+    never = [*(config.lookup_excluded_ids or []), config.eoa_token_id]
+    return NearestToken(
+        model.get_input_embeddings().weight,
+        config.alignment_lambda,
+        config.alignment_reduction,
+        never,
+        None if active is None else list(range(active)),
+    )
+
+
 def random_projection(aligner: nn.Module) -> nn.Linear:
     """An output projection whose predictions are near no embedding."""
     like = aligner.output_projection.weight
     projection = nn.Linear(like.shape[1], like.shape[0], bias=False, device=like.device, dtype=like.dtype)
+    numbers = torch.randn(like.shape, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
-        projection.weight.copy_(torch.randn_like(projection.weight) * PREDICTED_NORM / math.sqrt(like.numel()))
+        projection.weight.copy_(numbers * PREDICTED_NORM / math.sqrt(like.numel()))
     return projection
 
 

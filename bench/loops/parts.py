@@ -19,6 +19,7 @@ from seam.bench.loops.roofline import Machine, Roofline
 from seam.bench.loops.systems import Speech, Utterances, Written
 from seam.bench.loops.timing import Measured, in_turn, in_use, of_sums
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.nearest import NearestToken
 
 AGREEMENT = 0.96  # of drafts, where nothing else is said
 CURVE = (0.5, 0.8, 0.9, 0.94, 0.96, 0.98, 1.0)
@@ -32,21 +33,22 @@ CALLS, WARM_UP_CALLS, CALL_TOKENS = 500, 50, 12  # of `generate`, for the memory
 class Setting:
     """
     Args:
-        model, whisper: see `models`.
+        model, whisper, lookup: see `models`.
         machine: its speed.
         speech: the batch that is transcribed.
         tokens: that each loop writes.
         repeats: of each measurement.
-        active: ids of an active vocabulary; none measures without.
+        active: a lookup in an active vocabulary, to be measured beside the other.
     """
 
     model: SeamForSpeechRecognition
     whisper: WhisperForConditionalGeneration
+    lookup: NearestToken
     machine: Machine
     speech: Speech
     tokens: int
     repeats: int
-    active: int | None = None
+    active: NearestToken | None = None
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +59,7 @@ class Setting:
         return len(self.speech.features)
 
     def utterances(self, tokens: int) -> Utterances:
-        return Utterances(self.model, self.whisper, self.speech, tokens)
+        return Utterances(self.model, self.whisper, self.lookup, self.speech, tokens)
 
     def measure(self, systems: dict[str, Callable], repeats: int, part: str) -> dict[str, Measured]:
         return in_turn(systems, repeats, self.device, f"batch {self.batch_size}, {part}")
@@ -122,20 +124,17 @@ def ratios(setting: Setting, findings: Findings):
         seconds, of_other = (of_sums(measured, names.split()) for names in (systems, against))
         findings.ratio(setting, metric, seconds / of_other, seconds=seconds, against_seconds=of_other, **more)
 
-    head = "draft_head" if "draft_head" in measured else ""
     drafted, whisper = {"agreement": AGREEMENT}, "encoder whisper_decoder"
     ratio("stage1_vs_whisper", "stage_1", "whisper_decoder")
     if setting.active is not None:
-        ratio("stage1_active_vs_whisper", "stage_1_active", "whisper_decoder", active=setting.active)
-    ratio("stage1_draft_vs_plain", f"{head} stage_1_checked", "stage_1", **drafted)
+        ratio("stage1_active_vs_whisper", "stage_1_active", "whisper_decoder")
+    ratio("stage1_draft_vs_plain", "draft_head stage_1_checked", "stage_1", **drafted)
     ratio("llm_vs_plain", "llm_checked", "llm", **drafted)
     ratio("seam_plain_loops_vs_whisper", "encoder stage_1 llm", whisper)
     ratio("seam_vs_whisper", "encoder stage_1 llm_checked", whisper, **drafted)
     ratio("seam_vs_whisper_decoding", "stage_1 llm_checked", "whisper_decoder", **drafted)
-    ratio("seam_continuous_vs_whisper", "encoder stage_1 continuous_inputs llm_checked", whisper, **drafted)
-    drafted["with_draft_head"] = bool(head)
-    ratio("seam_draft_vs_whisper", f"encoder {head} stage_1_checked llm_checked", whisper, **drafted)
-    ratio("seam_draft_vs_whisper_decoding", f"{head} stage_1_checked llm_checked", "whisper_decoder", **drafted)
+    ratio("seam_draft_vs_whisper", "encoder draft_head stage_1_checked llm_checked", whisper, **drafted)
+    ratio("seam_draft_vs_whisper_decoding", "draft_head stage_1_checked llm_checked", "whisper_decoder", **drafted)
 
     roofline = Roofline(setting.machine, utterances)
     least = {
@@ -157,15 +156,13 @@ def _systems(setting: Setting, utterances: Utterances) -> dict[str, Callable]:
         "encoder": utterances.encoder,
         "whisper_decoder": utterances.whisper_decoder,
         "stage_1": utterances.stage_1,
+        "draft_head": utterances.draft_head,
         "stage_1_checked": partial(utterances.stage_1_checked, AGREEMENT),
-        "continuous_inputs": utterances.continuous_inputs,
         "llm": utterances.llm,
         "llm_checked": partial(utterances.llm_checked, AGREEMENT),
     }
     if setting.active is not None:
-        systems["stage_1_active"] = partial(utterances.stage_1, utterances.active_lookup(setting.active))
-    if getattr(setting.model, "draft_head", None) is not None:
-        systems["draft_head"] = utterances.draft_head
+        systems["stage_1_active"] = partial(utterances.stage_1, setting.active)
     return systems
 
 
@@ -215,12 +212,11 @@ def linearity(setting: Setting, findings: Findings):
 def profile(setting: Setting, findings: Findings):
     """Where the time goes, before and after; and the share of the lookup, with and without realistic predictions."""
     few, utterances = setting.utterances(min(setting.tokens, PROFILED_TOKENS)), setting.utterances(setting.tokens)
-    lookup = few.lookup
     loops = {
         "Whisper's decoder, stock": (few, few.whisper_decoder, stock_parts(few)),
         "Stage 1, stock (before)": (few, few.stage_1_stock, stock_parts(few)),
-        "Stage 1 (after)": (few, few.stage_1, stage_1_parts(few, lookup)),
-        "Stage 1, random predictions": (few, few.stage_1_random, stage_1_parts(few, lookup)),
+        "Stage 1 (after)": (few, few.stage_1, stage_1_parts(few, few.lookup)),
+        "Stage 1, random predictions": (few, few.stage_1_random, stage_1_parts(few, few.lookup)),
         "LLM, stock (before)": (few, few.llm, llm_parts(few)),
         "LLM, checked (after)": (utterances, partial(utterances.llm_checked, AGREEMENT), llm_parts(utterances)),
     }
@@ -230,12 +226,11 @@ def profile(setting: Setting, findings: Findings):
         "lookup_share_random": "Stage 1, random predictions",
     }
     if setting.active is not None:
-        active = few.active_lookup(setting.active)
         name = "Stage 1, active vocabulary"
-        loops[name] = (few, partial(few.stage_1, active), stage_1_parts(few, active))
+        loops[name] = (few, partial(few.stage_1, setting.active), stage_1_parts(few, setting.active))
         shares["lookup_share_active"] = name
-    for system in (few.whisper_decoder, few.stage_1, few.llm):
-        system()  # warm-up
+    warm = setting.utterances(WARM_UP_TOKENS)
+    setting.measure({**_systems(setting, warm), "stock": warm.stage_1_stock}, 1, "warm-up")
     runs = {name: [] for name in loops}
     with tqdm(total=setting.repeats * len(loops), desc=f"batch {setting.batch_size}, profile", leave=False) as progress:
         for _ in range(setting.repeats):

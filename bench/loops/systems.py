@@ -81,15 +81,20 @@ class Utterances:
     A batch of utterances of whose transcripts so many tokens are written.
 
     Args:
-        model, whisper: see `models`.
+        model, whisper, lookup: see `models`.
         speech: what is heard.
         tokens: number of tokens that each loop writes.
     """
 
     def __init__(
-        self, model: SeamForSpeechRecognition, whisper: WhisperForConditionalGeneration, speech: Speech, tokens: int
+        self,
+        model: SeamForSpeechRecognition,
+        whisper: WhisperForConditionalGeneration,
+        lookup: NearestToken,
+        speech: Speech,
+        tokens: int,
     ):
-        self.model, self.whisper, self.speech, self.tokens = model, whisper, speech, tokens
+        self.model, self.whisper, self.lookup, self.speech, self.tokens = model, whisper, lookup, speech, tokens
         config, generator = model.config, torch.Generator().manual_seed(3)
         self.states, self.mask = speech.states, speech.mask
         self.batch_size = len(speech.states)
@@ -100,20 +105,11 @@ class Utterances:
         self.aligned = [successors(place, tokens, period) for place in places]
         self.guides = [text[:1] for text in self.aligned]
         self.transcripts = [successors(guide[0], tokens, period) for guide in self.guides]
-        self.prefix = PromptPrefix()
+        prompt, self.prefix = config.prompt_token_ids, PromptPrefix()
+        self.instruction = prompt[: prompt.index(config.audio_token_id)]
+        self.prefix.states(model.language_model, self.instruction)  # once per model, not per call
         self._drawn = Counter()  # drafts so far, by agreement: where the errors stand matters, so that each is new
-        never = [*(config.lookup_excluded_ids or []), config.eoa_token_id]
-        self.lookup = self._lookup(never)
         self.random_projection = random_projection(model.aligner)
-
-    def _lookup(self, never: list[int], active: list[int] | None = None) -> NearestToken:
-        config = self.model.config
-        table = self.model.get_input_embeddings().weight
-        return NearestToken(table, config.alignment_lambda, config.alignment_reduction, never, active)
-
-    def active_lookup(self, count: int) -> NearestToken:
-        """A lookup among the first `count` ids, Stage 1's text among them."""
-        return self._lookup([], list(range(count)))
 
     # ---- the systems ----
 
@@ -133,7 +129,8 @@ class Utterances:
         return self._written(ids[:, 1:])
 
     def stage_1(self, lookup: NearestToken | None = None) -> Written:
-        return self._written(greedy_alignment(self.model.aligner, lookup or self.lookup, *self._alignment()))
+        ids, _ = greedy_alignment(self.model.aligner, lookup or self.lookup, *self._alignment())
+        return self._written(ids)
 
     def stage_1_random(self) -> Written:
         """Stage 1 with predictions that are near no embedding."""
@@ -163,7 +160,7 @@ class Utterances:
     def stage_1_checked(self, agreement: float) -> Written:
         """Stage 1 that checks a draft of its own text."""
         drafts = self._drafts([self.heard] * self.batch_size, agreement)
-        rows = checked_alignment(self.model.aligner, self.lookup, *self._alignment(), drafts)
+        rows, _ = checked_alignment(self.model.aligner, self.lookup, *self._alignment(), drafts)
         return Written([row.written for row in rows], rows)
 
     def llm(self) -> Written:
@@ -176,9 +173,8 @@ class Utterances:
 
     def llm_checked(self, agreement: float) -> Written:
         """The LLM that checks a draft of its own text, with the keys and values of the instruction at hand."""
-        config, language_model = self.model.config, self.model.language_model
-        prefix = config.prompt_token_ids[: config.prompt_token_ids.index(config.audio_token_id)]
-        embeds, mask = self._prompts(prefix)
+        language_model = self.model.language_model
+        embeds, mask = self._prompts(self.instruction)
         drafts = self._drafts(self.transcripts, agreement)
         rows = write(
             language_model,
@@ -188,14 +184,9 @@ class Utterances:
             guides=self.guides,
             max_new_tokens=self.tokens,
             end_token_ids=set(),
-            prefix=self.prefix.states(language_model, prefix),
+            prefix=self.prefix.states(language_model, self.instruction),
         )
         return Written([row.written[1:] for row in rows], rows)
-
-    def continuous_inputs(self):
-        """What `llm_inputs: continuous` adds: the aligner's pass over its text, which yields the predictions."""
-        heard = torch.tensor([self.heard] * self.batch_size, device=self.states.device)
-        self.model.teacher_forced(self.states, self.mask, heard)
 
     # ---- the plain loops' logits `(batch, vocabulary)` at a place, to see how clear a choice was ----
 

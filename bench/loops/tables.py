@@ -47,7 +47,7 @@ def _ratios(rows: list[dict]) -> Table:
     table = Table("batch", "metric", "ratio", "at most", "seconds", "against", "")
     for row in rows:
         greatest = target(row["metric"], row["batch"])
-        said = {"active", "agreement", "with_draft_head", "loop", "times", "before_gb", "after_gb"} & row.keys()
+        said = {"agreement", "loop", "times", "before_gb", "after_gb"} & row.keys()
         table.add_row(
             str(row["batch"]),
             row["metric"],
@@ -55,7 +55,9 @@ def _ratios(rows: list[dict]) -> Table:
             "" if greatest is None else f"{greatest:g} {'✓' if row['ratio'] <= greatest else '✗'}",
             _number(row.get("seconds")),
             _number(row.get("against_seconds", row.get("roofline_seconds"))),
-            ", ".join(f"{key} {row[key]}" for key in sorted(said)),
+            ", ".join(
+                f"{key} {row[key]:.4g}" if isinstance(row[key], float) else f"{key} {row[key]}" for key in sorted(said)
+            ),
         )
     return table
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seam.bench.loops.models import build, random_projection, stock_whisper, successors
+from seam.bench.loops.models import build, lookup, random_projection, stock_whisper, successors
 from seam.bench.loops.systems import Speech, Utterances
 
 
@@ -20,7 +20,7 @@ def test_successors_go_round():
 
 @torch.no_grad()
 def test_both_loops_write_successors(model):
-    utterances = Utterances(model, stock_whisper(model), Speech.random(model, 2), 140)
+    utterances = Utterances(model, stock_whisper(model), lookup(model), Speech.random(model, 2), 140)
     # From <BOA>, which is 0, once round the 128 dimensions.
     expected = [*range(1, 128), *range(13)]
     assert utterances.stage_1().tokens == [expected, expected]
@@ -32,7 +32,7 @@ def test_both_loops_write_successors(model):
 
 @torch.no_grad()
 def test_predictions_are_near_an_embedding(model):
-    utterances = Utterances(model, stock_whisper(model), Speech.random(model, 1), 50)
+    utterances = Utterances(model, stock_whisper(model), lookup(model), Speech.random(model, 1), 50)
     predicted = model.teacher_forced(utterances.states, utterances.mask, torch.tensor([utterances.heard]))[0, :-1]
     embeds = model.get_input_embeddings()(torch.tensor(utterances.heard))
     cosine = torch.nn.functional.cosine_similarity(predicted, embeds)
