@@ -13,7 +13,7 @@ from seam.modeling_seam.drafts import Row
 
 BYTES = 2**29  # of the matrix that is read to measure the bandwidth: more than caches hold
 SIDE = 2048  # of the square matrices that are multiplied
-TRIES = 5
+TRIES = 20  # of which the best counts: other work on the machine only ever slows it down
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Machine:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """The best of some tries, in the type in which the models compute."""
+    """The speeds of a machine, in the type in which the models compute."""
     columns = 4096
     matrix = torch.full((BYTES // dtype.itemsize // columns, columns), 0.5, device=device, dtype=dtype)
     vector = torch.full((columns,), 0.5, device=device, dtype=dtype)
