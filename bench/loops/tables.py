@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-# The greatest ratios that issue 6 allows, by batch size; `None` stands for all.
+# What is aimed at: the greatest ratio, by batch size; `None` stands for all.
 TARGETS = {
     "stage1_vs_whisper": {1: 1.05, 4: 1.0, 8: 1.0},
     "llm_vs_plain": {1: 0.15, 8: 0.3},

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from seam.bench import inference
 from seam.bench.loops import parts, roofline
 
-# Of the issue, and of every row.
+# That every batch size must have.
 METRICS = {"stage1_vs_whisper", "llm_vs_plain", "seam_vs_whisper", "seam_draft_vs_whisper", "lookup_share"}
 
 
