@@ -28,7 +28,7 @@ from .nearest import NearestToken, alignment_distance
 from .pipeline import SeamPipeline  # noqa: F401  as above
 from .plain_greedy import is_plain_greedy  # noqa: F401  as above
 from .prefix import PromptPrefix
-from .prompt import splice
+from .prompt import last_positions, splice
 from .verification import write  # noqa: F401  as above
 from .weights import weight_files  # noqa: F401  as above
 
@@ -399,7 +399,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
             use_cache=False,
-            logits_to_keep=longest,
+            logits_to_keep=last_positions(longest, embeds.device),
             **kwargs,
         )
         logits = reply.logits.float()

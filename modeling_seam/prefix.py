@@ -4,6 +4,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import DynamicCache, PreTrainedModel
 
+from .prompt import last_positions
+
 
 class PromptPrefix:
     """
@@ -26,7 +28,8 @@ class PromptPrefix:
             if ids:
                 cache = DynamicCache()
                 embeds = language_model.get_input_embeddings()(torch.tensor([ids], device=language_model.device))
-                language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                last = last_positions(1, embeds.device)
+                language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=last)
                 self._states = [(layer.keys, layer.values) for layer in cache.layers]
             self._state = state
         return self._states

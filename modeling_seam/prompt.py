@@ -12,6 +12,14 @@ def left_pad(rows: list[torch.Tensor], padding_value: float = 0) -> tuple[torch.
     return padded, mask
 
 
+def last_positions(count: int, device: torch.device) -> torch.LongTensor:
+    """
+    `logits_to_keep` of a language model: the logits of the last `count` positions. A number would mean the same, but
+    torch copies the whole output matrix, once a row, for the view that it stands for.
+    """
+    return torch.arange(-count, 0, device=device)
+
+
 def splice(
     embed_tokens: nn.Module,
     prompt_ids: list[torch.LongTensor],

@@ -22,7 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .drafts import DraftedBatch, Row
 from .plain_greedy import is_plain_greedy, is_shared, merged_settings
-from .prompt import left_pad
+from .prompt import last_positions, left_pad
 
 # What a forward costs beside its positions, which is reading the weights, in positions: on two CPU cores at paper size
 # 0.5 s and 0.008 s. On an accelerator, its arithmetic in the time of reading a weight (989 TFLOP/s at 4.3 TB/s).
@@ -131,7 +131,7 @@ def write(
             position_ids=positions.to(device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=length + 1,
+            logits_to_keep=last_positions(length + 1, device),
         ).logits
         new, kept = batch.read(proposals, logits.argmax(-1).tolist(), end_token_ids)
         for i, tokens in enumerate(new):

@@ -21,6 +21,11 @@ from seam.modeling_seam.prompt import splice
 from seam.modeling_seam.verification import Row, write
 
 
+# Of the tokens in which Stage 1 and the full model differ (recipes/compare/tiny.yaml, three seeds, both test sets), the
+# shares that are another token, missing in Stage 1's, and too many there.
+ERRORS = (0.68, 0.18, 0.14)
+
+
 @dataclass
 class Written:
     """
@@ -38,7 +43,7 @@ class Written:
 def corrupt(tokens: list[int], agreement: float, vocabulary: int, seed: str) -> list[int]:
     """
     A draft of a text: of its tokens the share `1 - agreement`, rounded to whole tokens, is replaced by another, left
-    out, or follows one that was put in, at random.
+    out, or follows one that was put in, at random, as often as `ERRORS` says.
     """
     rng = random.Random(seed)
     wrong = set(rng.sample(range(len(tokens)), round(len(tokens) * (1 - agreement))))
@@ -46,7 +51,7 @@ def corrupt(tokens: list[int], agreement: float, vocabulary: int, seed: str) -> 
     for place, token in enumerate(tokens):
         if place in wrong:
             other = (token + rng.randrange(1, vocabulary)) % vocabulary
-            draft += rng.choice(([other], [], [other, token]))
+            draft += rng.choices(([other], [], [other, token]), ERRORS)[0]
         else:
             draft.append(token)
     return draft

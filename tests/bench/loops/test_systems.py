@@ -19,5 +19,5 @@ def test_errors_are_of_all_kinds_and_others_with_another_seed():
     text = list(range(100, 1000))
     draft, other = (corrupt(text, 0.9, 10**6, seed) for seed in ("0 0", "0 1"))
     counts = kaldialign.edit_distance([str(one) for one in text], [str(one) for one in draft])
-    assert all(counts[kind] > 15 for kind in ("ins", "del", "sub"))
+    assert all(counts[kind] > 5 for kind in ("ins", "del")) and counts["sub"] > 40
     assert draft != other
