@@ -20,7 +20,6 @@ from seam.modeling_seam.prefix import PromptPrefix
 from seam.modeling_seam.prompt import splice
 from seam.modeling_seam.verification import Row, write
 
-
 # Of the tokens in which Stage 1 and the full model differ (recipes/compare/tiny.yaml, three seeds, both test sets), the
 # shares that are another token, missing in Stage 1's, and too many there.
 ERRORS = (0.68, 0.18, 0.14)
