@@ -7,7 +7,7 @@ SUITE := $(VENV)/.transformers-tests
 QWEN := $(VENV)/qwen.tiktoken
 OLDEST := .venv-oldest
 
-.PHONY: demo test test-fast test-oldest lint train-demo train-shipped clean
+.PHONY: demo test test-fast test-oldest lint bench train-demo train-shipped clean
 
 # Transcribe the recordings that the repository ships, and yours: make demo FILES="one.wav two.flac"
 demo: $(INSTALLED)
@@ -30,6 +30,12 @@ test-oldest: $(OLDEST)/.installed $(QWEN)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# SEAM's loops against stock transformers on this machine. SIZE=paper takes 16 GB of memory and half an hour.
+SIZE ?= tiny
+bench: $(INSTALLED)
+	mkdir -p runs
+	$(BIN)/python -m bench.inference --size $(SIZE) --json runs/inference-$(SIZE).json --plot runs/inference-$(SIZE).png
 
 # From nothing to a checkpoint: synthetic speech, tiny foundations, the three stages, a table.
 train-demo: $(INSTALLED)

@@ -13,13 +13,16 @@ case where they do not. `seam_*` are sums of the parts of a system; in `seam_dra
 the time of the draft head counts. Each part (`--only`) is measured by itself; `linearity` writes four times as many
 tokens, of an utterance that is four times as long for the LLM.
 
-At paper size on two cores a batch of one takes half an hour and 15 GB of memory.
+At paper size on two cores a batch of one takes half an hour and 15 GB of memory. Stock `generate` of the LLM copies its
+output matrix for each row of a batch: of 8 rows it takes 10 GB more. `--only llm` leaves out all that the LLM does not
+need, `--only stage_1` the LLM's loops.
 """
 
 import json
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +33,7 @@ import typer
 from rich.console import Console
 
 from seam.bench.loops.models import SIZES, build, lookup, stock_whisper
-from seam.bench.loops.parts import LENGTHS, PARTS, Findings, Setting
+from seam.bench.loops.parts import LENGTHS, LLM_PARTS, PARTS, PARTS_OF_ALL, Findings, Setting
 from seam.bench.loops.plot import write_plot
 from seam.bench.loops.roofline import measure_machine
 from seam.bench.loops.systems import Speech
@@ -41,19 +44,16 @@ from seam.data.files import write_text
 @torch.no_grad()
 def measure(
     size: str, device: str, batches: list[int], tokens: int, repeats: int, parts: list[str], active: int | None = None
-) -> dict:
-    """All parts for all batch sizes; what the JSON file holds."""
+) -> Iterator[dict]:
+    """All parts for all batch sizes; after each of these, what the JSON file holds so far."""
     transformers.logging.set_verbosity_error()  # of generation flags that are left alone
     model = build(size, device)
     whisper, machine = stock_whisper(model), measure_machine(model.device, model.dtype)
     tables = lookup(model), None if active is None else lookup(model, active)
-    findings = Findings()
-    for batch in batches:
-        speech = Speech.random(model, batch)
-        setting = Setting(model, whisper, tables[0], machine, speech, tokens, repeats, tables[1])
-        for part in parts:
-            PARTS[part](setting, findings)
-    return {
+    findings, speech = Findings(), {batch: Speech.random(model, batch) for batch in batches}
+    if LLM_PARTS.issuperset(parts):
+        model.encoder = model.aligner = whisper = None  # room for what stock `generate` takes
+    about = {
         "size": size,
         "device": device,
         "hardware": {
@@ -71,8 +71,12 @@ def measure(
         "active_vocabulary": active,
         "bandwidth_gb_per_s": machine.bandwidth / 1e9,
         "tflop_per_s": machine.arithmetic / 1e12,
-        **vars(findings),
     }
+    for batch in batches:
+        setting = Setting(model, whisper, tables[0], machine, speech[batch], tokens, repeats, tables[1])
+        for part in parts:
+            PARTS[part](setting, findings)
+        yield {**about, **vars(findings)}
 
 
 def cpu_name() -> str:
@@ -108,10 +112,10 @@ def main(
         raise typer.BadParameter(f"--tokens: {longest} tokens would be written, but the aligner has positions for 447.")
     if active is not None and active <= longest:
         raise typer.BadParameter(f"--active is {active}; accepted: more than the {longest} tokens that are written.")
-    report = measure(size, device, batches, tokens, repeats, parts, active)
+    for report in measure(size, device, batches, tokens, repeats, parts, active):
+        if json_file is not None:
+            write_text(json_file, json.dumps(report, indent=1) + "\n")
     print_findings(report, Console(width=None if sys.stdout.isatty() else 150))
-    if json_file is not None:
-        write_text(json_file, json.dumps(report, indent=1) + "\n")
     if plot is not None:
         write_plot(report, plot)
 
@@ -124,7 +128,7 @@ def _batches(text: str) -> list[int]:
 
 def _parts(text: str | None, size: str) -> list[str]:
     if text is None:
-        return [name for name in PARTS if name != "memory" or size == "tiny"]
+        return [name for name in PARTS_OF_ALL if name != "memory" or size == "tiny"]
     unknown = [name for name in text.split(",") if name not in PARTS]
     if unknown:
         raise typer.BadParameter(f"--only names {unknown[0]!r}; accepted: {', '.join(PARTS)}.")

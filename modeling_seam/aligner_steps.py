@@ -178,6 +178,7 @@ class LayerSteps:
         """Keys and values `(rows, heads, n, head_dim)` of the positions go into the cache."""
         if self.tokens is None:
             batch, heads, _, dim = new[0].shape
+            # Zeros, for what a row has not reached is read, with a weight of zero, when another row has.
             self.tokens = [state.new_zeros(batch, heads, FIRST_POSITIONS, dim) for state in new]
         while places.stop > self.tokens[0].shape[2]:
             self.tokens = [torch.cat([cache, torch.zeros_like(cache)], dim=2) for cache in self.tokens]

@@ -4,7 +4,7 @@ The parts of `bench.inference`: what is measured together, and which ratios foll
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from unittest.mock import patch
@@ -108,26 +108,31 @@ class Findings:
         self.checks.append({"batch": setting.batch_size, "fast": fast, "plain": plain, **comparison.to_dict()})
 
 
-def ratios(setting: Setting, findings: Findings):
-    """Each loop in turn, and whole systems as sums of their parts; everything against its own roofline, too."""
+def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = None):
+    """
+    Each loop in turn, and whole systems as sums of their parts; everything against its own roofline, too.
+
+    Args:
+        only: names of the systems that are measured; all by default.
+    """
     warm, utterances = setting.utterances(WARM_UP_TOKENS), setting.utterances(setting.tokens)
-    setting.measure(_systems(setting, warm), 1, "warm-up")
-    measured = setting.measure(_systems(setting, utterances), setting.repeats, "ratios")
+    setting.measure(_systems(setting, warm, only), 1, "warm-up")
+    measured = setting.measure(_systems(setting, utterances, only), setting.repeats, "ratios")
     findings.times(setting, "ratios", measured, utterances)
-    for fast in ("stage_1_active", "stage_1_checked"):
+    for fast, plain in (("stage_1_active", "stage_1"), ("stage_1_checked", "stage_1"), ("llm_checked", "llm")):
         if fast in measured:
-            findings.check(setting, utterances, fast, measured, "stage_1")
-    findings.check(setting, utterances, "llm_checked", measured, "llm")
+            findings.check(setting, utterances, fast, measured, plain)
 
     def ratio(metric: str, systems: str, against: str, **more):
         """Systems by name, with spaces between them."""
+        if not measured.keys() >= {*systems.split(), *against.split()}:
+            return
         seconds, of_other = (of_sums(measured, names.split()) for names in (systems, against))
         findings.ratio(setting, metric, seconds / of_other, seconds=seconds, against_seconds=of_other, **more)
 
     drafted, whisper = {"agreement": AGREEMENT}, "encoder whisper_decoder"
     ratio("stage1_vs_whisper", "stage_1", "whisper_decoder")
-    if setting.active is not None:
-        ratio("stage1_active_vs_whisper", "stage_1_active", "whisper_decoder")
+    ratio("stage1_active_vs_whisper", "stage_1_active", "whisper_decoder")
     ratio("stage1_draft_vs_plain", "draft_head stage_1_checked", "stage_1", **drafted)
     ratio("llm_vs_plain", "llm_checked", "llm", **drafted)
     ratio("seam_plain_loops_vs_whisper", "encoder stage_1 llm", whisper)
@@ -136,21 +141,34 @@ def ratios(setting: Setting, findings: Findings):
     ratio("seam_draft_vs_whisper", "encoder draft_head stage_1_checked llm_checked", whisper, **drafted)
     ratio("seam_draft_vs_whisper_decoding", "draft_head stage_1_checked llm_checked", "whisper_decoder", **drafted)
 
+    if setting.model.aligner is None:
+        return
     roofline = Roofline(setting.machine, utterances)
     least = {
-        "whisper_decoder": roofline.whisper_decoder(),
-        "stage_1": roofline.stage_1(),
-        "llm": roofline.llm(),
-        "llm_checked": statistics.median(
-            roofline.llm_checked(result.rows) for result in measured["llm_checked"].results
-        ),
+        "whisper_decoder": lambda _: roofline.whisper_decoder(),
+        "stage_1": lambda _: roofline.stage_1(),
+        "llm": lambda _: roofline.llm(),
+        "llm_checked": lambda results: statistics.median(roofline.llm_checked(result.rows) for result in results),
     }
-    for name, seconds in least.items():
+    for name in least.keys() & measured.keys():
+        seconds = least[name](measured[name].results)
         metric = f"{name.replace('stage_1', 'stage1')}_vs_roofline"
         findings.ratio(setting, metric, measured[name].median / seconds, roofline_seconds=seconds)
 
 
-def _systems(setting: Setting, utterances: Utterances) -> dict[str, Callable]:
+def stage_1(setting: Setting, findings: Findings):
+    """Of the ratios those in which the LLM has no part."""
+    ratios(
+        setting, findings, ("encoder", "whisper_decoder", "stage_1", "draft_head", "stage_1_checked", "stage_1_active")
+    )
+
+
+def llm(setting: Setting, findings: Findings):
+    """Of the ratios those of the LLM alone."""
+    ratios(setting, findings, ("llm", "llm_checked"))
+
+
+def _systems(setting: Setting, utterances: Utterances, only: Collection[str] | None = None) -> dict[str, Callable]:
     """In the order in which they run."""
     systems = {
         "encoder": utterances.encoder,
@@ -163,7 +181,7 @@ def _systems(setting: Setting, utterances: Utterances) -> dict[str, Callable]:
     }
     if setting.active is not None:
         systems["stage_1_active"] = partial(utterances.stage_1, setting.active)
-    return systems
+    return {name: system for name, system in systems.items() if only is None or name in only}
 
 
 def agreement(setting: Setting, findings: Findings):
@@ -260,4 +278,6 @@ def memory(setting: Setting, findings: Findings):
     findings.ratio(setting, f"memory_{CALLS}_calls", after / before, before_gb=before / 1e9, after_gb=after / 1e9)
 
 
-PARTS = {part.__name__: part for part in (ratios, agreement, linearity, profile, memory)}
+PARTS = {part.__name__: part for part in (ratios, stage_1, llm, agreement, linearity, profile, memory)}
+PARTS_OF_ALL = [name for name in PARTS if name not in ("stage_1", "llm")]  # which are shares of `ratios`
+LLM_PARTS = {"llm", "agreement"}

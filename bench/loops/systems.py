@@ -6,6 +6,7 @@ the same prompts and for the same number of tokens. Each returns what it wrote.
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from unittest.mock import patch
 
 import torch
@@ -113,7 +114,10 @@ class Utterances:
         self.instruction = prompt[: prompt.index(config.audio_token_id)]
         self.prefix.states(model.language_model, self.instruction)  # once per model, not per call
         self._drawn = Counter()  # drafts so far, by agreement: where the errors stand matters, so that each is new
-        self.random_projection = random_projection(model.aligner)
+
+    @cached_property
+    def random_projection(self) -> torch.nn.Linear:
+        return random_projection(self.model.aligner)
 
     # ---- the systems ----
 

@@ -123,3 +123,21 @@ def test_bad_arguments_are_named_before_anything_is_built(monkeypatch, arguments
     result = run(*arguments.split())
     assert result.exit_code == 2
     assert named in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("part", "metrics"),
+    [
+        ("llm", {"llm_vs_plain"}),
+        (
+            "stage_1",
+            {"stage1_vs_whisper", "stage1_draft_vs_plain", "whisper_decoder_vs_roofline", "stage1_vs_roofline"},
+        ),
+    ],
+)
+def test_a_part_by_itself(part, metrics, tmp_path, monkeypatch):
+    monkeypatch.setattr(roofline, "BYTES", 2**20)
+    monkeypatch.setattr(roofline, "SIDE", 64)
+    result = run(*f"--size tiny --batch 2 --tokens 8 --repeats 1 --only {part} --json {tmp_path / 'part.json'}".split())
+    assert result.exit_code == 0, result.output
+    assert {row["metric"] for row in json.loads((tmp_path / "part.json").read_text())["rows"]} == metrics
