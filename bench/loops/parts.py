@@ -150,7 +150,7 @@ def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = 
         "llm": lambda _: roofline.llm(),
         "llm_checked": lambda results: statistics.median(roofline.llm_checked(result.rows) for result in results),
     }
-    for name in least.keys() & measured.keys():
+    for name in filter(measured.__contains__, least):
         seconds = least[name](measured[name].results)
         metric = f"{name.replace('stage_1', 'stage1')}_vs_roofline"
         findings.ratio(setting, metric, measured[name].median / seconds, roofline_seconds=seconds)
