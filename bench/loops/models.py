@@ -7,8 +7,9 @@ that of token k moved by one dimension, and the last projection of each decoder 
 write the successor of the last token, whatever the other layers add, which is little. Every product is computed as
 ever; a step takes the time that it takes with trained weights.
 
-What the aligner predicts lies near an embedding, at a cosine of about 0.7, as a trained aligner's predictions do: the
-input projection keeps half of the dimensions. `random_projection` is the other case, a prediction that is near none.
+What the aligner predicts lies near an embedding, at a cosine of about 0.98, as a trained aligner's predictions do (those
+of `checkpoints/tiny`: 0.997 in the middle, below 0.85 in one case of ten). For this an embedding is a vector of half its
+size, twice: the aligner, half as wide, keeps all of it. `random_projection` is the other case: near none.
 
 The LLM has its LoRA folded in, as `seam merge` does, and an output matrix of its own in the place of the embedding
 table, which takes as long to read.
@@ -102,10 +103,15 @@ def successors(token: int, count: int, period: int) -> list[int]:
     The tokens that both loops write after `token`.
 
     Args:
-        period: the size of the embeddings: so many tokens are a circle.
+        period: see `period_of`: so many tokens are a circle.
     """
     start = token - token % period
     return [start + (token + step) % period for step in range(1, count + 1)]
+
+
+def period_of(model: SeamForSpeechRecognition) -> int:
+    """The number of dimensions that an embedding is moved in before it is the first one again."""
+    return model.config.get_text_config().hidden_size // 2
 
 
 def lookup(model: SeamForSpeechRecognition, active: int | None = None) -> NearestToken:
@@ -168,18 +174,18 @@ def _fill(model: nn.Module):
 
 @torch.no_grad()
 def _make_successors_clear(model: SeamForSpeechRecognition):
-    aligner, table = model.aligner, model.get_input_embeddings().weight
+    aligner, table, period = model.aligner, model.get_input_embeddings().weight, period_of(model)
     dim, width = table.shape[1], aligner.config.d_model
     generator = torch.Generator().manual_seed(1)
-    for rows in table.split(dim):
-        first = torch.randn(dim, generator=generator).div(math.sqrt(dim)).to(table)
+    for rows in table.split(period):
+        first = torch.randn(period, generator=generator).div(math.sqrt(dim)).to(table)
         # Row k is the first one moved by k dimensions to the left.
-        rows.copy_(torch.cat([first, first]).unfold(0, dim, 1)[: len(rows)])
-    for start in range(0, len(table), dim):
-        model.get_output_embeddings().weight[start : start + dim] = table[start : start + dim].roll(1, dims=1)
+        rows.copy_(first.repeat(3).unfold(0, dim, 1)[: len(rows)])
+    for start in range(0, len(table), period):
+        model.get_output_embeddings().weight[start : start + period] = table[start : start + period].roll(1, dims=1)
+    rotation = torch.linalg.qr(torch.randn(period, period, generator=generator)).Q
     kept = torch.zeros(width, dim)
-    rank = dim // 2
-    kept[:rank] = torch.linalg.qr(torch.randn(dim, rank, generator=generator)).Q.T
+    kept[:period] = torch.cat([rotation, rotation], dim=1) / math.sqrt(2)
     aligner.input_projection.weight.copy_(kept)
     aligner.output_projection.weight.copy_(kept.T.roll(-1, dims=0) * PREDICTED_NORM / math.sqrt(width))
     aligner.embed_positions.weight.mul_(LAYERS_SHARE)

@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from seam.bench.loops.models import random_projection, successors
+from seam.bench.loops.models import period_of, random_projection, successors
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.alignment_loop import checked_alignment, greedy_alignment
 from seam.modeling_seam.nearest import NearestToken
@@ -103,7 +103,7 @@ class Utterances:
         config, generator = model.config, torch.Generator().manual_seed(3)
         self.states, self.mask = speech.states, speech.mask
         self.batch_size = len(speech.states)
-        period = config.get_text_config().hidden_size
+        period = period_of(model)
         self.heard = successors(config.boa_token_id, tokens, period)  # Stage 1's text, of all rows
         # What the LLM reads differs: each row has a text of its own.
         places = torch.randint(config.eoa_token_id - tokens, (self.batch_size,), generator=generator).tolist()
