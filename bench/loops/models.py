@@ -7,9 +7,9 @@ that of token k moved by one dimension, and the last projection of each decoder 
 write the successor of the last token, whatever the other layers add, which is little. Every product is computed as
 ever; a step takes the time that it takes with trained weights.
 
-What the aligner predicts lies near an embedding, at a cosine of about 0.98, as a trained aligner's predictions do (those
-of `checkpoints/tiny`: 0.997 in the middle, below 0.85 in one case of ten). For this an embedding is a vector of half its
-size, twice: the aligner, half as wide, keeps all of it. `random_projection` is the other case: near none.
+What the aligner predicts lies near an embedding, at a cosine of about 0.98, as a trained aligner's predictions do
+(those of `checkpoints/tiny`: 0.997 in the middle, below 0.85 in one case of ten). For this an embedding is a vector of
+half its size, twice: the aligner, half as wide, keeps all of it. `random_projection` is the other case: near none.
 
 The LLM has its LoRA folded in, as `seam merge` does, and an output matrix of its own in the place of the embedding
 table, which takes as long to read.
