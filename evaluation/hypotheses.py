@@ -20,6 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from seam.data.files import write_text
+from seam.data.json_lines import read_rows, repair
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
 from seam.modeling_seam import SeamConfig
@@ -115,7 +116,7 @@ def write_hypotheses(
         _check_same_run(folder, older, run)
     pending = {}
     for system in systems:
-        done = {row["id"] for row in _repair(_rows_path(folder, system))}
+        done = {row["id"] for row in repair(_rows_path(folder, system))}
         left = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
         pending[system] = [batch for batch in left if batch]
     if not any(pending.values()):
@@ -186,7 +187,7 @@ def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[
     systems = {}
     for system in run["systems"]:
         path = _rows_path(folder, system)
-        rows = sorted(_parse(path), key=lambda row: row["id"]) if path.is_file() else []
+        rows = sorted(read_rows(path), key=lambda row: row["id"]) if path.is_file() else []
         if [row["id"] for row in rows] != list(range(utterances)):
             count = len({row["id"] for row in rows})
             if count < utterances:
@@ -333,23 +334,3 @@ def _read_run(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
-
-
-def _repair(path: Path) -> list[dict[str, Any]]:
-    """Cut off the unfinished last line that an interrupted run leaves, and return the rows."""
-    if not path.is_file():
-        return []
-    content = path.read_bytes()
-    os.truncate(path, content.rfind(b"\n") + 1)
-    return _parse(path)
-
-
-def _parse(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number} is damaged: {error}.") from error
-    return rows
