@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -68,9 +69,26 @@ def _find(name: str | Path, file: str, **hub) -> Path | None:
     return None if found is None else Path(found)
 
 
+def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A digest of the tensors' names, types, shapes and some of their values."""
+    return _digest({key: _sample(tensor) for key, tensor in tensors.items()})
+
+
+def _sample(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    values = tensor.detach().flatten()[:: max(1, tensor.numel() // SAMPLES)]
+    return str(tensor.dtype), tuple(tensor.shape), values.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+
+
+def _digest(seen: dict[str, tuple[str, tuple[int, ...], bytes]]) -> str:
+    digest = hashlib.sha256()
+    for key, (dtype, shape, values) in sorted(seen.items()):
+        digest.update(f"{key} {dtype} {shape} ".encode() + values)
+    return digest.hexdigest()
+
+
 def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, Path]]:
     """
-    A digest of the tensors' names, types, shapes and some of their values, and the file that each tensor is in.
+    The `fingerprint` of the tensors in weight files, and the file that each tensor is in.
 
     Raises:
         ValueError: for a file that is cut off or no safetensors file, by its name.
@@ -80,16 +98,11 @@ def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, Path]]:
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():
-                    tensor = opened.get_tensor(key)  # mapped, not read: only the samples are
-                    values = tensor.flatten()[:: max(1, tensor.numel() // SAMPLES)]
-                    seen[key] = (str(tensor.dtype), tuple(tensor.shape), values.contiguous().view(torch.uint8).numpy())
+                    seen[key] = _sample(opened.get_tensor(key))  # mapped, not read: only the samples are
                     owner[key] = file
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the weight file {file} is damaged: {error}") from error
-    digest = hashlib.sha256()
-    for key, (dtype, shape, values) in sorted(seen.items()):
-        digest.update(f"{key} {dtype} {shape} ".encode() + values.tobytes())
-    return digest.hexdigest(), owner
+    return _digest(seen), owner
 
 
 def check_finite(model: nn.Module, owner: dict[str, Path]):
