@@ -338,6 +338,15 @@ def train_refinement(recipe: Recipe, overrides: Overrides = None):
     run_recipe(StageRecipe, refinement.main, recipe, overrides)
 
 
+@train_app.command("decode")
+def train_decode(recipe: Recipe, overrides: Overrides = None):
+    """Before Stage 3: Stage 1 writes what it hears, in as many processes as there are."""
+    from seam.train import decoding
+    from seam.train.recipe import StageRecipe
+
+    run_recipe(StageRecipe, decoding.main, recipe, overrides)
+
+
 @train_app.command("draft")
 def train_draft(recipe: Recipe, overrides: Overrides = None):
     """Beside Stage 1: a CTC head learns to write drafts for it."""

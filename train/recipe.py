@@ -23,6 +23,7 @@ STAGES_WITH = {
     "aligner_from_decoder": ("alignment",),
     "first_token_guidance": ("instruction", "refinement"),
     "mask": ("refinement",),
+    "alignment_cache": ("refinement",),
 }
 MASKS = ("zero", "learned")
 
@@ -42,7 +43,7 @@ class DataSettings:
             46 % more tokens.
         keep_encoder_states: run the frozen encoder once and keep its states in memory.
         train_limit, validation_limit: at most so many utterances, taken evenly.
-        eval_batch_size: utterances decoded at once for the word error rate.
+        eval_batch_size: utterances decoded at once, for the word error rate and for Stage 3.
     """
 
     train: list[str] = field(default_factory=list)
@@ -94,6 +95,8 @@ class StageRecipe:
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
         mask: what masking writes, which Section 3.5 does not say: `zero`, or a `learned` vector that begins at zero, is
             trained with LoRA and saved with the checkpoint (Stage 3).
+        alignment_cache: folder of what Stage 1 hears, written by `seam train decode` ahead of Stage 3, which by itself
+            begins with decoding.
     """
 
     training: TrainingArguments
@@ -108,6 +111,7 @@ class StageRecipe:
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
     mask: str = "zero"
+    alignment_cache: str | None = None
 
     def __post_init__(self):
         for name in ("masking_probability", "deletion_probability"):

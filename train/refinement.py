@@ -6,14 +6,14 @@ by itself, with some of its embeddings masked or deleted.
 """
 
 import logging
+from dataclasses import replace
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
-from transformers import BatchFeature
+from torch.utils.data import Dataset
 
-from seam.data.batching import SpeechCollator
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.data.manifest import Utterance
+from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.decoding import Heard, decode_all, read_cache
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import StageTrainer, llm_adapters, run, stage_before
 
@@ -110,7 +110,7 @@ class AlignedDataset(Dataset):
         items: per utterance its index in `speech`, its transcript's ids and its Stage-1 ids.
     """
 
-    def __init__(self, speech: Dataset | None, items: list[tuple[int, torch.LongTensor, torch.LongTensor]]):
+    def __init__(self, speech: Dataset | None, items: list[Heard]):
         self.speech = speech
         self.items = items
 
@@ -123,34 +123,21 @@ class AlignedDataset(Dataset):
         return {**speech, "token_ids": token_ids, "alignment_ids": alignment_ids}
 
 
-@torch.no_grad()
-def decode_stage1(
-    model: SeamForSpeechRecognition, processor: SeamProcessor, dataset: Dataset, batch_size: int = 64, workers: int = 2
-) -> AlignedDataset:
+def aligned(dataset: Dataset | None, items: list[Heard]) -> AlignedDataset:
     """
-    What Stage 1 hears by itself (Algorithm 1) in every utterance. Utterances in which it hears nothing are left out,
-    and counted in the log: such audio gets an empty transcript, which the language model never sees.
+    What Stage 1 heard, to be learned from. Utterances in which it heard nothing are left out, and counted in the log:
+    such audio gets an empty transcript, which the language model never sees.
     """
-    model.eval()
-    items = []
-    collate = SpeechCollator(processor)
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
-    for batch in tqdm(loader, desc="Stage 1 decoding", leave=False):
-        tensors = collate(batch)
-        del tensors["labels"]
-        alignment = model.align(*model.speech(**BatchFeature(tensors).to(model.device)))
-        for item, ids, keep in zip(batch, alignment.sequences.cpu(), alignment.mask.bool().cpu(), strict=True):
-            items.append((len(items), item["token_ids"].clone(), ids[keep]))
     heard = [item for item in items if len(item[2])]
     if not heard:
         raise RecipeError("Stage 1 heard nothing in any utterance: train it longer before Stage 3.")
     if len(heard) < len(items):
         logger.warning("Stage 1 heard nothing in %d of %d utterances; left out.", len(items) - len(heard), len(items))
-    return AlignedDataset(dataset if model.config.llm_inputs == "continuous" else None, heard)
+    return AlignedDataset(dataset, heard)
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
-    """Run Stage 3 on the checkpoint of Stage 2."""
+    """Run Stage 3 on the checkpoint of Stage 2. What Stage 1 hears is read where `seam train decode` has written it."""
     check_stage(recipe, "refinement")
     model, processor = stage_before(recipe)
     if not model.aligner.writes_tokens:
@@ -159,4 +146,18 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         raise RecipeError(f"{recipe.model} has a learned mask already: go on with it, mask=learned.")
     if recipe.mask == "learned" and not model.config.learned_mask:
         model.add_mask_embedding()
-    return run(recipe, RefinementTrainer, model, processor, prepare=decode_stage1)
+    needs_speech = model.config.llm_inputs == "continuous"
+    cached = None
+    if recipe.alignment_cache is not None:
+        cached = read_cache(recipe, model, processor)
+        if not needs_speech:  # nothing is left for the encoder to do
+            recipe = replace(recipe, data=replace(recipe.data, keep_encoder_states=False))
+
+    def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> AlignedDataset:
+        if cached is None:
+            items = decode_all(model, processor, dataset, utterances, recipe.data.eval_batch_size)
+        else:
+            items = cached[name]
+        return aligned(dataset if needs_speech else None, items)
+
+    return run(recipe, RefinementTrainer, model, processor, prepare)

@@ -159,13 +159,14 @@ def run(
     trainer_class: type[StageTrainer],
     model: SeamForSpeechRecognition,
     processor: SeamProcessor,
-    prepare: Callable = lambda model, processor, dataset: dataset,
+    prepare: Callable = lambda dataset, name, utterances: dataset,
 ) -> dict[str, float]:
     """
     Train one stage and save the result in `training.output_dir`, from where the next stage and `from_pretrained` load.
 
     Args:
-        prepare: makes the training items of a stage from the (possibly encoded) data set.
+        prepare: makes the training items of a stage from the (possibly encoded) data set, its name (`train` or
+            `validation`) and its utterances.
 
     Returns:
         The metrics of the last evaluation.
@@ -183,8 +184,8 @@ def run(
         model=model,
         args=recipe.training,
         data_collator=SpeechCollator(processor),
-        train_dataset=prepare(model, processor, datasets[0]),
-        eval_dataset=prepare(model, processor, datasets[1]),
+        train_dataset=prepare(datasets[0], "train", train),
+        eval_dataset=prepare(datasets[1], "validation", validation),
         processor=processor,
         validation=validation,
         data=recipe.data,

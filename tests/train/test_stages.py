@@ -237,7 +237,7 @@ def test_stage_2_needs_to_be_told_the_llm_once(stages, backbones, manifest, tmp_
 def test_the_first_token_is_given_in_stages_2_and_3(stages, manifest, tmp_path, monkeypatch):
     """In Stage 2 the transcript's; in Stage 3 what Stage 1 heard, which is made wrong here."""
     folder, _ = stages
-    seen, forward, decode = [], SeamForSpeechRecognition.forward, refinement.decode_stage1
+    seen, forward, decode = [], SeamForSpeechRecognition.forward, refinement.decode_all
 
     @functools.wraps(forward)  # its signature tells the Trainer that there are labels
     def spy(self, *args, **kwargs):
@@ -245,13 +245,13 @@ def test_the_first_token_is_given_in_stages_2_and_3(stages, manifest, tmp_path, 
         return forward(self, *args, **kwargs)
 
     def mishear(*args, **kwargs):
-        dataset = decode(*args, **kwargs)
-        for _, _, alignment_ids in dataset.items:
+        items = decode(*args, **kwargs)
+        for _, _, alignment_ids in items:
             alignment_ids[0] = 7
-        return dataset
+        return items
 
     monkeypatch.setattr(SeamForSpeechRecognition, "forward", spy)
-    monkeypatch.setattr(refinement, "decode_stage1", mishear)
+    monkeypatch.setattr(refinement, "decode_all", mishear)
     settings = {"model": str(folder / "instruction"), "first_token_guidance": True}
     for stage in (instruction, refinement):
         metrics = stage.main(recipe(tmp_path / stage.__name__, manifest, 1, **settings))
