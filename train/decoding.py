@@ -8,11 +8,13 @@ this command into the recipe's `alignment_cache`, by as many processes as there 
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
@@ -26,6 +28,9 @@ from seam.modeling_seam.backbones import EmbeddingTable
 from seam.train import made_from
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import check_fits, read_utterances
+
+# How long to wait for a file's writer: workers of a killed process live on for a few seconds and hold its lock.
+LOCK_SECONDS = 10
 
 # An utterance's place, the ids of its transcript, and those that Stage 1 wrote.
 Heard = tuple[int, torch.LongTensor, torch.LongTensor]
@@ -198,11 +203,18 @@ def _rows(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _opened(path: Path, identity: dict[str, Any]):
-    """A file to write rows to, at the end of those that are there."""
-    is_new = not repair(path)
-    file = path.open("a", encoding="utf-8")
-    if is_new:
-        file.write(json.dumps({"made_from": identity}) + "\n")
-        file.flush()
-    return file
+@contextmanager
+def _opened(path: Path, identity: dict[str, Any]) -> Iterator[TextIO]:
+    """A file to write rows to, at the end of those that are there. Raises `OSError` while another process has it."""
+    try:
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            is_new = not repair(path)
+            with path.open("a", encoding="utf-8") as file:
+                if is_new:
+                    file.write(json.dumps({"made_from": identity}) + "\n")
+                    file.flush()
+                yield file
+    except Timeout as error:
+        raise OSError(
+            f"{path} is being written by another process; torchrun and `accelerate launch` give each its own RANK."
+        ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from seam.__main__ import app
@@ -129,6 +130,17 @@ def test_processes_share_the_work_and_take_over_what_one_left(stage3, tmp_path, 
         decoding.main(ready)
 
 
+def test_a_file_has_one_writer(stage3, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "LOCK_SECONDS", 0)
+    (tmp_path / "cache").mkdir()
+    with (
+        FileLock(tmp_path / "cache" / "train-0.jsonl.lock"),
+        pytest.raises(OSError, match="train-0.jsonl is being written by another process; torchrun and"),
+    ):
+        decoding.main(stage3())
+    assert decoding.main(stage3())["train"]["decoded"] == 8
+
+
 def test_torchrun_starts_the_processes(checkpoint, manifest, tmp_path):
     path = Path(__file__).parents[2] / "recipes" / "own" / "refinement.yaml"
     settings = [
@@ -204,7 +216,7 @@ def test_a_draft_head_writes_the_same(stage3, build_model, processor, tmp_path):
     plain = {row["id"]: row for row in rows(tmp_path)}
     build_model().add_draft_head(range(50)).save_pretrained(tmp_path / "drafted")
     processor.save_pretrained(tmp_path / "drafted")
-    for path in (tmp_path / "cache").iterdir():
+    for path in (tmp_path / "cache").glob("*.jsonl"):
         path.unlink()
     decoding.main(stage3(model=str(tmp_path / "drafted")))
     assert {row["id"]: row for row in rows(tmp_path)} == plain
