@@ -1,6 +1,6 @@
 """From utterances to the tensors that the trainers feed to the model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from seam.data.manifest import Utterance
+
+# Utterances that the frozen encoder reads at once.
+ENCODED_AT_ONCE = 32
 
 
 class SpeechDataset(Dataset):
@@ -32,14 +35,18 @@ class SpeechDataset(Dataset):
         utterance = self.utterances[index]
         try:
             features = self.processor(audio=utterance.audio)
-            token_ids = self.processor.transcript_ids(self.casing(utterance.text))
+            token_ids = self.token_ids(index)
         except ValueError as error:
             raise ValueError(f"{utterance.audio}: {error}") from error
         return {
             "input_features": features["input_features"][0],
             "attention_mask": features["attention_mask"][0],
-            "token_ids": torch.tensor(token_ids),
+            "token_ids": token_ids,
         }
+
+    def token_ids(self, index: int) -> torch.LongTensor:
+        """Ids of one transcript `(tokens,)`."""
+        return torch.tensor(self.processor.transcript_ids(self.casing(self.utterances[index].text)))
 
 
 class ListDataset(Dataset):
@@ -89,17 +96,34 @@ def keep_in_memory(dataset: Dataset, workers: int = 2) -> ListDataset:
 
 
 @torch.no_grad()
-def keep_encoder_states(model, dataset: Dataset, batch_size: int = 32, workers: int = 2) -> ListDataset:
+def encode(model, dataset: Dataset, batches: list[list[int]], workers: int = 2) -> Iterator[list[dict]]:
     """
-    Run the frozen encoder once over a [`SpeechDataset`] and keep the states in memory, cut to each audio's own length.
+    Batch by batch the items of a [`SpeechDataset`] with the frozen encoder's states in the place of their features, cut
+    to each audio's own length.
+
+    Args:
+        batches: places in the data set.
+        workers: processes that read it.
     """
-    loader = DataLoader(dataset, batch_size=batch_size, num_workers=workers, collate_fn=list)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list)
     model.eval()
-    items = []
-    for batch in tqdm(loader, desc="encoder states", leave=False):
+    for batch in loader:
         features = torch.stack([item["input_features"] for item in batch]).to(model.device)
         attention_mask = torch.stack([item["attention_mask"] for item in batch]).to(model.device)
         speech_states, mask = model.encode(features, attention_mask)
-        for item, states, keep in zip(batch, speech_states, mask.bool(), strict=True):
-            items.append({"speech_states": states[keep].cpu().clone(), "token_ids": item["token_ids"].clone()})
-    return ListDataset(items)
+        yield [
+            {"speech_states": states[keep].cpu().clone(), "token_ids": item["token_ids"].clone()}
+            for item, states, keep in zip(batch, speech_states, mask.bool(), strict=True)
+        ]
+
+
+def batches_in_order(length: int, batch_size: int) -> list[list[int]]:
+    """Places `0 … length - 1`."""
+    return [list(range(start, min(start + batch_size, length))) for start in range(0, length, batch_size)]
+
+
+def keep_encoder_states(model, dataset: Dataset, batch_size: int = ENCODED_AT_ONCE, workers: int = 2) -> ListDataset:
+    """Run the frozen encoder once over a [`SpeechDataset`] and keep the states in memory."""
+    batches = batches_in_order(len(dataset), batch_size)
+    encoded = tqdm(encode(model, dataset, batches, workers), desc="encoder states", total=len(batches), leave=False)
+    return ListDataset([item for batch in encoded for item in batch])

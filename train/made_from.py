@@ -35,9 +35,11 @@ WORDS = {
     "recordings": "other recordings",
     "casing": "another casing",
     "transcripts": "other transcripts or with another tokenizer",
+    "dtype": "another precision",
+    "places": "shards of another size",
 }
 # Of these the values themselves are told; the rest are digests.
-TOLD = ("utterances", "casing")
+TOLD = ("utterances", "casing", "dtype", "places")
 
 
 def of_states(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:

@@ -151,7 +151,7 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     if recipe.alignment_cache is not None:
         cached = read_cache(recipe, model, processor)
         if not needs_speech:  # nothing is left for the encoder to do
-            recipe = replace(recipe, data=replace(recipe.data, keep_encoder_states=False))
+            recipe = replace(recipe, data=replace(recipe.data, keep_encoder_states=False, encoder_states=None))
 
     def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> AlignedDataset:
         if cached is None:

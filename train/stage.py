@@ -13,6 +13,7 @@ from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train.encoder_states import states_on_disk
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 
 
@@ -180,6 +181,8 @@ def run(
     datasets = [SpeechDataset(utterances, processor, casing) for utterances in (train, validation)]
     if recipe.data.keep_encoder_states:
         datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
+    elif recipe.data.encoder_states is not None:
+        datasets = states_on_disk(recipe, model, processor, datasets)
     trainer = trainer_class(
         model=model,
         args=recipe.training,

@@ -1,0 +1,177 @@
+"""The frozen encoder's states on disk: computed once, in shards, and read by every training on the same speech."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from seam.data.batching import ENCODED_AT_ONCE, SpeechDataset, batches_in_order, encode
+from seam.data.files import replacing
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train import made_from
+from seam.train.recipe import RecipeError, StageRecipe
+
+SHARD_BYTES = 512 * 1024**2
+
+
+class Shards:
+    """
+    The states of one data set in `FOLDER/NAME-NUMBER.safetensors`. A shard holds `states` `(speech, d_speech)` of its
+    utterances one after the other and their `lengths` `(utterances,)`, and says what it was made from.
+
+    Args:
+        dataset: of features.
+        folder, name: of the shards.
+        identity: what they are made from.
+        sizes: number of states of each utterance, as it is expected.
+        bytes_per_state: on disk.
+    """
+
+    def __init__(self, dataset: SpeechDataset, folder: Path, name: str, identity, sizes: list[int], bytes_per_state):
+        self.dataset = dataset
+        self.identity = identity
+        self.parts: list[tuple[Path, list[list[int]], int]] = []  # path, batches, bytes
+        batches, size = [], 0
+        for batch in batches_in_order(len(dataset), ENCODED_AT_ONCE):
+            batches.append(batch)
+            size += bytes_per_state * sum(sizes[place] for place in batch)
+            if size >= SHARD_BYTES or batch[-1] == len(dataset) - 1:
+                self.parts.append((folder / f"{name}-{len(self.parts):05d}.safetensors", batches, size))
+                batches, size = [], 0
+
+    def check(self) -> int:
+        """The bytes of all shards that are not there yet. Raises `ValueError` for one that is stale or damaged."""
+        missing = 0
+        for path, batches, size in self.parts:
+            if path.is_file():
+                self._lengths(path, batches)
+            else:
+                missing += size
+        return missing
+
+    def write(self, model: SeamForSpeechRecognition, dtype: torch.dtype, workers: int, rank: int, processes: int):
+        """Write every `processes`-th shard, where it is not there yet."""
+        mine = [part for part in self.parts[rank::processes] if not part[0].is_file()]
+        utterances = sum(len(batch) for _, batches, _ in mine for batch in batches)
+        encoded = encode(model, self.dataset, [batch for _, batches, _ in mine for batch in batches], workers)
+        with tqdm(desc="encoder states", unit="utterance", total=utterances, leave=False) as bar:
+            for path, batches, _ in mine:
+                states = []
+                for batch in batches:
+                    states += [item["speech_states"].to(dtype) for item in next(encoded)]
+                    bar.update(len(batch))
+                lengths = torch.tensor([len(one) for one in states])
+                identity = json.dumps(self._identity(batches))
+                # Trainings that make the same states at the same time write the same, but one after the other.
+                with FileLock(path.parent / ".lock"), replacing(path) as temporary:
+                    try:
+                        save_file({"states": torch.cat(states), "lengths": lengths}, temporary, {"made_from": identity})
+                    except SafetensorError as error:
+                        raise OSError(f"{path} cannot be written: {error}") from error
+
+    def read(self) -> "EncoderStates":
+        """Raises `FileNotFoundError` when a shard is missing, `ValueError` when one is stale or damaged."""
+        for path, _, _ in self.parts:
+            if not path.is_file():
+                raise FileNotFoundError(f"{path} is missing; all processes must see the same folder.")
+        lengths = [self._lengths(path, batches) for path, batches, _ in self.parts]
+        return EncoderStates(self.dataset, [path for path, _, _ in self.parts], lengths)
+
+    def _identity(self, batches: list[list[int]]) -> dict[str, Any]:
+        return {**self.identity, "places": [batches[0][0], batches[-1][-1]]}
+
+    def _lengths(self, path: Path, batches: list[list[int]]) -> torch.LongTensor:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                identity = json.loads((opened.metadata() or {}).get("made_from", "{}"))
+                lengths = opened.get_tensor("lengths").clone()
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged: {error}. Delete it: it is made again.") from error
+        made_from.check(path, identity, self._identity(batches))
+        return lengths
+
+
+class EncoderStates(Dataset):
+    """
+    Items as `keep_encoder_states` makes them, with the states read from mapped files. Transcripts are those of the
+    data set: a corrected one is learned from as it is now.
+
+    Args:
+        dataset: of the same utterances.
+        paths: of the shards.
+        lengths: number of states of each utterance, by shard.
+    """
+
+    def __init__(self, dataset: SpeechDataset, paths: list[Path], lengths: list[torch.LongTensor]):
+        self.dataset = dataset
+        self.paths = paths
+        self.shard = torch.cat([torch.full_like(one, number) for number, one in enumerate(lengths)])
+        self.end = torch.cat([one.cumsum(0) for one in lengths])
+        self.start = self.end - torch.cat(lengths)
+        self._opened = {}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        shard = int(self.shard[index])
+        if shard not in self._opened:
+            self._opened[shard] = safe_open(self.paths[shard], framework="pt").get_slice("states")
+        states = self._opened[shard][int(self.start[index]) : int(self.end[index])]
+        return {"speech_states": states.float(), "token_ids": self.dataset.token_ids(index)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}  # a worker that is started anew opens them itself
+
+
+def states_on_disk(
+    recipe: StageRecipe, model: SeamForSpeechRecognition, processor: SeamProcessor, datasets: list[SpeechDataset]
+) -> list[EncoderStates]:
+    """
+    The training and the validation set with the encoder's states from `data.encoder_states`. Those that are not there
+    are computed first, by all processes of the training together; where this is interrupted it goes on the next time.
+
+    Raises:
+        RecipeError: when the disk is too small for them, before any of them is computed.
+        ValueError: for states of another encoder, other recordings or in another precision, and damaged ones.
+    """
+    folder = Path(recipe.data.encoder_states)
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = getattr(torch, recipe.data.encoder_states_dtype)
+    encoder = made_from.of_states(model, processor)
+    bytes_per_state = model.config.audio_config.d_model * dtype.itemsize
+    sets = []
+    for name, dataset in zip(("train", "validation"), datasets, strict=True):
+        recordings = made_from.of_recordings(dataset.utterances)
+        identity = {**encoder, **recordings, "dtype": recipe.data.encoder_states_dtype}
+        sizes = [_states(utterance.duration, model, processor) for utterance in dataset.utterances]
+        sets.append(Shards(dataset, folder, name, identity, sizes, bytes_per_state))
+    missing, free = sum(shards.check() for shards in sets), shutil.disk_usage(folder).free
+    if missing > free:
+        utterances = sum(map(len, datasets))
+        raise RecipeError(
+            f"data.encoder_states: the states of {utterances} utterances need {missing / 1e9:.3g} GB more in {folder}, "
+            f"whose disk has {free / 1e9:.3g} GB left."
+        )
+    workers = max(2, recipe.training.dataloader_num_workers)
+    for shards in sets:
+        shards.write(model, dtype, workers, recipe.training.process_index, recipe.training.world_size)
+    PartialState().wait_for_everyone()
+    return [shards.read() for shards in sets]
+
+
+def _states(seconds: float, model: SeamForSpeechRecognition, processor: SeamProcessor) -> int:
+    """Number of states of an utterance: two mel frames each."""
+    if not model.config.mask_speech_padding:
+        return model.config.audio_config.max_source_positions
+    extractor = processor.feature_extractor
+    return math.ceil(seconds * extractor.sampling_rate / (2 * extractor.hop_length))
