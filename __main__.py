@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
+from seam.data.errors import sentence_of
+
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
 LEFT_OUT_SHOWN = 20
@@ -39,7 +41,7 @@ def one_sentence_errors():
     try:
         yield
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {sentence_of(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 

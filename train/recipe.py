@@ -92,7 +92,8 @@ class StageRecipe:
     One stage of training.
 
     Args:
-        training: fields of `transformers.TrainingArguments`.
+        training: fields of `transformers.TrainingArguments`. A run goes on from the last checkpoint in its `output_dir`
+            by itself; `resume_from_checkpoint` names one of another folder to begin with.
         data: see `DataSettings`.
         model: checkpoint of the stage before (Stages 2 and 3), one whose aligner is trained on (Stage 1), or any that a
             draft head is trained for.

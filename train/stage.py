@@ -6,27 +6,29 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train.checkpoints import find_checkpoint, origin, written_aside
 from seam.train.encoder_states import states_on_disk
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
+from seam.train.resuming import ResumableTrainer
 
 
-class StageTrainer(Trainer, ABC):
+class StageTrainer(ResumableTrainer, ABC):
     """
-    A `Trainer` of one stage of SEAM, or of its draft. Beside the loss, `evaluate` reports the word error rate of the
+    The trainer of one stage of SEAM, or of its draft. Beside the loss, `evaluate` reports the word error rate of the
     held-out utterances, decoded as a user would decode them.
 
     Args:
         processor ([`SeamProcessor`]): saved with every checkpoint.
         validation (`list[Utterance]`): held-out utterances for the word error rate.
         data (`DataSettings`): casing and batch size of the decoding.
-        kwargs: of `Trainer`.
+        kwargs: of `ResumableTrainer`.
     """
 
     use_llm: bool
@@ -164,6 +166,7 @@ def run(
 ) -> dict[str, float]:
     """
     Train one stage and save the result in `training.output_dir`, from where the next stage and `from_pretrained` load.
+    A run that was interrupted goes on from its last checkpoint there.
 
     Args:
         prepare: makes the training items of a stage from the (possibly encoded) data set, its name (`train` or
@@ -177,6 +180,8 @@ def run(
     casing = CASINGS[recipe.data.casing]
     for utterance in (*train, *validation):
         check_fits(utterance, model, processor, casing)
+    begun = origin(recipe, model, train, validation)
+    checkpoint = find_checkpoint(recipe, begun)
     model.to(recipe.training.device)
     datasets = [SpeechDataset(utterances, processor, casing) for utterances in (train, validation)]
     if recipe.data.keep_encoder_states:
@@ -189,15 +194,17 @@ def run(
         data_collator=SpeechCollator(processor),
         train_dataset=prepare(datasets[0], "train", train),
         eval_dataset=prepare(datasets[1], "validation", validation),
+        origin=begun,
         processor=processor,
         validation=validation,
         data=recipe.data,
         **trainer_class.settings(recipe),
     )
-    trainer.train(resume_from_checkpoint=recipe.training.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
-    model.save_pretrained(recipe.training.output_dir)
-    processor.save_pretrained(recipe.training.output_dir)
+    with written_aside(Path(recipe.training.output_dir)) as folder:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
     return {**metrics, "output_dir": str(Path(recipe.training.output_dir))}

@@ -1,0 +1,194 @@
+"""A `Trainer` that can be killed at any moment: started again, it computes what it would have computed."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from seam.data.errors import sentence_of
+from seam.train.checkpoints import UNFINISHED, differences, discard_old, last_checkpoint, read_record, seal
+from seam.train.recipe import RecipeError
+
+
+class ResumableTrainer(Trainer):
+    """
+    Beside what `Trainer` saves, its checkpoints hold the losses that are not logged yet. The random state is not saved:
+    every epoch and every step begin with one that follows from `seed`, so that it does not matter how often anything
+    was started, decoded or evaluated before, nor by how many workers.
+
+    A loss that is no number ends the training, as does anything that cannot be read or written: with one sentence, and
+    the last checkpoint as it was.
+
+    Args:
+        origin: of the training (`seam.train.checkpoints.origin`).
+        kwargs: of `Trainer`.
+    """
+
+    def __init__(self, *, origin: dict[str, Any], args: TrainingArguments, **kwargs):
+        self.origin = origin
+        self.record = {}  # of the checkpoint that this run goes on from
+        self.is_saving = self.is_over = False
+        args.logging_nan_inf_filter = False  # `training_step` looks instead; the filter would hide it
+        args.restore_callback_states_from_checkpoint = True  # the patience of early stopping
+        super().__init__(args=args, **kwargs)
+        self.add_callback(_ExactSteps(self))
+
+    def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
+        if resume_from_checkpoint is not None:
+            resume_from_checkpoint = str(resume_from_checkpoint)
+            self.record = read_record(Path(resume_from_checkpoint))
+        if self.args.should_save:  # left by a process that died
+            shutil.rmtree(Path(self.args.output_dir, UNFINISHED), ignore_errors=True)
+        self.begun = time.time()
+        try:
+            return super().train(resume_from_checkpoint, **kwargs)
+        except (OSError, ValueError) as error:
+            last = last_checkpoint(Path(self.args.output_dir))
+            kept = "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
+            raise (OSError if isinstance(error, OSError) else RecipeError)(
+                f"{sentence_of(error).rstrip('.')}. The training has ended at step {self.state.global_step}; {kept}."
+            ) from error
+
+    # ---- what goes on ----
+
+    def restore(self) -> None:
+        """What `Trainer` forgets. To be called at the beginning of a training, before its first step."""
+        self.state.compute_steps(self.args, self.state.max_steps)  # they may be others now
+        if self.state.global_step == 0:
+            return
+        self.args.eval_on_start = False  # done
+        control = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
+        ended = control.get("should_training_stop", False)
+        same = bool(self.record) and not differences(self.record["origin"], self.origin)
+        self.is_over = self.state.global_step >= self.state.max_steps or (ended and same)
+        best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
+        if best.is_dir():  # the folder may lie elsewhere now
+            self.state.best_model_checkpoint = str(best)
+        if self.record:
+            self._tr_loss.fill_(self.record["loss_not_logged"])
+            self._globalstep_last_logged = self.record["last_logged_step"]
+            self._total_loss_scalar = self.record["loss_logged"]
+            self._initial_global_step = 0  # the mean loss is that of all steps
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.is_over:  # `Trainer` would make one step more
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        self.check_weights()
+        return super()._finalize_training(trial, num_train_samples, start_time - self.record.get("seconds", 0.0))
+
+    def _save_rng_state(self, output_dir):
+        pass  # see the class
+
+    def _load_rng_state(self, checkpoint):
+        pass
+
+    # ---- what is kept ----
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, UNFINISHED)) if self.is_saving else folder
+
+    def _save_checkpoint(self, model, trial):
+        self.check_weights()
+        folder = Path(self._get_output_dir(trial))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        aside = folder / UNFINISHED / checkpoint.name
+        record = self._record()
+        self.is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(checkpoint)
+                self.state.save_to_json(str(aside / "trainer_state.json"))
+                if not self.args.save_only_model:
+                    seal(aside, record)
+                if checkpoint.exists():  # not whole, or this run had gone on from there
+                    shutil.rmtree(checkpoint)
+                aside.replace(checkpoint)
+                discard_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(f"{checkpoint} cannot be saved: {sentence_of(error)}") from error
+        finally:
+            self.is_saving = False
+            if self.args.should_save:
+                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(checkpoint))
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if not self.is_saving:  # the upload goes on in the background, from where the checkpoint stays
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "origin": self.origin,
+            "loss_not_logged": self.accelerator.gather(self._tr_loss).mean().item(),
+            "last_logged_step": self._globalstep_last_logged,
+            "loss_logged": self._total_loss_scalar,
+            "seconds": self.record.get("seconds", 0.0) + time.time() - self.begun,
+        }
+
+    # ---- what ends the training ----
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            raise RecipeError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the same recipe would come to it "
+                "again, so lower the learning rate or look for what is wrong with the data."
+            )
+        return loss
+
+    def check_weights(self) -> None:
+        """Raise `RecipeError` when a trained parameter is no longer finite: no checkpoint shall be made of it."""
+        for name, parameter in self.model.named_parameters():
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            if parameter.requires_grad and not torch.isfinite(local).all():
+                raise RecipeError(
+                    f"after step {self.state.global_step} {name} is not finite any more: the same recipe would come "
+                    "to it again, so lower the learning rate or look for what is wrong with the data."
+                )
+
+
+class _ExactSteps(TrainerCallback):
+    """What has to be done at the steps of a `ResumableTrainer`."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        self.trainer = trainer
+        self.saves_at_epoch_end = False
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.restore()
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        set_seed(_seed(args.seed, 0, int(state.epoch or 0)))  # the same in all processes, for the order of the data
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        set_seed(_seed(args.seed, 1, state.global_step, args.process_index))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # What else is due at the end of the epoch comes before the checkpoint, or it would be lost with the process.
+        self.saves_at_epoch_end = control.should_save and (state.epoch % 1 == 0 or control.should_training_stop)
+        if self.saves_at_epoch_end:
+            control.should_save = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_save = control.should_save or self.saves_at_epoch_end
+        self.saves_at_epoch_end = False
+
+
+def _seed(seed: int, *place: int) -> int:
+    """Independent seeds of 32 bits for the places of a training."""
+    return int(np.random.SeedSequence(seed, spawn_key=place).generate_state(1)[0])
