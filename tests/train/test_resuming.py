@@ -15,7 +15,8 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, Trainer
 
-from seam.tests.train.sounds import changed, recipe, weights, write_sounds
+from seam.tests.train import sounds
+from seam.tests.train.sounds import changed, weights, write_sounds
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.checkpoints import RECORD, UNFINISHED, discard_old, is_whole, last_checkpoint, numbered
 from seam.train.recipe import RecipeError
@@ -23,17 +24,20 @@ from seam.train.recipe import RecipeError
 STAGES = {"alignment": alignment, "instruction": instruction, "refinement": refinement, "draft": draft}
 # Eight utterances: an epoch has four batches, in steps of three and one. Nothing falls on the same step as all else.
 TRAINING = {
-    "max_steps": 11,
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 3,
     "logging_steps": 4,
-    "eval_strategy": "steps",
-    "eval_steps": 2,
     "save_strategy": "steps",
     "save_steps": 3,
     "lr_scheduler_type": "cosine",
 }
+EVALUATED = {"eval_strategy": "steps", "eval_steps": 5}
 AS_IT_WAS_RUN = ("runtime", "per_second")
+
+
+def recipe(output_dir, manifest, steps, data=None, **values):
+    """Evaluated on one utterance: what is not known by heart is decoded at length."""
+    return sounds.recipe(output_dir, manifest, steps, data={"validation_limit": 1, **(data or {})}, **values)
 
 
 class Killed(BaseException):
@@ -44,11 +48,9 @@ class Killed(BaseException):
 def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
     """By stage, what it begins with. Dropout everywhere."""
     folder = tmp_path_factory.mktemp("before")
-    new = {
-        "encoder": backbones[0],
-        "llm": backbones[1],
-        "config": {"lora_rank": 4, "lora_dropout": 0.2, "aligner_config": {"dropout": 0.2}},
-    }
+    sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "dropout": 0.2}
+    config = {"lora_rank": 4, "lora_dropout": 0.2, "aligner_config": {**sizes, "max_target_positions": 24}}
+    new = {"encoder": backbones[0], "llm": backbones[1], "config": config}
     once = {"training": {"learning_rate": 1e-3}}
     alignment.main(recipe(folder / "1", manifest, 30, **once, **new))
     instruction.main(recipe(folder / "2", manifest, 5, model=str(folder / "1"), llm=backbones[1], **once))
@@ -100,18 +102,18 @@ def test_wherever_it_dies_it_goes_on_as_if_it_had_not(stage, before, manifest, t
     """In the middle of an epoch, of an accumulation, between two lines of the log; then with workers."""
 
     def run(name, **workers):
-        settings = {"training": {**TRAINING, **workers}, "data": {"keep_encoder_states": False}}
-        return STAGES[stage].main(recipe(tmp_path / name, manifest, 11, **settings, **before[stage]))
+        settings = {"training": {**TRAINING, **EVALUATED, **workers}, "data": {"keep_encoder_states": False}}
+        return STAGES[stage].main(recipe(tmp_path / name, manifest, 8, **settings, **before[stage]))
 
     dies_after(None)
     whole = run("whole")
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
-    for count, kwargs in ((5, {}), (4, {}), (9, workers), (3, {}), (7, {"dataloader_num_workers": 1})):
+    for count, kwargs in ((9, workers), (7, {"dataloader_num_workers": 1})):  # in steps 5 and 7
         dies_after(count)
         with pytest.raises(Killed):
             run("resumed", **kwargs)
     dies_after(None)
-    resumed = run("resumed", **workers)
+    resumed = run("resumed")
     assert {k: v for k, v in resumed.items() if not k.endswith((*AS_IT_WAS_RUN, "_dir"))} == {
         k: v for k, v in whole.items() if not k.endswith((*AS_IT_WAS_RUN, "_dir"))
     }
@@ -125,14 +127,14 @@ def test_wherever_it_dies_it_goes_on_as_if_it_had_not(stage, before, manifest, t
     [
         # The checkpoint of an epoch's last step comes after the evaluation and the line of the log at its end.
         ({"save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch", "logging_strategy": "epoch"}, 9),
-        ({"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}, 13),
+        ({"save_strategy": "epoch", "eval_strategy": "epoch", "load_best_model_at_end": True}, 9),
         ({"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}, 10),
     ],
 )
 def test_the_end_of_an_epoch_is_not_lost(every, dies, before, manifest, tmp_path, dies_after):
 
     def run(name):
-        training = {**TRAINING, "eval_steps": None, **every}
+        training = {**TRAINING, **every}
         return alignment.main(recipe(tmp_path / name, manifest, 7, training=training, **before["alignment"]))
 
     dies_after(None)
@@ -148,7 +150,7 @@ def test_the_end_of_an_epoch_is_not_lost(every, dies, before, manifest, tmp_path
 
 def test_the_best_model_is_remembered(before, manifest, tmp_path, dies_after):
     """Even where the folder has been moved, and the best one alone is kept beside the last."""
-    training = {**TRAINING, "eval_steps": 3, "load_best_model_at_end": True, "save_total_limit": 1}
+    training = {**TRAINING, **EVALUATED, "eval_steps": 3, "load_best_model_at_end": True, "save_total_limit": 1}
     training |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first one
 
     def run(name):
@@ -170,19 +172,25 @@ def test_the_best_model_is_remembered(before, manifest, tmp_path, dies_after):
 
 def test_what_has_ended_makes_no_step_more(before, manifest, tmp_path, dies_after):
     """Died after the last checkpoint, or started again when all was done."""
-    whole = recipe(tmp_path, manifest, 11, training=TRAINING, **before["alignment"])
     dies_after(None)
-    alignment.main(whole)
+    alignment.main(recipe(tmp_path, manifest, 5, training=TRAINING, **before["alignment"]))
     first, trained = history(tmp_path), weights(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     dies_after(0)
-    alignment.main(recipe(tmp_path, manifest, 11, training=TRAINING, **before["alignment"]))
+    alignment.main(recipe(tmp_path, manifest, 5, training=TRAINING, **before["alignment"]))
     assert history(tmp_path) == first and not changed(trained, weights(tmp_path))
 
 
 def test_early_stopping_keeps_its_patience(before, manifest, tmp_path, dies_after, monkeypatch):
     """The loss is said to be best at its highest: it stops three evaluations after the first."""
-    training = {**TRAINING, "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True, "learning_rate": 3e-3}
+    training = {
+        **TRAINING,
+        **EVALUATED,
+        "eval_steps": 2,
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "learning_rate": 3e-3,
+    }
     training |= {"metric_for_best_model": "loss", "greater_is_better": True}
     start = alignment.AlignmentTrainer.__init__
 
@@ -218,8 +226,7 @@ def test_early_stopping_keeps_its_patience(before, manifest, tmp_path, dies_afte
 def trained(tmp_path_factory, before, manifest) -> Path:
     """A training with three checkpoints. To be copied, as it is changed."""
     folder = tmp_path_factory.mktemp("trained")
-    training = {**TRAINING, "save_steps": 2}
-    alignment.main(recipe(folder, manifest, 6, training={**training, "max_steps": 6}, **before["alignment"]))
+    alignment.main(recipe(folder, manifest, 6, training={**TRAINING, "save_steps": 2}, **before["alignment"]))
     return folder
 
 
@@ -270,7 +277,7 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name(trained):
 
 
 def again(folder, manifest, before, steps=6, data=None, training=None, **values):
-    training = {**TRAINING, "save_steps": 2, "max_steps": steps, **(training or {})}
+    training = {**TRAINING, "save_steps": 2, **(training or {})}
     return recipe(folder, manifest, steps, training=training, data=data or {}, **{**before["alignment"], **values})
 
 
@@ -304,7 +311,13 @@ def test_how_it_runs_and_reports_may_change(trained, before, manifest, tmp_path)
     folder = shutil.copytree(trained, tmp_path / "copy")
     shutil.rmtree(folder / "checkpoint-6")
     elsewhere = shutil.copytree(Path(manifest).parent, tmp_path / "sounds") / "manifest.jsonl"
-    training = {"eval_steps": 1, "logging_steps": 1, "save_steps": 1, "per_device_eval_batch_size": 3}
+    training = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "per_device_eval_batch_size": 3,
+    }
     alignment.main(again(folder, str(elsewhere), before, training=training))
     assert [row["step"] for row in history(folder) if "loss" in row] == [4, 5, 6]
     assert not changed(weights(trained), weights(folder))
@@ -424,8 +437,7 @@ def test_an_audio_file_that_vanishes_ends_the_training(workers, before, tmp_path
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "training_step", vanishing)
-    training = {"dataloader_num_workers": workers, "eval_strategy": "no"}
-    settings = {"training": training, "data": {"keep_encoder_states": False}}
+    settings = {"training": {"dataloader_num_workers": workers}, "data": {"keep_encoder_states": False}}
     with pytest.raises(OSError) as caught:
         alignment.main(again(tmp_path / "out", manifest, before, steps=20, **settings))
     said = str(caught.value)
@@ -466,9 +478,10 @@ def test_killed_at_random_steps_and_started_again_with_the_same_command(stage, b
     rng = np.random.default_rng(sorted(STAGES).index(stage))
 
     def run(name: str, count: int, workers: int) -> int:
-        training = {**TRAINING, "output_dir": name, "learning_rate": 3e-3, "use_cpu": True, "save_total_limit": 2}
-        training["dataloader_num_workers"] = workers
-        values = {**before[stage], "training": training, "data": {"train": [manifest], "validation": [manifest]}}
+        training = {**TRAINING, **EVALUATED, "output_dir": name, "max_steps": 11, "learning_rate": 3e-3}
+        training |= {"use_cpu": True, "save_total_limit": 2, "dataloader_num_workers": workers}
+        data = {"train": [manifest], "validation": [manifest], "validation_limit": 1}
+        values = {**before[stage], "training": training, "data": data}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
         command = [sys.executable, "-c", KILLED_AFTER, str(count), "train", stage, "recipe.yaml"]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode
