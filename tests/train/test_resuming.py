@@ -301,7 +301,9 @@ def test_what_was_trained_on_other_weights_is_refused(before, backbones, manifes
     settings = {"model": str(tmp_path / "1"), "llm": backbones[1], "training": {"save_strategy": "steps"}}
     instruction.main(recipe(tmp_path / "2", manifest, 2, **settings))
     instruction.main(recipe(tmp_path / "2", manifest, 2, **settings))
-    alignment.main(recipe(tmp_path / "1", manifest, 1, model=str(tmp_path / "1")))
+    alignment.main(
+        recipe(tmp_path / "1", manifest, 2, model=str(tmp_path / "1"))
+    )  # the first step has no learning rate
     with pytest.raises(RecipeError, match="another recipe .weights of the model was "):
         instruction.main(recipe(tmp_path / "2", manifest, 2, **settings))
 
