@@ -25,12 +25,12 @@ class ResumableTrainer(Trainer):
     the last checkpoint as it was.
 
     Args:
-        origin: of the training (`seam.train.checkpoints.origin`).
+        origin: of the training (`seam.train.checkpoints.origin`), to be written into its checkpoints; by default nothing.
         kwargs: of `Trainer`.
     """
 
-    def __init__(self, *, origin: dict[str, Any], args: TrainingArguments, **kwargs):
-        self.origin = origin
+    def __init__(self, *, args: TrainingArguments, origin: dict[str, Any] | None = None, **kwargs):
+        self.origin = origin or {}
         self.record = {}  # of the checkpoint that this run goes on from
         self.is_saving = self.is_over = False
         args.logging_nan_inf_filter = False  # `training_step` looks instead; the filter would hide it
