@@ -25,7 +25,7 @@ class ResumableTrainer(Trainer):
     the last checkpoint as it was.
 
     Args:
-        origin: of the training (`seam.train.checkpoints.origin`), to be written into its checkpoints; by default nothing.
+        origin: of the training (`seam.train.checkpoints.origin`), which its checkpoints tell; nothing by default.
         kwargs: of `Trainer`.
     """
 
