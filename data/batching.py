@@ -122,6 +122,15 @@ def batches_in_order(length: int, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, length))) for start in range(0, length, batch_size)]
 
 
+def batches_by_length(lengths: Sequence[float], batch_size: int) -> list[list[int]]:
+    """
+    Places of what is of like length, the longest first: batches are padded little, and what does not fit into memory
+    fails at once. Equal lengths stay in their order.
+    """
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    return [[order[place] for place in batch] for batch in batches_in_order(len(order), batch_size)]
+
+
 def keep_encoder_states(model, dataset: Dataset, batch_size: int = ENCODED_AT_ONCE, workers: int = 2) -> ListDataset:
     """Run the frozen encoder once over a [`SpeechDataset`] and keep the states in memory."""
     batches = batches_in_order(len(dataset), batch_size)

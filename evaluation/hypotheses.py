@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
+from seam.data.batching import batches_by_length
 from seam.data.files import write_text
 from seam.data.json_lines import read_rows, repair
 from seam.data.manifest import CASINGS, Utterance, read_manifest
@@ -274,9 +275,8 @@ def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[lis
 def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
     for test_set in dict.fromkeys(item.test_set for item in items):
         members = [item for item in items if item.test_set == test_set]
-        members.sort(key=lambda item: (-item.utterance.duration, item.id))
-        for start in range(0, len(members), batch_size):
-            yield members[start : start + batch_size]
+        for batch in batches_by_length([item.utterance.duration for item in members], batch_size):
+            yield [members[place] for place in batch]
 
 
 def _identify(name: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
+from seam.data.batching import batches_by_length
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 
 
@@ -83,14 +84,13 @@ def transcribe(
     """
     waveforms = [processor.load_audio(source) for source in sources]
     pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
-    by_length = sorted(range(len(pieces)), key=lambda place: len(pieces[place][1]), reverse=True)
+    batches = batches_by_length([len(piece) for _, piece in pieces], batch_size)
     decoded = [None] * len(pieces)
     added = processor.tokenizer.added_tokens_decoder.items()
     special = {*processor.tokenizer.all_special_ids, *(token_id for token_id, token in added if token.special)}
     generate = _generate_whisper if isinstance(model, WhisperForConditionalGeneration) else _generate
     model.eval()
-    for start in tqdm(range(0, len(pieces), batch_size), desc="transcribing", leave=False, disable=not progress):
-        batch = by_length[start : start + batch_size]
+    for batch in tqdm(batches, desc="transcribing", leave=False, disable=not progress):
         inputs = processor(audio=[pieces[place][1] for place in batch]).to(model.device)
         with torch.no_grad():
             alignments, sequences, embeddings = generate(model, inputs, **generate_kwargs)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from seam.data.batching import SpeechCollator, SpeechDataset
+from seam.data.batching import SpeechCollator, SpeechDataset, batches_by_length
 from seam.data.json_lines import read_rows, repair
 from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.transcription import load_checkpoint
@@ -34,15 +34,6 @@ LOCK_SECONDS = 10
 
 # An utterance's place, the ids of its transcript, and those that Stage 1 wrote.
 Heard = tuple[int, torch.LongTensor, torch.LongTensor]
-
-
-def batches_by_length(utterances: Sequence[Utterance], batch_size: int) -> list[list[int]]:
-    """
-    Places of utterances of like length, the longest first: they are padded little, and what does not fit into memory
-    fails at once.
-    """
-    order = sorted(range(len(utterances)), key=lambda place: -utterances[place].duration)
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 @torch.no_grad()
@@ -75,7 +66,7 @@ def decode_stage1(
 
 def decode_all(model, processor, dataset: Dataset, utterances: Sequence[Utterance], batch_size: int) -> list[Heard]:
     """What Stage 1 hears in every utterance of a data set, in their order."""
-    batches = batches_by_length(utterances, batch_size)
+    batches = batches_by_length([utterance.duration for utterance in utterances], batch_size)
     decoded = decode_stage1(model, processor, dataset, batches)
     decoded = tqdm(decoded, desc="Stage 1 decoding", total=len(batches), leave=False)
     return sorted(chain.from_iterable(decoded), key=lambda heard: heard[0])
@@ -142,7 +133,8 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
         for utterance in utterances:
             check_fits(utterance, model, processor, casing)
         done = {row["id"] for file in _files(folder, name) for row in _rows(file, identity)}
-        mine = batches_by_length(utterances, recipe.data.eval_batch_size)[rank::processes]
+        durations = [utterance.duration for utterance in utterances]
+        mine = batches_by_length(durations, recipe.data.eval_batch_size)[rank::processes]
         left = [[place for place in batch if place not in done] for batch in mine]
         todo[name] = (utterances, identity, len(done), [batch for batch in left if batch])
     _without_llm(model).to(recipe.training.device)

@@ -12,11 +12,11 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from seam.__main__ import app
+from seam.data.batching import batches_by_length
 from seam.data.manifest import read_manifest, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, decoding, instruction, refinement
-from seam.train.decoding import batches_by_length
 from seam.train.recipe import RecipeError
 
 
@@ -49,7 +49,7 @@ def rows(tmp_path, name: str = "train-0") -> list[dict]:
 
 def test_batches_are_the_longest_first(manifest):
     utterances = [dataclasses.replace(read_manifest(manifest)[0], duration=seconds) for seconds in (2, 9, 2, 5, 1)]
-    assert batches_by_length(utterances, 2) == [[1, 3], [0, 2], [4]]
+    assert batches_by_length([one.duration for one in utterances], 2) == [[1, 3], [0, 2], [4]]
 
 
 def test_rows_hold_what_stage_1_hears_in_each_sound_alone(stage3, model, processor, manifest, tmp_path):
