@@ -1,6 +1,7 @@
 """The `seam` command."""
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -305,12 +306,19 @@ def selfcheck(
 
 
 def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[str] | None):
-    """Load a recipe and run it; print what came out."""
+    """Load a recipe and run it; print what came out. Of several processes (`torchrun`) the first one speaks."""
+    from transformers.utils.logging import disable_progress_bar
+
+    is_first = os.environ.get("RANK", "0") == "0"
+    if not is_first:
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
+        disable_progress_bar()
     from seam.train.recipe import load_recipe
 
     with one_sentence_errors():
         result = main(load_recipe(recipe_class, path, overrides or []))
-    print(json.dumps(result, indent=1, default=str))
+    if is_first:
+        print(json.dumps(result, indent=1, default=str))
 
 
 @train_app.command("alignment")

@@ -267,7 +267,9 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         speech_states: torch.FloatTensor | None = None,
         speech_mask: torch.Tensor | None = None,
         aligned_embeds: torch.FloatTensor | None = None,
+        alignment_ids: torch.LongTensor | None = None,
         aligned_mask: torch.Tensor | None = None,
+        masked: torch.Tensor | None = None,
         first_token_ids: torch.LongTensor | None = None,
         use_llm: bool | None = None,
         use_draft_head: bool = False,
@@ -288,8 +290,13 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
             speech_states, speech_mask (*optional*): what `encode` returned, instead of `input_features`.
             aligned_embeds (`torch.FloatTensor` of shape `(batch, n, d_llm)`, *optional*):
-                What the language model receives (Stage 3). By default the aligner's teacher-forced predictions.
+                What the language model receives. By default the aligner's teacher-forced predictions, or:
+            alignment_ids (`torch.LongTensor` of shape `(batch, n)`, *optional*):
+                Tokens that Stage 1 wrote, padded on the right with any id below 0: the language model receives their
+                embeddings (Stage 3; see `embed_alignment`).
             aligned_mask (`torch.Tensor` of shape `(batch, n)`, *optional*): 0 leaves an aligned embedding out.
+            masked (`torch.Tensor` of shape `(batch, n)`, *optional*):
+                1 writes the learned mask over an aligned embedding, or zero where there is none (Stage 3).
             first_token_ids (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 First Token Guidance in training: the reply's first token as it is given at inference (Eq. 6), in the
                 place of the first label, which adds no loss. The summed loss is divided by the same number of labels as
@@ -307,8 +314,15 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         use_llm = not use_draft_head and self.uses_llm(use_llm)
         if labels is None:
             raise ValueError("labels are required: forward is the teacher-forced pass; use generate to transcribe.")
-        if not use_llm and aligned_embeds is not None:
-            raise ValueError("aligned_embeds are what the LLM reads; Stage 1 (use_llm=False) makes its own.")
+        given = [
+            name
+            for name, value in (("aligned_embeds", aligned_embeds), ("alignment_ids", alignment_ids))
+            if value is not None
+        ]
+        if given and not use_llm:
+            raise ValueError(f"{given[0]} are what the LLM reads; Stage 1 (use_llm=False) makes its own.")
+        if len(given) > 1:
+            raise ValueError("aligned_embeds and alignment_ids: give one of the two.")
         if first_token_ids is not None and not (use_llm and self.aligner.writes_tokens):
             raise ValueError("first_token_ids: a token of Stage 1 that guides the LLM; here is no Stage 1, or no LLM.")
         is_label = labels != -100
@@ -316,7 +330,16 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         wanted = {name: value for name, value in wanted.items() if value is not None}
         speech = None
-        if aligned_embeds is None:
+        if alignment_ids is not None:
+            aligned_embeds = self.embed_alignment(
+                alignment_ids,
+                input_features=input_features,
+                attention_mask=attention_mask,
+                speech_states=speech_states,
+                speech_mask=speech_mask,
+            )
+            aligned_mask = (alignment_ids >= 0).long() if aligned_mask is None else aligned_mask
+        elif aligned_embeds is None:
             speech = self.speech(input_features, attention_mask, speech_states, speech_mask)
         if use_draft_head:
             return SeamOutput(loss=self._ctc_loss(self.draft_head, labels, is_label, *speech) / count)
@@ -324,6 +347,9 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             return self._stage_1_loss(labels, is_label, count, *speech, **wanted)
         if speech is not None:
             aligned_embeds, aligned_mask = self.aligned(*speech, labels)
+        if masked is not None:
+            mask = 0.0 if self.mask_embedding is None else self.mask_embedding.to(aligned_embeds)
+            aligned_embeds = torch.where(masked[..., None].bool(), mask, aligned_embeds)
         prompt = (input_ids, prompt_attention_mask)
         return self._reply_loss(
             labels, is_label, count, *prompt, aligned_embeds, aligned_mask, first_token_ids, **wanted

@@ -26,6 +26,7 @@ from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.backbones import EmbeddingTable
 from seam.train import made_from
+from seam.train.ranks import shared_out
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import check_fits, read_utterances
 
@@ -65,10 +66,13 @@ def decode_stage1(
 
 
 def decode_all(model, processor, dataset: Dataset, utterances: Sequence[Utterance], batch_size: int) -> list[Heard]:
-    """What Stage 1 hears in every utterance of a data set, in their order."""
-    batches = batches_by_length([utterance.duration for utterance in utterances], batch_size)
-    decoded = decode_stage1(model, processor, dataset, batches)
-    decoded = tqdm(decoded, desc="Stage 1 decoding", total=len(batches), leave=False)
+    """What Stage 1 hears in every utterance of a data set, in their order. Several processes share it out."""
+
+    def decode(batches: list[list[int]]) -> list[list[Heard]]:
+        decoded = decode_stage1(model, processor, dataset, batches)
+        return list(tqdm(decoded, desc="Stage 1 decoding", total=len(batches), leave=False))
+
+    decoded = shared_out(decode, batches_by_length([utterance.duration for utterance in utterances], batch_size))
     return sorted(chain.from_iterable(decoded), key=lambda heard: heard[0])
 
 

@@ -6,9 +6,10 @@ writing them one after the other. Only the head learns; what SEAM writes stays t
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
@@ -16,6 +17,7 @@ from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.scoring import token_errors, word_errors
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train.ranks import shared_out
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.stage import StageTrainer, read_utterances, run
 
@@ -37,29 +39,34 @@ class DraftTrainer(StageTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         return super().compute_loss(model, {**inputs, "use_draft_head": True}, *args, **kwargs)
 
-    @torch.no_grad()
+    def _decode(self, places: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """What Stage 1 and the head write, each by itself, in these of the held-out utterances."""
+        pairs = []
+        held_out = Subset(self.eval_dataset, places)
+        loader = DataLoader(held_out, self.data.eval_batch_size, collate_fn=self.data_collator)
+        for batch in tqdm(loader, desc="drafting", leave=False):
+            del batch["labels"]
+            speech = self.evaluated.speech(**BatchFeature(batch).to(self.evaluated.device))
+            alignment = self.evaluated.align(*speech)
+            written = [
+                [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+                for ids, mask in ((alignment.sequences, alignment.mask), self.evaluated.draft_head.decode(*speech))
+            ]
+            pairs += zip(*written, strict=True)
+        return pairs
+
     def word_error_rates(self) -> dict[str, float]:
         """
         On the held-out utterances, in percent: the word error rates `stage1_wer` and `draft_wer`, and
         `draft_agreement`, which is 100 less the token error rate of the drafts against Stage 1's own tokens.
         """
-        model, processor = self.model.eval(), self.processing_class
         casing = CASINGS[self.data.casing]
         references = [casing(utterance.text) for utterance in self.validation]
-        heard, drafts = [], []
-        loader = DataLoader(self.eval_dataset, self.data.eval_batch_size, collate_fn=self.data_collator)
-        for batch in tqdm(loader, desc="drafting", leave=False):
-            del batch["labels"]
-            speech = model.speech(**BatchFeature(batch).to(model.device))
-            alignment = model.align(*speech)
-            for rows, ids, mask in (
-                (heard, alignment.sequences, alignment.mask),
-                (drafts, *model.draft_head.decode(*speech)),
-            ):
-                rows += [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+        heard, drafts = zip(*shared_out(self._decode, range(len(self.eval_dataset))), strict=True)
+        decode = self.processing_class.batch_decode
         return {
-            "stage1_wer": word_errors(references, processor.batch_decode(heard)).rate,
-            "draft_wer": word_errors(references, processor.batch_decode(drafts)).rate,
+            "stage1_wer": word_errors(references, decode(heard)).rate,
+            "draft_wer": word_errors(references, decode(drafts)).rate,
             "draft_agreement": 100 - token_errors(heard, drafts).rate,
         }
 

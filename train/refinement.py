@@ -21,31 +21,22 @@ logger = logging.getLogger(__name__)
 
 
 def perturb(
-    aligned_embeds: torch.FloatTensor,
-    aligned_mask: torch.Tensor,
-    masking_probability: float,
-    deletion_probability: float,
-    mask_embedding: torch.Tensor | None = None,
-) -> tuple[torch.FloatTensor, torch.Tensor]:
+    aligned_mask: torch.Tensor, masking_probability: float, deletion_probability: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Delete aligned embeddings with probability p_d and overwrite others by the mask with probability p_m.
+    Choose aligned embeddings that are deleted, with probability p_d, and others that are masked, with probability p_m.
 
     Args:
-        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`): from Stage 1's own decoding.
-        aligned_mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
-        mask_embedding (`torch.Tensor` of shape `(d_llm,)`, *optional*): the mask; by default the zero vector.
+        aligned_mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for tokens that Stage 1 wrote, 0 for padding.
 
     Returns:
-        The perturbed embeddings and their mask, in which deleted ones are 0. No row loses its last embedding: a
-        deletion that would leave a row empty is not made.
+        Two of the same shape: which are kept, 0 where one is deleted, and which are masked, 1 where the mask is
+        written. No row loses its last embedding: a deletion that would leave a row empty is not made.
     """
     kept = aligned_mask.bool() & (torch.rand(aligned_mask.shape, device=aligned_mask.device) >= deletion_probability)
     kept = torch.where(kept.any(-1, keepdim=True), kept, aligned_mask.bool())
-    blank = torch.rand(aligned_mask.shape, device=aligned_mask.device) < masking_probability
-    if mask_embedding is None:
-        mask_embedding = aligned_embeds.new_zeros(aligned_embeds.shape[-1])
-    perturbed = torch.where(blank[..., None], mask_embedding.to(aligned_embeds), aligned_embeds)
-    return perturbed, kept.to(aligned_mask.dtype)
+    masked = torch.rand(aligned_mask.shape, device=aligned_mask.device) < masking_probability
+    return kept.to(aligned_mask.dtype), masked.to(aligned_mask.dtype)
 
 
 class RefinementTrainer(StageTrainer):
@@ -86,17 +77,12 @@ class RefinementTrainer(StageTrainer):
         }
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        inputs = dict(inputs)
-        labels, alignment_ids = inputs.pop("labels"), inputs.pop("alignment_ids")
-        seam = self.accelerator.unwrap_model(model)
-        aligned = seam.embed_alignment(alignment_ids, **inputs)
-        mask = (alignment_ids != -100).long()
         if model.training:
-            rates = (self.masking_probability, self.deletion_probability)
-            aligned, mask = perturb(aligned, mask, *rates, seam.mask_embedding)
-        inputs = {"labels": labels, "aligned_embeds": aligned, "aligned_mask": mask}
+            mask = (inputs["alignment_ids"] != -100).long()
+            kept, masked = perturb(mask, self.masking_probability, self.deletion_probability)
+            inputs = {**inputs, "aligned_mask": kept, "masked": masked}
         if self.first_token_guidance:
-            inputs["first_token_ids"] = alignment_ids[:, 0]
+            inputs = {**inputs, "first_token_ids": inputs["alignment_ids"][:, 0]}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 

@@ -3,18 +3,24 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
+from seam.data.even_batches import EvenBatches
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, origin, written_aside
 from seam.train.encoder_states import states_on_disk
+from seam.train.ranks import of_all_ranks, own_share, shared_out, whole
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 from seam.train.resuming import ResumableTrainer
 
@@ -23,6 +29,9 @@ class StageTrainer(ResumableTrainer, ABC):
     """
     The trainer of one stage of SEAM, or of its draft. Beside the loss, `evaluate` reports the word error rate of the
     held-out utterances, decoded as a user would decode them.
+
+    On several processes (ranks) a step, an epoch and an evaluation are what they are on one, with a batch as many times
+    as large: losses are means over the tokens of all ranks and accumulated batches, every utterance is seen once.
 
     Args:
         processor ([`SeamProcessor`]): saved with every checkpoint.
@@ -39,7 +48,14 @@ class StageTrainer(ResumableTrainer, ABC):
         self.validation = validation
         self.data = data
         args.remove_unused_columns = False  # items are not the arguments of `forward`; the collator makes those
+        args.accelerator_config.even_batches = False  # `EvenBatches` are, without repeating utterances
+        if args.data_seed is None:
+            args.data_seed = args.seed  # and not that of the moment, which may be each rank's own
         super().__init__(args=args, processing_class=processor, **kwargs)
+        if self.is_fsdp_enabled:
+            prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
+        if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
+            raise RecipeError("DeepSpeed: accepted are ZeRO stages up to 2; FSDP2 spreads the weights as well.")
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
             parameter.requires_grad_(True)
@@ -55,11 +71,65 @@ class StageTrainer(ResumableTrainer, ABC):
         return {}
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        return super().compute_loss(model, {**inputs, "use_llm": self.use_llm}, *args, **kwargs)
+        # FSDP2 computes the parts that it spreads in half precision, but not what it is told to leave alone.
+        with self.accelerator.autocast():
+            return super().compute_loss(model, {**inputs, "use_llm": self.use_llm}, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in transformers, except that an epoch is the data set, once, for any number of ranks."""
+        if isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        args = self.args
+        order = self._get_train_sampler(self.train_dataset)
+        batches = EvenBatches(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
+        return self.accelerator.prepare(
+            DataLoader(
+                self.train_dataset,
+                batch_sampler=batches,
+                collate_fn=self.data_collator,
+                num_workers=args.dataloader_num_workers,
+                pin_memory=args.dataloader_pin_memory,
+                persistent_workers=args.dataloader_persistent_workers,
+                prefetch_factor=args.dataloader_prefetch_factor,
+                worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+            )
+        )
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """This rank's share of the held-out utterances."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(
+            Subset(dataset, own_share(range(len(dataset)))),
+            self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> EvalLoopOutput:
+        """The loss is a mean over the tokens of the whole data set, whatever the batch size and the number of ranks."""
+        self.callback_handler.eval_dataloader = dataloader
+        loss_sum, tokens, utterances = 0.0, 0, 0
+        for inputs in dataloader:
+            inputs = self._prepare_inputs(inputs)
+            count = int((inputs["labels"] != -100).sum())
+            loss_sum += float(self.compute_loss(self.evaluated, inputs)) * count
+            tokens += count
+            utterances += len(inputs["labels"])
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        loss_sum, tokens, utterances = map(sum, zip(*of_all_ranks((loss_sum, tokens, utterances)), strict=True))
+        metrics = {f"{metric_key_prefix}_loss": loss_sum / tokens}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=utterances)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        rates = {f"{metric_key_prefix}_{name}": rate for name, rate in self.word_error_rates().items()}
+        # Each rank evaluates its own share, with as many passes as that takes.
+        self.evaluated = whole(self.model).eval()
+        with torch.no_grad():
+            metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+            rates = {f"{metric_key_prefix}_{name}": rate for name, rate in self.word_error_rates().items()}
+        self.evaluated = None
         self.log(rates)
         return {**metrics, **rates}
 
@@ -70,20 +140,34 @@ class StageTrainer(ResumableTrainer, ABC):
         """
         casing = CASINGS[self.data.casing]
         references = [casing(utterance.text) for utterance in self.validation]
-        results = transcribe(
-            self.model,
+        decode = partial(
+            transcribe,
+            self.evaluated,
             self.processing_class,
-            [utterance.audio for utterance in self.validation],
             batch_size=self.data.eval_batch_size,
-            progress=True,
+            progress=self.is_world_process_zero(),
             use_llm=self.use_llm,
         )
+        results = shared_out(decode, [utterance.audio for utterance in self.validation])
         rates = {}
-        if self.model.aligner.writes_tokens:
+        if self.evaluated.aligner.writes_tokens:
             rates["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
         if self.use_llm:
             rates["wer"] = word_errors(references, [result.text for result in results]).rate
         return rates
+
+
+def prepare_for_fsdp(plugin: FullyShardedDataParallelPlugin, model: SeamForSpeechRecognition) -> None:
+    """What FSDP2 must know of the model. Raises `RecipeError` for settings with which it cannot be trained."""
+    if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
+        raise RecipeError(
+            "FSDP: accepted are fsdp_version 2 and fsdp_cpu_ram_efficient_loading false, as in recipes/accelerate."
+        )
+    # Stage 1 looks into the frozen table from outside of its own forward pass, where FSDP2 would show a share of it.
+    plugin.ignored_modules = [model.get_input_embeddings()]
+    if plugin.transformer_cls_names_to_wrap is None:
+        kinds = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(kinds.intersection(model._no_split_modules))
 
 
 def llm_adapters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
@@ -202,9 +286,12 @@ def run(
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
-    with written_aside(Path(recipe.training.output_dir)) as folder:
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all ranks together
+    if recipe.training.should_save:
+        with written_aside(Path(recipe.training.output_dir)) as folder:
+            model.save_pretrained(folder, state_dict=weights)
+            processor.save_pretrained(folder)
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # no rank reads what is not written yet
     return {**metrics, "output_dir": str(Path(recipe.training.output_dir))}

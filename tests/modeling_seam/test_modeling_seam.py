@@ -241,6 +241,49 @@ def test_deleted_embeddings_are_not_read(model, processor, batch):
     torch.testing.assert_close(model(labels=labels, aligned_embeds=noisy, aligned_mask=mask).loss, loss)
 
 
+@pytest.mark.parametrize("llm_inputs", ["nearest", "continuous"])
+def test_what_stage_1_wrote_is_read_in_the_place_of_the_transcript(build_model, processor, batch, llm_inputs):
+    model = build_model(llm_inputs=llm_inputs)
+    labels = processor(text=TEXTS)["labels"]
+    ids = torch.tensor([[5, 9, 12], [7, 8, -100], [40, -100, -100], [3, 4, 5]])
+    embeds = model.get_input_embeddings()(ids.clamp_min(0))
+    if llm_inputs == "continuous":
+        embeds = model.teacher_forced(*model.encode(**batch), ids)[:, :-1]
+    expected = model(labels=labels, aligned_embeds=embeds, aligned_mask=(ids != -100).long()).loss
+    torch.testing.assert_close(model(**batch, labels=labels, alignment_ids=ids).loss, expected)
+    deleted = torch.tensor([[1, 0, 1], [1, 1, 0], [1, 0, 0], [0, 1, 1]])
+    expected = model(labels=labels, aligned_embeds=embeds, aligned_mask=deleted).loss
+    torch.testing.assert_close(model(**batch, labels=labels, alignment_ids=ids, aligned_mask=deleted).loss, expected)
+    with pytest.raises(ValueError, match="alignment_ids are what the LLM reads"):
+        model(**batch, labels=labels, alignment_ids=ids, use_llm=False)
+    with pytest.raises(ValueError, match="aligned_embeds and alignment_ids: give one of the two"):
+        model(**batch, labels=labels, alignment_ids=ids, aligned_embeds=embeds)
+
+
+def test_the_mask_is_written_and_taught(build_model, processor):
+    model = build_model()
+    labels = processor(text=TEXTS)["labels"]
+    width = model.config.text_config.hidden_size
+    aligned = torch.randn(4, 5, width)
+    masked = torch.tensor([[1, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1]])
+    blank = aligned.masked_fill(masked[..., None].bool(), 0.0)
+    expected = model(labels=labels, aligned_embeds=blank).loss
+    torch.testing.assert_close(model(labels=labels, aligned_embeds=aligned, masked=masked).loss, expected)
+    model.add_mask_embedding()
+    torch.testing.assert_close(model(labels=labels, aligned_embeds=aligned, masked=masked).loss, expected)
+    vector = torch.randn(width)
+    model.mask_embedding = torch.nn.Parameter(vector)
+    written = aligned.clone().requires_grad_()
+    with torch.no_grad():
+        written[masked.bool()] = vector
+    expected = model(labels=labels, aligned_embeds=written).loss
+    expected.backward()
+    loss = model(labels=labels, aligned_embeds=aligned, masked=masked).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    torch.testing.assert_close(model.mask_embedding.grad, written.grad[masked.bool()].sum(0))
+
+
 @pytest.fixture(scope="module")
 def half_backbones(backbones, tmp_path_factory):
     """As the published ones are: a Whisper in float16, and a chat model in bfloat16 that samples by default."""

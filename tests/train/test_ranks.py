@@ -1,0 +1,106 @@
+"""Two processes train as one does with a batch twice as large, see each utterance once, and leave one checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from seam.tests.train import rank_stages
+from seam.tests.train.sounds import TEXTS, changed, weights
+from seam.train.ranks import of_all_ranks, own_share, shared_out, whole
+
+HERE = Path(__file__).parent
+RECIPES = HERE.parents[1] / "recipes"
+STAGES = ["alignment", "draft", "instruction", "refinement"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, manifest, backbones) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    rank_stages.train_all(folder, manifest, *backbones)
+    return folder
+
+
+def run_two(folder: Path, launcher: list[str], *arguments: str) -> Path:
+    command = [sys.executable, "-m", *launcher, str(HERE / "rank_stages.py"), str(folder), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-14000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, manifest, backbones) -> Path:
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return run_two(tmp_path_factory.mktemp("two"), launcher, manifest, *backbones)
+
+
+@pytest.fixture(scope="module")
+def two_that_share(tmp_path_factory, manifest, backbones) -> Path:
+    launcher = ["accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "fsdp.yaml")]
+    launcher += ["--num_processes", "2", "--main_process_port", "0"]
+    return run_two(tmp_path_factory.mktemp("shared"), launcher, manifest, *backbones)
+
+
+def history(folder: Path, key: str) -> list[float]:
+    entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[key] for entry in entries if key in entry]
+
+
+def assert_same(one: Path, two: Path):
+    """The two add in another order; what that does to a loss in fp32 is far below 1e-4 of it."""
+    steps = 1 if one.name in rank_stages.ACCUMULATED else 2
+    for key, count in {"loss": rank_stages.EPOCHS * steps, "grad_norm": rank_stages.EPOCHS * steps}.items():
+        losses = history(one, key)
+        assert len(losses) == count and len(set(losses)) == count
+        np.testing.assert_allclose(history(two, key), losses, rtol=1e-4)
+    np.testing.assert_allclose(history(two, "eval_loss"), history(one, "eval_loss"), rtol=1e-4)
+    for rate in ("eval_stage1_wer", "eval_wer", "eval_draft_wer", "eval_draft_agreement"):
+        assert history(two, rate) == history(one, rate)
+    before, after = weights(one), weights(two)
+    assert changed(before, after) != set(before)  # what is frozen is bit-equal
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_learn_what_one_learns(stage, one_process, two_processes):
+    assert_same(one_process / stage, two_processes / stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_that_share_the_model_learn_what_one_learns(stage, one_process, two_that_share):
+    assert_same(one_process / stage, two_that_share / stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_epoch_is_the_data_set_once(stage, two_processes):
+    given = [
+        [json.loads(line) for line in (two_processes / stage / f"given-{rank}.jsonl").read_text().splitlines()]
+        for rank in (0, 1)
+    ]
+    assert [len(rows) for rows in given] == [2 * rank_stages.EPOCHS] * 2
+    for epoch in range(rank_stages.EPOCHS):
+        batches = [rows[2 * epoch + place] for place in (0, 1) for rows in given]
+        assert sorted(map(len, batches)) == [1, 2, 2, 2]
+        rows = [tuple(label for label in row if label != -100) for batch in batches for row in batch]
+        assert len(set(rows)) == len(rows) == rank_stages.UTTERANCES < len(TEXTS)
+
+
+def test_one_rank_saves_and_nothing_is_left_over(two_processes):
+    for stage in STAGES:
+        assert not (two_processes / stage / ".saving").exists()
+        assert (two_processes / stage / "model.safetensors").is_file()
+
+
+def test_a_single_process_is_its_only_rank(model):
+    assert of_all_ranks("mine") == ["mine"]
+    assert own_share([1, 2, 3]) == [1, 2, 3]
+    assert shared_out(lambda items: [2 * item for item in items], range(3)) == [0, 2, 4]
+    assert whole(model) is model
