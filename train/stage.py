@@ -3,20 +3,26 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments, set_seed
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
+from seam.data.length_batches import LengthBatches
 from seam.data.manifest import CASINGS, Utterance, read_manifest
+from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, origin, written_aside
 from seam.train.encoder_states import states_on_disk
+from seam.train.epochs import SetEpoch, StartStream
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 from seam.train.resuming import ResumableTrainer
+from seam.train.training_data import length_batches, longest_transcript, skipped_audio, training_data
 
 
 class StageTrainer(ResumableTrainer, ABC):
@@ -28,18 +34,31 @@ class StageTrainer(ResumableTrainer, ABC):
         processor ([`SeamProcessor`]): saved with every checkpoint.
         validation (`list[Utterance]`): held-out utterances for the word error rate.
         data (`DataSettings`): casing and batch size of the decoding.
+        batches (`LengthBatches`, *optional*): of the training data, instead of batches of one size in random order.
         kwargs: of `ResumableTrainer`.
     """
 
     use_llm: bool
 
     def __init__(
-        self, *, processor, validation: list[Utterance], data: DataSettings, args: TrainingArguments, **kwargs
+        self,
+        *,
+        processor,
+        validation: list[Utterance],
+        data: DataSettings,
+        args: TrainingArguments,
+        batches: LengthBatches | None = None,
+        **kwargs,
     ):
         self.validation = validation
+        self.batches = batches
         self.data = data
         args.remove_unused_columns = False  # items are not the arguments of `forward`; the collator makes those
         super().__init__(args=args, processing_class=processor, **kwargs)
+        drawn = [one for one in (self.train_dataset, batches) if hasattr(one, "set_epoch")]
+        self.add_callback(SetEpoch(*drawn))
+        if isinstance(self.train_dataset, SpeechStream):
+            self.add_callback(StartStream(self.train_dataset))
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
             parameter.requires_grad_(True)
@@ -56,6 +75,23 @@ class StageTrainer(ResumableTrainer, ABC):
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         return super().compute_loss(model, {**inputs, "use_llm": self.use_llm}, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As in transformers, or with batches by length, or those of a stream."""
+        loader = partial(
+            DataLoader,
+            self.train_dataset,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        if isinstance(self.train_dataset, SpeechStream):  # accelerate would deal out again what is this process's own
+            return loader(batch_size=None)
+        if self.batches is not None:
+            return self.accelerator.prepare(loader(batch_sampler=self.batches))
+        return super().get_train_dataloader()
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -126,11 +162,14 @@ def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamPro
 
 
 def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:
-    """Training and validation utterances of a recipe. Raises `RecipeError` when one of them is not given."""
+    """
+    Training and validation utterances of a recipe; a stream's training utterances are not read here. Raises
+    `RecipeError` when one of them is not given.
+    """
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise RecipeError(f"the recipe names no data.{name} manifest.")
-    train = [u for path in data.train for u in read_manifest(path, data.train_split)]
+    train = [] if data.streaming else [u for path in data.train for u in read_manifest(path, data.train_split)]
     validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
     return taken_evenly(train, data.train_limit), taken_evenly(validation, data.validation_limit)
 
@@ -143,7 +182,7 @@ def check_fits(utterance: Utterance, model: SeamForSpeechRecognition, processor:
             f"{processor.max_seconds} s."
         )
     tokens = len(processor.transcript_ids(casing(utterance.text)))
-    limit = model.config.aligner_config.max_target_positions - 1
+    limit = longest_transcript(model)
     if tokens > limit:
         raise RecipeError(
             f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
@@ -183,16 +222,20 @@ def run(
     begun = origin(recipe, model, train, validation)
     checkpoint = find_checkpoint(recipe, begun)
     model.to(recipe.training.device)
-    datasets = [SpeechDataset(utterances, processor, casing) for utterances in (train, validation)]
+    skipped = skipped_audio(recipe)
+    read = training_data(recipe, train, model, processor, skipped)
+    datasets = [read, SpeechDataset(validation, processor, casing)]
     if recipe.data.keep_encoder_states:
         datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
     elif recipe.data.encoder_states is not None:
         datasets = states_on_disk(recipe, model, processor, datasets)
+    items = prepare(datasets[0], "train", train)
     trainer = trainer_class(
         model=model,
         args=recipe.training,
         data_collator=SpeechCollator(processor),
-        train_dataset=prepare(datasets[0], "train", train),
+        train_dataset=items,
+        batches=length_batches(recipe, train, items, processor),
         eval_dataset=prepare(datasets[1], "validation", validation),
         origin=begun,
         processor=processor,
@@ -202,6 +245,8 @@ def run(
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
+    if skipped is not None:
+        metrics["skipped_audio"] = len(skipped)
     with written_aside(Path(recipe.training.output_dir)) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
