@@ -26,7 +26,7 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float =
         return bool(rng.random() < probability * share)
 
     if chosen():
-        audio = _resampled(audio, rng.uniform(0.8, 1.25))
+        audio = change_speed(audio, rng.uniform(0.8, 1.25))
     if chosen():
         audio = _warped(audio, rng.uniform(0.88, 1.14))
     if chosen():
@@ -43,15 +43,15 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float =
     return (audio / max(1.0, float(np.abs(audio).max(initial=0)))).astype(np.float32)
 
 
-def _resampled(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Plays the audio `factor` times as fast, which raises pitch and formants with it."""
+def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
+    """Plays the audio `(samples,)` `factor` times as fast, which raises pitch and formants with it."""
     return soxr.resample(audio, SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ")
 
 
 def _warped(audio: np.ndarray, factor: float) -> np.ndarray:
     """Multiplies pitch and formants by `factor` and keeps the tempo."""
     # A window of 32 ms and three quarters overlap: longer ones smear short words, shorter gaps cost time.
-    return librosa.effects.time_stretch(_resampled(audio, factor), rate=1 / factor, n_fft=512)
+    return librosa.effects.time_stretch(change_speed(audio, factor), rate=1 / factor, n_fft=512)
 
 
 def _rms(audio: np.ndarray) -> float:
@@ -113,9 +113,23 @@ def add_noise(audio: np.ndarray, rng: np.random.Generator, ratios: tuple[float, 
         spectrum = np.fft.rfft(noise, length)
         spectrum *= np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 60) ** -slope
         noise = np.fft.irfft(spectrum, length)[: noise.size]
-    return audio + noise * (_rms(audio) * 10 ** (-rng.uniform(*ratios) / 20) / _rms_of_noise(noise))
+    return mix(audio, noise, rng.uniform(*ratios))
+
+
+def mix(audio: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
+    """
+    Adds noise at a signal-to-noise ratio.
+
+    Args:
+        audio, noise: Mono audio, both of shape (samples,).
+        ratio: In dB.
+
+    Returns:
+        Audio of the same shape; its samples may be outside [-1, 1]. Digital silence is no noise and changes nothing.
+    """
+    return audio + noise * (_rms(audio) * 10 ** (-ratio / 20) / _rms_of_noise(noise))
 
 
 def _rms_of_noise(noise: np.ndarray) -> float:
     """Without the floor of `_rms`: coloured noise is arbitrarily small before it is scaled."""
-    return float(np.sqrt(np.mean(np.square(noise)))) if noise.size else 1.0
+    return (float(np.sqrt(np.mean(np.square(noise)))) if noise.size else 0.0) or 1.0

@@ -2,51 +2,147 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from seam.data.manifest import Utterance
+from seam.data.skipped import Skipped, read_batch
+from seam.data.training_augmentation import Augmentation
 
 # Utterances that the frozen encoder reads at once.
 ENCODED_AT_ONCE = 32
 
 
-class SpeechDataset(Dataset):
+class SpeechReader:
     """
-    Features and transcript ids of utterances, decoded when asked for.
+    Makes the training item of an utterance: decodes, changes what the augmentation asks for, computes features and ids.
 
     Args:
-        utterances: what to read. Longer audio than the encoder's window raises `ValueError` when it is read.
         processor ([`SeamProcessor`]): makes features and ids.
         casing: applied to each transcript (one of `seam.data.manifest.CASINGS`).
+        augmentation: what to change.
+        max_tokens: that a transcript may have; `None` for any number.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], processor, casing: Callable[[str], str] = str.lower):
-        self.utterances = utterances
+    def __init__(
+        self,
+        processor,
+        casing: Callable[[str], str] = str.lower,
+        augmentation: Augmentation | None = None,
+        max_tokens: int | None = None,
+    ):
         self.processor = processor
         self.casing = casing
+        self.augmentation = augmentation or Augmentation()
+        self.max_tokens = max_tokens
+
+    def __call__(
+        self, utterance: Utterance, seed: Sequence[int] = (), draw: Callable[[int], Utterance] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            utterance: longer audio than the encoder's window is an error. Its audio may have a `read` method, which
+                gives the bytes of an audio file.
+            seed: non-negative numbers that decide what is drawn. Nothing is drawn from global state, so that the item
+                depends neither on the worker that makes it nor on the items before.
+            draw: gives the utterance of a random number below 2**31, to join with.
+
+        Returns:
+            `input_features` `(mels, frames)`, `attention_mask` `(frames,)` and `token_ids` `(tokens,)`.
+
+        Raises:
+            OSError, ValueError: what is wrong with the audio or the text, with the name of the file.
+        """
+        if not self.augmentation:
+            return self._item([utterance], lambda waveform: waveform)
+        rng = np.random.default_rng([*seed])
+        parts = self.augmentation.joined(utterance, lambda: draw(int(rng.integers(2**31))), rng, self._fits)
+        rate = self.processor.sampling_rate
+        longest = int(self.processor.max_seconds * rate)
+        item = self._item(parts, lambda waveform: self.augmentation.change_waveform(waveform, rng, rate, longest))
+        frames = int(item["attention_mask"].sum())
+        return {**item, "input_features": self.augmentation.mask_features(item["input_features"], frames, rng)}
+
+    def _fits(self, parts: Sequence[Utterance]) -> bool:
+        if sum(part.duration for part in parts) > self.processor.max_seconds:
+            return False
+        return self.max_tokens is None or len(self.token_ids(parts)) <= self.max_tokens
+
+    def token_ids(self, parts: Sequence[Utterance]) -> list[int]:
+        """Ids of the transcripts, as one."""
+        return self.processor.transcript_ids(" ".join(self.casing(part.text).strip() for part in parts))
+
+    def _load(self, audio) -> np.ndarray:
+        return self.processor.load_audio(audio.read() if hasattr(audio, "read") else audio)
+
+    def _item(self, parts: Sequence[Utterance], change: Callable) -> dict[str, torch.Tensor]:
+        try:
+            waveforms = [self._load(part.audio) for part in parts]
+            features = self.processor(audio=change(np.concatenate(waveforms)))
+            token_ids = self.token_ids(parts)
+            if self.max_tokens is not None and len(token_ids) > self.max_tokens:
+                raise ValueError(
+                    f"a transcript of {len(token_ids)} tokens, but the aligner has positions for {self.max_tokens}."
+                )
+        except ValueError as error:
+            raise ValueError(f"{' and '.join(str(part.audio) for part in parts)}: {error}") from error
+        return {
+            "input_features": features["input_features"][0],
+            "attention_mask": features["attention_mask"][0],
+            "token_ids": torch.tensor(token_ids),
+        }
+
+
+class SpeechDataset(Dataset):
+    """
+    Features and transcript ids of utterances, decoded when asked for. An augmentation draws anew in every epoch.
+
+    Args:
+        utterances: what to read.
+        processor, casing, augmentation, max_tokens: of the [`SpeechReader`].
+        seed: of the augmentation.
+        skipped: notes the utterances that cannot be read, which are then left out of their batches. Without it, they
+            are errors.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        processor,
+        casing: Callable[[str], str] = str.lower,
+        augmentation: Augmentation | None = None,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        skipped: Skipped | None = None,
+    ):
+        self.utterances = utterances
+        self.reader = SpeechReader(processor, casing, augmentation, max_tokens)
+        self.seed = seed
+        self.skipped = skipped
+        # Shared with the workers of a loader, which may live longer than an epoch.
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
 
     def __len__(self) -> int:
         return len(self.utterances)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, before its iterator is made."""
+        self._epoch.fill_(epoch)
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        utterance = self.utterances[index]
-        try:
-            features = self.processor(audio=utterance.audio)
-            token_ids = self.token_ids(index)
-        except ValueError as error:
-            raise ValueError(f"{utterance.audio}: {error}") from error
-        return {
-            "input_features": features["input_features"][0],
-            "attention_mask": features["attention_mask"][0],
-            "token_ids": token_ids,
-        }
+        seed = (self.seed, int(self._epoch), index)
+        return self.reader(self.utterances[index], seed, lambda number: self.utterances[number % len(self)])
 
     def token_ids(self, index: int) -> torch.LongTensor:
-        """Ids of one transcript `(tokens,)`."""
-        return torch.tensor(self.processor.transcript_ids(self.casing(self.utterances[index].text)))
+        """Ids of one transcript `(tokens,)`, as it is without augmentation."""
+        return torch.tensor(self.reader.token_ids([self.utterances[index]]))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
+        """The items of a batch: so torch's loaders ask for them."""
+        return read_batch(self.__getitem__, self.utterances, indices, self.skipped)
 
 
 class ListDataset(Dataset):
@@ -74,6 +170,8 @@ class SpeechCollator:
         self.processor = processor
 
     def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict:
+        if not items:  # what a stream gives for a batch that is to be dropped
+            return {}
         batch = {"labels": self.processor.labels([item["token_ids"].tolist() for item in items])}
         if "speech_states" in items[0]:
             states = [item["speech_states"] for item in items]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,9 @@ class Utterance:
     split: str = ""
 
 
-def read_manifest(path: str | Path, split: str | None = None, corpus: str | None = None) -> list[Utterance]:
+def read_manifest(
+    path: str | Path, split: str | None = None, corpus: str | None = None, needs_text: bool = True
+) -> list[Utterance]:
     """
     Read a manifest (JSON Lines with `audio`, `text`, and optionally `duration`, `speaker`, `corpus`, `split`), or the
     `metadata.jsonl` of a `datasets` audiofolder, whose names for the first and third are `file_name` and `seconds`.
@@ -39,29 +41,42 @@ def read_manifest(path: str | Path, split: str | None = None, corpus: str | None
 
     Args:
         split, corpus: keep only these.
+        needs_text: whether a line without `text` is an error; it is none in a manifest of noise.
 
     Raises:
         FileNotFoundError: no such manifest.
         ValueError: a line that is not JSON or lacks a field (named with its line number), or nothing left.
     """
+    utterances = list(utterances_of(path, split, corpus, needs_text))
+    if not utterances:
+        raise ValueError(f"{manifest_file(path)} holds no utterance" + (f" of split {split!r}." if split else "."))
+    return utterances
+
+
+def manifest_file(path: str | Path) -> Path:
+    """The manifest itself, where a folder is given. Raises `FileNotFoundError`."""
     path = Path(path)
     path = path / "metadata.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest.")
-    utterances = []
+    return path
+
+
+def utterances_of(
+    path: str | Path, split: str | None = None, corpus: str | None = None, needs_text: bool = True
+) -> Iterator[Utterance]:
+    """One by one what `read_manifest` returns; nothing of a manifest that holds none."""
+    path = manifest_file(path)
     # Lines end with \n only: a JSON string may hold other characters that `splitlines` cuts at, such as U+2028.
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-                utterance = Utterance(
-                    audio=path.parent / (row["audio"] if "audio" in row else row["file_name"]),
-                    text=row["text"],
-                    duration=_duration(row, path.parent),
-                    speaker=row.get("speaker", ""),
-                    corpus=row.get("corpus", ""),
-                    split=row.get("split", ""),
-                )
+                audio = path.parent / (row["audio"] if "audio" in row else row["file_name"])
+                text = row["text"] if needs_text else row.get("text", "")
+                duration = stated_duration(row)
+                duration = soundfile.info(audio).duration if duration is None else duration
+                utterance = Utterance(audio, text, duration, **labels(row))
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
             except KeyError as error:
@@ -69,18 +84,17 @@ def read_manifest(path: str | Path, split: str | None = None, corpus: str | None
             except (TypeError, ValueError, soundfile.LibsndfileError) as error:
                 raise ValueError(f"{path}, line {number}: {error}.") from error
             if split in (None, utterance.split) and corpus in (None, utterance.corpus):
-                utterances.append(utterance)
-    if not utterances:
-        raise ValueError(f"{path} holds no utterance" + (f" of split {split!r}." if split else "."))
-    return utterances
+                yield utterance
 
 
-def _duration(row: dict, folder: Path) -> float:
-    """Seconds, as stated or else as the header of the recording says."""
-    for name in ("duration", "seconds"):
-        if name in row:
-            return float(row[name])
-    return soundfile.info(folder / (row["audio"] if "audio" in row else row["file_name"])).duration
+def stated_duration(row: dict) -> float | None:
+    """Seconds, or `None` where a line does not say."""
+    return next((float(row[name]) for name in ("duration", "seconds") if name in row), None)
+
+
+def labels(row: dict) -> dict[str, str]:
+    """Those fields of an utterance that a line may leave out."""
+    return {name: row.get(name, "") for name in ("speaker", "corpus", "split")}
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> Path:

@@ -54,6 +54,8 @@ def origin(recipe: StageRecipe, model: torch.nn.Module, *data: Iterable[Utteranc
     values["processor"] = asdict(recipe.processor)
     settings = {name: value for name, value in _flat(values) if not FREE.match(name)}
     settings["processes"] = recipe.training.world_size
+    if recipe.data.streaming:  # its utterances are not known, but where they are read from
+        settings["data.train"] = recipe.data.train
     settings["utterances"] = [_utterances_digest(utterances) for utterances in data]
     if recipe.model is not None:
         settings["weights of the model"] = _weights_digest(model)

@@ -15,6 +15,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import CASINGS
+from seam.data.training_augmentation import Augmentation
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ STAGES_WITH = {
 }
 MASKS = ("zero", "learned")
 STATES_DTYPES = ("float32", "bfloat16")
+ON_BAD_AUDIO = ("stop", "skip")
 
 
 class RecipeError(ValueError):
@@ -38,7 +40,8 @@ class RecipeError(ValueError):
 class DataSettings:
     """
     Args:
-        train, validation: manifests (see `seam.data.manifest.read_manifest`).
+        train, validation: manifests (see `seam.data.manifest.read_manifest`). Of a stream `train` may be WebDataset
+            shards, by name or pattern (`shards/*.tar`), or data sets of `datasets` (`datasets:PATH[:CONFIGURATION]`).
         train_split, validation_split: keep only the utterances of this split.
         casing: of the transcripts: `lower`, `upper`, or `keep`, as they are. LibriSpeech ships upper case, which costs
             46 % more tokens.
@@ -49,6 +52,17 @@ class DataSettings:
             anyway, and the losses are the same to the bit. A Q-Former normalises them first and sees them rounded.
         train_limit, validation_limit: at most so many utterances, taken evenly.
         eval_batch_size: utterances decoded at once, for the word error rate and for Stage 3.
+        augmentation: random changes to the training audio (see `Augmentation`).
+        on_bad_audio: what happens when training meets a recording that cannot be read: `stop`, or `skip`, which leaves
+            it out and names it in the log and in `skipped_audio.jsonl` in the output folder.
+        batch_seconds, batch_tokens: with either, training batches are of utterances of like length, and as large as
+            these allow for: seconds of audio and transcript tokens in one batch of one process, padding to the longest
+            included. `training.per_device_train_batch_size` is the most utterances then; Whisper's encoder hears each
+            in a whole window, however short it is.
+        streaming: read the training data while training goes on, instead of its manifests before (see `SpeechStream`).
+            Needs `training.max_steps`.
+        shuffle_buffer: utterances of a stream that are shuffled and made into batches together. In those of `datasets`
+            the audio is held as well, in its files' own compression.
     """
 
     train: list[str] = field(default_factory=list)
@@ -62,6 +76,12 @@ class DataSettings:
     train_limit: int | None = None
     validation_limit: int | None = None
     eval_batch_size: int = 16
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    on_bad_audio: str = "stop"
+    batch_seconds: float | int | None = None
+    batch_tokens: int | None = None
+    streaming: bool = False
+    shuffle_buffer: int = 10000
 
     def __post_init__(self):
         if self.casing not in CASINGS:
@@ -72,6 +92,35 @@ class DataSettings:
             )
         if self.keep_encoder_states and self.encoder_states is not None:
             raise RecipeError("data.keep_encoder_states is memory, data.encoder_states is a folder: give one of them.")
+        if self.on_bad_audio not in ON_BAD_AUDIO:
+            raise RecipeError(f"data.on_bad_audio is {self.on_bad_audio!r}; accepted: {', '.join(ON_BAD_AUDIO)}.")
+        kept = "keep_encoder_states" if self.keep_encoder_states else "encoder_states" if self.encoder_states else None
+        if self.augmentation and kept:
+            raise RecipeError(
+                f"data.augmentation changes the audio anew in every epoch, but data.{kept} keeps what the encoder made "
+                "of it once: leave one of them out."
+            )
+        if self.on_bad_audio == "skip" and kept:
+            raise RecipeError(
+                f"data.on_bad_audio=skip: data.{kept} reads all audio before the training; take the recordings that "
+                "cannot be read out of the manifests."
+            )
+        if self.has_budget and self.augmentation.concatenation_probability:
+            raise RecipeError(
+                "data.augmentation.concatenation_probability makes utterances of other lengths than those that "
+                "data.batch_seconds and data.batch_tokens count: leave one of them out."
+            )
+        if self.streaming and kept:
+            raise RecipeError(f"data.streaming reads the audio during the training, but data.{kept} before it.")
+        if self.streaming and self.train_limit is not None:
+            raise RecipeError("data.train_limit takes utterances from everywhere: data.streaming does not know them.")
+        if self.shuffle_buffer < 1:
+            raise RecipeError(f"data.shuffle_buffer is {self.shuffle_buffer}; accepted: 1 and above.")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether batches are made by length."""
+        return self.batch_seconds is not None or self.batch_tokens is not None
 
 
 @strict
@@ -142,6 +191,8 @@ class StageRecipe:
                 "data.encoder_states_dtype is 'bfloat16', which only training in bf16 reads without loss: set "
                 "training.bf16=true."
             )
+        if self.data.streaming and self.training.max_steps <= 0:
+            raise RecipeError("data.streaming has no last utterance: say how long to train by training.max_steps.")
         check_keys(self.config, SeamConfig, "config.")
         if self.aligner_from_decoder and self.model is not None:
             raise RecipeError(
@@ -158,6 +209,17 @@ def check_stage(recipe: StageRecipe, stage: str) -> None:
     for name, stages in STAGES_WITH.items():
         if stage not in stages and getattr(recipe, name) != defaults[name]:
             raise RecipeError(f"{name} is no setting of seam train {stage}, but of: {', '.join(stages)}.")
+    if stage in ("refinement", "draft") and recipe.data.streaming:
+        raise RecipeError(f"data.streaming: seam train {stage} reads all training data before it trains.")
+    if stage == "refinement" and recipe.data.augmentation:
+        raise RecipeError(
+            "data.augmentation: Stage 1 decodes the audio of Stage 3 once, so that it must stay the same."
+        )
+    if stage == "refinement" and recipe.data.on_bad_audio == "skip":
+        raise RecipeError(
+            "data.on_bad_audio=skip: Stage 3 reads all audio before it trains; take the recordings that cannot be read "
+            "out of its manifests."
+        )
 
 
 def check_keys(values: dict[str, Any], cls: type, where: str) -> list[str]:

@@ -103,6 +103,11 @@ class AlignedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def places(self) -> list[int]:
+        """Of the items among the utterances that were decoded."""
+        return [place for place, _, _ in self.items]
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         place, token_ids, alignment_ids = self.items[index]
         speech = self.speech[place] if self.speech is not None else {}

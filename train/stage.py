@@ -8,21 +8,25 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.even_batches import EvenBatches
+from seam.data.length_batches import LengthBatches
 from seam.data.manifest import CASINGS, Utterance, read_manifest
+from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, origin, written_aside
 from seam.train.encoder_states import states_on_disk
+from seam.train.epochs import SetEpoch, StartStream
 from seam.train.ranks import of_all_ranks, own_share, shared_out, whole
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 from seam.train.resuming import ResumableTrainer
+from seam.train.training_data import length_batches, longest_transcript, skipped_audio, training_data
 
 
 class StageTrainer(ResumableTrainer, ABC):
@@ -37,15 +41,24 @@ class StageTrainer(ResumableTrainer, ABC):
         processor ([`SeamProcessor`]): saved with every checkpoint.
         validation (`list[Utterance]`): held-out utterances for the word error rate.
         data (`DataSettings`): casing and batch size of the decoding.
+        batches (`LengthBatches`, *optional*): of the training data, instead of batches of one size in random order.
         kwargs: of `ResumableTrainer`.
     """
 
     use_llm: bool
 
     def __init__(
-        self, *, processor, validation: list[Utterance], data: DataSettings, args: TrainingArguments, **kwargs
+        self,
+        *,
+        processor,
+        validation: list[Utterance],
+        data: DataSettings,
+        args: TrainingArguments,
+        batches: LengthBatches | None = None,
+        **kwargs,
     ):
         self.validation = validation
+        self.batches = batches
         self.data = data
         args.remove_unused_columns = False  # items are not the arguments of `forward`; the collator makes those
         args.accelerator_config.even_batches = False  # `EvenBatches` are, without repeating utterances
@@ -56,6 +69,10 @@ class StageTrainer(ResumableTrainer, ABC):
             prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise RecipeError("DeepSpeed: accepted are ZeRO stages up to 2; FSDP2 spreads the weights as well.")
+        drawn = [one for one in (self.train_dataset, batches) if hasattr(one, "set_epoch")]
+        self.add_callback(SetEpoch(*drawn))
+        if isinstance(self.train_dataset, SpeechStream):
+            self.add_callback(StartStream(self.train_dataset))
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
             parameter.requires_grad_(True)
@@ -77,23 +94,24 @@ class StageTrainer(ResumableTrainer, ABC):
 
     def get_train_dataloader(self) -> DataLoader:
         """As in transformers, except that an epoch is the data set, once, for any number of ranks."""
-        if isinstance(self.train_dataset, IterableDataset):
-            return super().get_train_dataloader()
         args = self.args
-        order = self._get_train_sampler(self.train_dataset)
-        batches = EvenBatches(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
-        return self.accelerator.prepare(
-            DataLoader(
-                self.train_dataset,
-                batch_sampler=batches,
-                collate_fn=self.data_collator,
-                num_workers=args.dataloader_num_workers,
-                pin_memory=args.dataloader_pin_memory,
-                persistent_workers=args.dataloader_persistent_workers,
-                prefetch_factor=args.dataloader_prefetch_factor,
-                worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-            )
+        loader = partial(
+            DataLoader,
+            self.train_dataset,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
+        if isinstance(self.train_dataset, SpeechStream):  # accelerate would deal out again what is this rank's own
+            return loader(batch_size=None)
+        batches = self.batches
+        if batches is None:
+            order = self._get_train_sampler(self.train_dataset)
+            batches = EvenBatches(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
+        return self.accelerator.prepare(loader(batch_sampler=batches))
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """This rank's share of the held-out utterances."""
@@ -210,11 +228,14 @@ def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamPro
 
 
 def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:
-    """Training and validation utterances of a recipe. Raises `RecipeError` when one of them is not given."""
+    """
+    Training and validation utterances of a recipe; a stream's training utterances are not read here. Raises
+    `RecipeError` when one of them is not given.
+    """
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise RecipeError(f"the recipe names no data.{name} manifest.")
-    train = [u for path in data.train for u in read_manifest(path, data.train_split)]
+    train = [] if data.streaming else [u for path in data.train for u in read_manifest(path, data.train_split)]
     validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
     return taken_evenly(train, data.train_limit), taken_evenly(validation, data.validation_limit)
 
@@ -227,7 +248,7 @@ def check_fits(utterance: Utterance, model: SeamForSpeechRecognition, processor:
             f"{processor.max_seconds} s."
         )
     tokens = len(processor.transcript_ids(casing(utterance.text)))
-    limit = model.config.aligner_config.max_target_positions - 1
+    limit = longest_transcript(model)
     if tokens > limit:
         raise RecipeError(
             f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
@@ -267,16 +288,20 @@ def run(
     begun = origin(recipe, model, train, validation)
     checkpoint = find_checkpoint(recipe, begun)
     model.to(recipe.training.device)
-    datasets = [SpeechDataset(utterances, processor, casing) for utterances in (train, validation)]
+    skipped = skipped_audio(recipe)
+    read = training_data(recipe, train, model, processor, skipped)
+    datasets = [read, SpeechDataset(validation, processor, casing)]
     if recipe.data.keep_encoder_states:
         datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
     elif recipe.data.encoder_states is not None:
         datasets = states_on_disk(recipe, model, processor, datasets)
+    items = prepare(datasets[0], "train", train)
     trainer = trainer_class(
         model=model,
         args=recipe.training,
         data_collator=SpeechCollator(processor),
-        train_dataset=prepare(datasets[0], "train", train),
+        train_dataset=items,
+        batches=length_batches(recipe, train, items, processor),
         eval_dataset=prepare(datasets[1], "validation", validation),
         origin=begun,
         processor=processor,
@@ -286,6 +311,8 @@ def run(
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
+    if skipped is not None:
+        metrics["skipped_audio"] = len(skipped)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all ranks together
     if recipe.training.should_save:
         with written_aside(Path(recipe.training.output_dir)) as folder:

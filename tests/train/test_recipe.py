@@ -153,3 +153,43 @@ def test_a_recipe_can_build_on_another(tmp_path):
     (tmp_path / "a.yaml").write_text("base: nowhere.yaml\n")
     with pytest.raises(RecipeError, match="nowhere.yaml: no such recipe"):
         load_recipe(StageRecipe, tmp_path / "c.yaml", [])
+
+
+def test_augmentation_is_refused_where_the_audio_is_read_once(recipe):
+    one = "data.augmentation.time_masks=2"
+    assert load_recipe(StageRecipe, recipe, [one, "data.augmentation.speeds=[0.9, 1, 1.1]"]).data.augmentation
+    assert not load_recipe(StageRecipe, recipe, ["data.keep_encoder_states=true"]).data.augmentation
+    with pytest.raises(RecipeError, match="anew in every epoch, but data.keep_encoder_states keeps"):
+        load_recipe(StageRecipe, recipe, [one, "data.keep_encoder_states=true"])
+    read = load_recipe(StageRecipe, recipe, [one])
+    check_stage(read, "alignment")
+    with pytest.raises(RecipeError, match="data.augmentation: Stage 1 decodes the audio of Stage 3 once"):
+        check_stage(read, "refinement")
+    for override, message in (
+        ("data.augmentation.time_mask=2", "did you mean data.augmentation.time_masks"),
+        ("data.augmentation.speeds=[fast]", "data.augmentation: .*speeds"),
+        ("data.augmentation.min_snr=70", "min_snr is 70.0, above max_snr"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_recipe(StageRecipe, recipe, [override])
+
+
+def test_bad_audio_stops_or_is_skipped(recipe):
+    assert load_recipe(StageRecipe, recipe, []).data.on_bad_audio == "stop"
+    with pytest.raises(RecipeError, match="data.on_bad_audio is 'ignore'; accepted: stop, skip."):
+        load_recipe(StageRecipe, recipe, ["data.on_bad_audio=ignore"])
+    read = load_recipe(StageRecipe, recipe, ["data.on_bad_audio=skip"])
+    check_stage(read, "instruction")
+    with pytest.raises(RecipeError, match="Stage 3 reads all audio before it trains"):
+        check_stage(read, "refinement")
+    with pytest.raises(RecipeError, match="data.keep_encoder_states reads all audio before the training"):
+        load_recipe(StageRecipe, recipe, ["data.on_bad_audio=skip", "data.keep_encoder_states=true"])
+
+
+def test_budgets_of_a_batch(recipe):
+    assert not load_recipe(StageRecipe, recipe, []).data.has_budget
+    assert load_recipe(StageRecipe, recipe, ["data.batch_seconds=100"]).data.has_budget
+    assert load_recipe(StageRecipe, recipe, ["data.batch_tokens=300"]).data.has_budget
+    with pytest.raises(RecipeError, match="makes utterances of other lengths"):
+        joined = "data.augmentation.concatenation_probability=0.3"
+        load_recipe(StageRecipe, recipe, ["data.batch_tokens=300", joined])

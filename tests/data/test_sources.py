@@ -1,0 +1,82 @@
+"""What a stream reads: shards and manifests, one utterance after the other."""
+
+import gzip
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+
+from seam.data.manifest import write_manifest
+from seam.data.sources import expand, utterances_in
+from seam.tests.data.shards import add, flac, tone, write_shard
+
+TEXTS = {0: "one", 1: "two – zwei", 2: "three", 3: "four"}
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write_shard(tmp_path / "a.tar", TEXTS)
+
+
+def test_a_shard_is_utterances(shard, processor):
+    read = list(utterances_in(shard))
+    assert [one.text for one in read] == list(TEXTS.values())
+    assert [one.duration for one in read] == pytest.approx([0.30, 0.31, 0.32, 0.33], abs=1e-4)
+    assert [(one.speaker, one.split) for one in read] == [("", ""), ("s1", "train"), ("", ""), ("s0", "dev")]
+    assert str(read[1].audio) == f"{shard}/some/00001.flac"
+    for index, one in enumerate(read):
+        waveform = processor.load_audio(one.audio.read())
+        np.testing.assert_allclose(waveform, tone(index, 0.3 + 0.01 * index), atol=1e-4)
+    assert [one.text for one in utterances_in(shard, "train")] == ["two – zwei"]
+
+
+def test_a_manifest_is_read_line_by_line(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "one", "duration": 1}\nbroken\n')
+    lines = utterances_in(tmp_path / "m.jsonl")
+    assert next(lines).text == "one"
+    with pytest.raises(ValueError, match="m.jsonl, line 2 is not JSON"):
+        next(lines)
+
+
+def test_an_unreadable_header_is_left_to_the_reader(tmp_path):
+    read = list(utterances_in(write_shard(tmp_path / "a.tar", TEXTS, broken=(2,))))
+    assert [one.duration for one in read] == pytest.approx([0.30, 0.31, 0, 0.33], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.flac": flac(tone(0))}, "bad.tar/a has neither a .txt nor a .json"),
+        ({"a.txt": b"one"}, "bad.tar/a has no audio"),
+        ({"a.flac": flac(tone(0)), "b.txt": b"one"}, "bad.tar/a has neither"),
+        ({"a.flac": flac(tone(0)), "a.json": b"{"}, "bad.tar/a.json: "),
+        ({"a.flac": flac(tone(0)), "a.json": b"[1]"}, "bad.tar/a.json: "),
+        ({"a.flac": flac(tone(0)), "a.json": b'{"duration": 1}'}, "bad.tar/a.json lacks the field 'text'"),
+        ({"a.flac": flac(tone(0)), "a.txt": b"\xff"}, "bad.tar/a.txt is not UTF-8"),
+    ],
+)
+def test_what_is_wrong_in_a_shard_is_named(tmp_path, members, message):
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        for name, content in members.items():
+            add(tar, name, content)
+    with pytest.raises(ValueError, match=message):
+        list(utterances_in(tmp_path / "bad.tar"))
+
+
+def test_a_damaged_shard_is_named(shard):
+    content = shard.read_bytes()
+    for damaged in (content[: len(content) // 2], gzip.compress(content), b"nothing"):
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match="a.tar cannot be read as a tar file that is not compressed"):
+            list(utterances_in(shard))
+
+
+def test_patterns(tmp_path, shard):
+    write_shard(tmp_path / "b.tar", {9: "nine"})
+    soundfile.write(tmp_path / "a.wav", tone(0), 16000)
+    manifest = write_manifest(tmp_path / "metadata.jsonl", [])
+    assert expand([str(tmp_path / "*.tar"), str(tmp_path)]) == [shard, tmp_path / "b.tar", tmp_path]
+    assert expand([str(manifest)]) == [manifest]
+    with pytest.raises(FileNotFoundError, match=r"x\*.tar: no such manifest or shard"):
+        expand([str(tmp_path / "x*.tar")])
