@@ -39,13 +39,13 @@ def train_all(folder: Path, manifest: str, encoder: str, llm: str) -> None:
             "warmup_steps": 0,
             **values.pop("training", {}),
         }
-        data = {"train_limit": UTTERANCES, "keep_encoder_states": False, "eval_batch_size": 3}
+        data = {"train_limit": UTTERANCES, "keep_encoder_states": False, "eval_batch_size": 3, **values.pop("data", {})}
         with mock.patch.object(StageTrainer, "training_step", written_down(folder / name)):
             stage.main(recipe(folder / name, manifest, -1, training=training, data=data, **values))
 
     config = {"lora_rank": 4, "lora_dropout": 0.0, "llm_inputs": "continuous"}
     train(alignment, encoder=encoder, llm=llm, config=config)
-    train(draft, model=str(folder / "alignment"))
+    train(draft, model=str(folder / "alignment"), data={"encoder_states": str(folder / "states")})
     train(instruction, model=str(folder / "draft"), llm=llm)
     # Chances differ from rank to rank: everything is masked, nothing deleted.
     chances = {"masking_probability": 1 - 1e-12, "deletion_probability": 0.0, "mask": "learned"}

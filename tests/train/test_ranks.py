@@ -93,6 +93,11 @@ def test_an_epoch_is_the_data_set_once(stage, two_processes):
         assert len(set(rows)) == len(rows) == rank_stages.UTTERANCES < len(TEXTS)
 
 
+def test_the_encoder_reads_for_both(one_process, two_processes):
+    shards = [sorted(path.name for path in (folder / "states").glob("*")) for folder in (one_process, two_processes)]
+    assert shards[0] == shards[1] != []
+
+
 def test_one_rank_saves_and_nothing_is_left_over(two_processes):
     for stage in STAGES:
         assert not (two_processes / stage / ".saving").exists()
