@@ -24,6 +24,7 @@ from transformers import (
 from .backbones import load_backbone, load_embedding_table
 from .bridges import build_bridge
 from .ctc import CTCHead
+from .llm_precision import LLM, FullLLM, in_full, llm_options, load_llm_of, read, settle
 from .weights import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,
@@ -67,6 +68,7 @@ class SeamCheckpointMixin:
         config=None,
         encoder: str | None = None,
         llm: str | None = None,
+        llm_dtype: str | None = None,
         output_loading_info: bool = False,
         **kwargs,
     ):
@@ -76,6 +78,9 @@ class SeamCheckpointMixin:
         Args:
             encoder, llm: folders or Hub ids to take a light checkpoint's backbones from, instead of those in its
                 config.
+            llm_dtype: `"bfloat16"` or `"4bit"`: precision of the frozen LLM, to train LoRA (in `dtype`, as everything
+                else) on it with less memory. `save_pretrained` writes the LLM as it lies in the files that it was read
+                from. Stage 1 alone has no LLM: `add_llm` takes the same argument.
 
         Raises:
             ValueError: when a weight is missing, unexpected, of another shape, or not finite, or when a weight file is
@@ -89,24 +94,24 @@ class SeamCheckpointMixin:
                 name, *args, config=config, output_loading_info=output_loading_info, **kwargs
             )
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        if llm_dtype is not None and kwargs.get("quantization_config") is not None:
+            raise ValueError("llm_dtype and quantization_config: give one of the two.")
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _for_the_llm_only(kwargs["quantization_config"])
         saved = config if isinstance(config, PreTrainedConfig) else cls.config_class.from_pretrained(name, **hub)
         check_generation_config(name, **hub)
         fingerprint, owner = read_fingerprint(weight_files(name, **hub))
         if saved.light_checkpoint:
-            model, info = cls._from_light(name, saved, owner, {"encoder": encoder, "llm": llm}, hub, kwargs), {}
+            given = {"encoder": encoder, "llm": llm}
+            model, info = cls._from_light(name, saved, owner, given, llm_dtype, hub, kwargs), {}
         elif encoder is not None or llm is not None:
             raise ValueError(f"{name} is no light checkpoint: it holds its own encoder and LLM.")
         else:
-            model, info = super().from_pretrained(
-                name,
-                *args,
-                config=config,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **{**kwargs, "use_safetensors": True},
-            )
+            kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
+            if llm_dtype is None or saved.alignment_only:
+                model, info = super().from_pretrained(name, *args, config=config, **kwargs)
+            else:
+                model, info = cls._with_held_llm(name, saved, owner, llm_dtype, hub, kwargs)
             for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 if info[problem]:
                     names = ", ".join(sorted(str(key) for key in info[problem])[:3])
@@ -123,7 +128,55 @@ class SeamCheckpointMixin:
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _from_light(cls, name, config, owner, given, hub, kwargs):
+    def _with_held_llm(cls, name, config, owner, llm_dtype, hub, kwargs):
+        """A whole checkpoint, read as if it were Stage 1 alone; then its LLM, straight into `llm_dtype`."""
+        place = kwargs.get("device_map") or "cpu"
+        if isinstance(place, dict) and len(place) > 1:
+            raise ValueError("llm_dtype: a model with its LLM in less precision is loaded to one device.")
+        options = llm_options(llm_dtype, torch.float32, place[""] if isinstance(place, dict) else place)
+        if kwargs.get("attn_implementation") is not None:
+            options["attn_implementation"] = kwargs["attn_implementation"]
+        language_model, table = load_llm_of(config.get_text_config(), owner, **options)
+        weights = {key: read(file, key) for key, file in owner.items() if not key.startswith(LLM)}
+        weights[f"{LLM}embed_tokens.weight"] = table
+        config = copy.deepcopy(config)
+        config.alignment_only = True
+        model, info = super().from_pretrained(None, config=config, state_dict=weights, **kwargs)
+        table = model.get_input_embeddings().weight
+        config = model.config
+        config.alignment_only = False
+        model._put_in(language_model)
+        language_model.generation_config = GenerationConfig.from_model_config(config.get_text_config())
+        model._hold(weight_files(name, **hub), table)
+        adapters = {key: read(file, key) for key, file in owner.items() if ".lora_" in key}
+        own = {key for key in model.state_dict() if ".lora_" in key}
+        info["missing_keys"] = {*info["missing_keys"], *(own - set(adapters))}
+        info["unexpected_keys"] = {*info["unexpected_keys"], *(set(adapters) - own)}
+        model.load_state_dict(adapters, strict=False)
+        model.generation_config = GenerationConfig.from_pretrained(name, **hub)
+        return model.to(table.device).eval(), info
+
+    def _hold(self, files: list[Path], table: torch.Tensor):
+        """
+        Remember where the LLM, which has been put in in less precision, lies in full; LoRA is as precise as the rest.
+
+        Args:
+            files: its weight files.
+            table: its embedding table in full: Stage 1 goes on with that where the one that is held is rounded.
+        """
+        self.full_llm = FullLLM(self.language_model, files)
+        settle(self.language_model)
+        dtype = self.encoder.conv1.weight.dtype
+        for name, parameter in self.language_model.named_parameters():
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(dtype)
+        held = self.get_input_embeddings().weight
+        pieces = zip(held.detach().split(4096), table.detach().split(4096), strict=True)
+        if not all(torch.equal(one.to(table), other) for one, other in pieces):
+            self.full_table = table.detach().to(held.device)
+
+    @classmethod
+    def _from_light(cls, name, config, owner, given, llm_dtype, hub, kwargs):
         """The backbones of a light checkpoint, and what SEAM trained of its weight file."""
         device_map = kwargs.get("device_map")
         if isinstance(device_map, dict):
@@ -143,9 +196,13 @@ class SeamCheckpointMixin:
         if config.alignment_only:
             language_model = load_embedding_table(folders["llm"], dtype)
         else:
-            language_model = load_backbone(AutoModelForCausalLM, folders["llm"], dtype, "", **options)
+            options |= llm_options(llm_dtype, dtype, whisper.device)
+            language_model = load_backbone(AutoModelForCausalLM, folders["llm"], expected="", **options)
         config.light_checkpoint = False
         model = cls._assemble(config, whisper, language_model, dtype)
+        if llm_dtype is not None and not config.alignment_only:
+            table = load_embedding_table(folders["llm"], dtype).embed_tokens.weight
+            model._hold(weight_files(folders["llm"]), table.to(whisper.device))
         weights = {key: value for file in set(owner.values()) for key, value in load_file(file).items()}
         own = {key for key in model.state_dict() if _is_own(key)}
         if set(weights) != own:
@@ -188,6 +245,7 @@ class SeamCheckpointMixin:
         llm: str,
         processor=None,
         dtype: torch.dtype = torch.float32,
+        llm_dtype: str | None = None,
         aligner_from_decoder: bool = False,
         **config,
     ) -> "SeamCheckpointMixin":
@@ -199,6 +257,7 @@ class SeamCheckpointMixin:
             llm: Hub id or folder of a causal language model.
             processor ([`SeamProcessor`], *optional*): source of the token ids and of the default prompt.
             dtype: of all weights, the backbones' included.
+            llm_dtype: see `from_pretrained`.
             aligner_from_decoder: the aligner begins with that decoder's layers, positions and final layer norm; its two
                 projections are fresh.
             config: fields of [`SeamConfig`]. With `alignment_only=True` the LLM's embedding table is all that is read
@@ -227,15 +286,19 @@ class SeamCheckpointMixin:
         if config.get("alignment_only"):
             language_model = load_embedding_table(llm, dtype)
         else:
-            language_model = load_backbone(AutoModelForCausalLM, llm, dtype, "")
+            options = llm_options(llm_dtype, dtype, whisper.device)
+            language_model = load_backbone(AutoModelForCausalLM, llm, expected="", **options)
         for backbone in (whisper.config, language_model.config):
             backbone._name_or_path = ""  # a folder of one machine; Hub ids are kept as `backbones`
+        text_config = language_model.config if llm_dtype is None else in_full(language_model.config, dtype)
         records = {"encoder": backbone_record(encoder), "llm": backbone_record(llm)}
         config.setdefault("backbones", records if all(records.values()) else None)
-        config = cls.config_class.from_backbones(whisper.config, language_model.config, **config)
+        config = cls.config_class.from_backbones(whisper.config, text_config, **config)
         if aligner_from_decoder:
             _check_decoder_fits(whisper.config, config)
         model = cls._assemble(config, whisper, language_model, dtype)
+        if llm_dtype is not None and not config.alignment_only:
+            model._hold(weight_files(llm), load_embedding_table(llm, dtype).embed_tokens.weight)
         if aligner_from_decoder:
             for name in FROM_DECODER:
                 weights = getattr(whisper.get_decoder(), name).state_dict()
@@ -250,12 +313,13 @@ class SeamCheckpointMixin:
         model.warn_if_eoa_is_ambiguous()
         return model
 
-    def add_llm(self, llm: str | None = None) -> "SeamCheckpointMixin":
+    def add_llm(self, llm: str | None = None, llm_dtype: str | None = None) -> "SeamCheckpointMixin":
         """
         Put the LLM, with fresh LoRA, in the place of the embedding table that Stage 1 was trained with, in place.
 
         Args:
             llm: Hub id or folder; by default the one of `config.backbones`.
+            llm_dtype: see `from_pretrained`.
 
         Raises:
             ValueError: when the model has its LLM already, none is named, or it is not the one of the table.
@@ -270,19 +334,26 @@ class SeamCheckpointMixin:
                 "this model holds Stage 1 alone, and its config does not say which LLM it is for: name it."
             )
         table = self.get_input_embeddings().weight
-        language_model = load_backbone(AutoModelForCausalLM, llm, table.dtype, "").to(table.device)
-        if not torch.equal(language_model.get_input_embeddings().weight, table):
+        options = llm_options(llm_dtype, table.dtype, table.device)
+        language_model = load_backbone(AutoModelForCausalLM, llm, expected="", **options).to(table.device)
+        own = language_model.get_input_embeddings().weight
+        if llm_dtype is not None:  # it is rounded: compare what it was
+            own = load_embedding_table(llm, table.dtype).embed_tokens.weight.to(table.device)
+        if not torch.equal(own, table):
             raise ValueError(f"{llm} is not the LLM that Stage 1 was trained with: its embedding table is another.")
         language_model.config._name_or_path = ""
-        self.config.text_config = language_model.config
+        config = language_model.config
+        self.config.text_config = config if llm_dtype is None else in_full(config, table.dtype)
         self.config.alignment_only = False
         self._put_in(language_model)
+        if llm_dtype is not None:
+            self._hold(weight_files(llm), table)
         return self
 
     def add_mask_embedding(self) -> "SeamCheckpointMixin":
         """Begin a learned mask (Stage 3) at zero, in place: a frozen `mask_embedding` beside the embedding table."""
-        table = self.get_input_embeddings().weight
-        self.mask_embedding = torch.nn.Parameter(table.new_zeros(table.shape[1]), requires_grad=False)
+        table, dtype = self.get_input_embeddings().weight, self.encoder.conv1.weight.dtype
+        self.mask_embedding = torch.nn.Parameter(table.new_zeros(table.shape[1], dtype=dtype), requires_grad=False)
         self.config.learned_mask = True
         return self
 
@@ -321,6 +392,8 @@ class SeamCheckpointMixin:
             return super().save_pretrained(
                 save_directory, is_main_process=is_main_process, push_to_hub=push_to_hub, **kwargs
             )
+        if self.full_llm is not None:
+            kwargs["state_dict"] = self.full_llm.put_into(kwargs.get("state_dict") or self.state_dict())
         if light:
             if self.config.backbones is None or not (self.config.lora_rank or self.config.alignment_only):
                 raise ValueError(
@@ -349,8 +422,10 @@ class SeamCheckpointMixin:
     def merge_lora(self) -> "SeamCheckpointMixin":
         """
         Fold LoRA into the language model's weights, in place: the same transcripts, without adapters. Raises
-        `ValueError` for Stage 1 alone, which has none yet.
+        `ValueError` for Stage 1 alone, which has none yet, and for an LLM that is held in less precision.
         """
+        if self.full_llm is not None:
+            raise ValueError("the LLM is held in less precision than it is saved in: load it without llm_dtype first.")
         if self.config.alignment_only:
             raise ValueError("this model holds Stage 1 alone: it has no LoRA to fold in.")
         if self.config.lora_rank:

@@ -24,6 +24,7 @@ from .ctc import CTCHead
 from .drafts import DraftedBatch  # noqa: F401  as above
 from .few_rows import few_rows_product  # noqa: F401  as above
 from .generation import SeamGenerationMixin
+from .llm_precision import FullLLM
 from .nearest import NearestToken, alignment_distance
 from .pipeline import SeamPipeline  # noqa: F401  as above
 from .plain_greedy import is_plain_greedy  # noqa: F401  as above
@@ -101,6 +102,8 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         self.draft_head = None  # writes a draft for Stage 1; the aligner has the last word
         if config.draft_vocabulary is not None:
             self.draft_head = CTCHead(config.audio_config.d_model, config.draft_vocabulary).requires_grad_(False)
+        self.full_llm: FullLLM | None = None  # where the LLM lies in full, when it is held in less precision
+        self.register_buffer("full_table", None, persistent=False)  # its embedding table, where that differs
         self._lookup: tuple | None = None
         self._prefix = PromptPrefix()
         self.post_init()
@@ -146,7 +149,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
     @property
     def lookup(self) -> NearestToken:
         """The embedding table as Stage 1 sees it; rebuilt when the table's weights have changed."""
-        table = self.get_input_embeddings().weight
+        table = self.get_input_embeddings().weight if self.full_table is None else self.full_table
         key = (table.data_ptr(), table._version, table.dtype, table.device)
         if self._lookup is None or self._lookup[0] != key:
             excluded = [i for i in self.config.lookup_excluded_ids or () if i != self.config.eoa_token_id]

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from seam.data.files import write_text
 from seam.data.manifest import Utterance
+from seam.modeling_seam.weights import weight_files
 from seam.train.recipe import RecipeError, StageRecipe
 
 logger = logging.getLogger(__name__)
@@ -125,6 +127,19 @@ def seal(folder: Path, record: dict[str, Any]) -> None:
     for path in (*files, folder / RECORD):
         with path.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def read_trained(model: torch.nn.Module, checkpoint: Path) -> None:
+    """
+    Put the trained parameters of a checkpoint, and no others, into the model. Raises `RecipeError` when it lacks one.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for file in weight_files(checkpoint):
+        with safe_open(file, framework="pt") as opened:
+            for name in trained.keys() & set(opened.keys()):
+                trained.pop(name).data.copy_(opened.get_tensor(name))
+    if trained:
+        raise RecipeError(f"{checkpoint} does not hold {next(iter(trained))}, which this recipe trains.")
 
 
 def discard(folder: Path) -> None:

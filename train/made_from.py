@@ -58,7 +58,7 @@ def of_stage1(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict
     and that of Stage 2 after it are the same here. Nor has the draft head, whose tokens the aligner checks.
     """
     tensors = {f"aligner.{name}": tensor for name, tensor in model.aligner.state_dict().items()}
-    tensors["embeddings"] = model.get_input_embeddings().weight
+    tensors["embeddings"] = model.lookup.table.float()  # the same, in whatever precision the LLM is held
     settings = [
         {name: getattr(model.config, name) for name in STAGE_1},
         {name: getattr(model.config.aligner_config, name, None) for name in ALIGNER},

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import CASINGS
 from seam.data.training_augmentation import Augmentation
+from seam.modeling_seam.llm_precision import LLM_DTYPES
 
 T = TypeVar("T")
 
@@ -23,10 +24,12 @@ T = TypeVar("T")
 STAGES_WITH = {
     "aligner_from_decoder": ("alignment",),
     "first_token_guidance": ("instruction", "refinement"),
+    "llm_dtype": ("instruction", "refinement"),
     "mask": ("refinement",),
     "alignment_cache": ("refinement",),
 }
 MASKS = ("zero", "learned")
+FULL = "float32"
 STATES_DTYPES = ("float32", "bfloat16")
 ON_BAD_AUDIO = ("stop", "skip")
 
@@ -152,6 +155,9 @@ class StageRecipe:
         processor: see `ProcessorSettings`, for a new model.
         aligner_from_decoder: whether a new aligner begins with the weights of the encoder checkpoint's own Whisper
             decoder instead of fresh ones (Stage 1); its two projections are fresh in any case.
+        llm_dtype: precision of the frozen LLM while LoRA is trained on it: `float32`, `bfloat16`, or `4bit` (QLoRA's
+            NF4). An LLM that was published in bf16 loses nothing by `bfloat16`. LoRA and all else stay in fp32, and the
+            checkpoints hold the LLM as it was (Stages 2 and 3).
         first_token_guidance: whether the reply's first token is given in training too, as it is at inference (Eq. 6),
             rather than learned: the transcript's (Stage 2), or the one that Stage 1 heard, right or wrong (Stage 3).
             The loss begins with y_2, in evaluation as well.
@@ -170,6 +176,7 @@ class StageRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     processor: ProcessorSettings = field(default_factory=ProcessorSettings)
     aligner_from_decoder: bool = False
+    llm_dtype: str = FULL
     first_token_guidance: bool = False
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
@@ -180,6 +187,8 @@ class StageRecipe:
         for name in ("masking_probability", "deletion_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
+        if self.llm_dtype not in (FULL, *LLM_DTYPES):
+            raise RecipeError(f"llm_dtype is {self.llm_dtype!r}; accepted: {', '.join((FULL, *LLM_DTYPES))}.")
         if self.mask not in MASKS:
             raise RecipeError(f"mask is {self.mask!r}; accepted: {', '.join(MASKS)}.")
         if self.mask == "learned" and not self.masking_probability:

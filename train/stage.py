@@ -20,11 +20,11 @@ from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.checkpoints import find_checkpoint, origin, written_aside
+from seam.train.checkpoints import find_checkpoint, origin, read_trained, written_aside
 from seam.train.encoder_states import states_on_disk
 from seam.train.epochs import SetEpoch, StartStream
 from seam.train.ranks import of_all_ranks, own_share, shared_out, whole
-from seam.train.recipe import DataSettings, RecipeError, StageRecipe
+from seam.train.recipe import FULL, DataSettings, RecipeError, StageRecipe
 from seam.train.resuming import ResumableTrainer
 from seam.train.training_data import length_batches, longest_transcript, skipped_audio, training_data
 
@@ -65,6 +65,11 @@ class StageTrainer(ResumableTrainer, ABC):
         if args.data_seed is None:
             args.data_seed = args.seed  # and not that of the moment, which may be each rank's own
         super().__init__(args=args, processing_class=processor, **kwargs)
+        if self.model.full_llm is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise RecipeError(
+                "llm_dtype: FSDP2 and DeepSpeed take weights of one precision only; accepted with them: float32. With "
+                "the whole model on each GPU (recipes/accelerate/eight_gpus.yaml) all are."
+            )
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
@@ -81,6 +86,18 @@ class StageTrainer(ResumableTrainer, ABC):
     @abstractmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         """The parameters that this stage trains; all others stay frozen."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.model.full_llm is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:  # there the LLM lies in full
+            read_trained(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        if self.model.full_llm is None:
+            super()._load_best_model()
+        else:
+            read_trained(self.model, Path(self.state.best_model_checkpoint))
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict:
@@ -205,23 +222,35 @@ def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, 
     torch.manual_seed(recipe.training.seed)  # of the fresh parts
     fields = {**recipe.config, **config}
     model = SeamForSpeechRecognition.from_backbones(
-        recipe.encoder, recipe.llm, processor, aligner_from_decoder=recipe.aligner_from_decoder, **fields
+        recipe.encoder,
+        recipe.llm,
+        processor,
+        llm_dtype=held_in(recipe),
+        aligner_from_decoder=recipe.aligner_from_decoder,
+        **fields,
     )
     return model, processor
+
+
+def held_in(recipe: StageRecipe) -> str | None:
+    """The precision of the LLM, as `from_pretrained` takes it."""
+    return None if recipe.llm_dtype == FULL else recipe.llm_dtype
 
 
 def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
     """Model and processor that Stages 2 and 3 go on with; a checkpoint of Stage 1 gets its LLM here."""
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
-    model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
+    # A GPU quantizes faster than its machine.
+    place = {"device_map": str(recipe.training.device)} if recipe.llm_dtype == "4bit" else {}
+    model, processor = load_checkpoint(recipe.model, dtype=torch.float32, llm_dtype=held_in(recipe), **place)
     if model.config.alignment_only:
         if recipe.llm is None and model.config.backbones is None:
             raise RecipeError(
                 f"{recipe.model} holds Stage 1 alone, trained with an LLM from a folder: name it, llm=FOLDER."
             )
         torch.manual_seed(recipe.training.seed)  # of the fresh LoRA
-        model.add_llm(recipe.llm)
+        model.add_llm(recipe.llm, held_in(recipe))
     elif recipe.llm is not None:
         raise RecipeError(f"{recipe.model} holds its LLM already: leave llm out.")
     return model, processor

@@ -345,6 +345,22 @@ def test_stage_1_alone_is_light_and_knows_its_llm(cache, processor, waveforms, t
     assert again.add_llm().generate(**inputs, use_llm=True).shape[0] == len(waveforms)
 
 
+@pytest.mark.parametrize("llm_dtype", ["bfloat16", "4bit"])
+def test_light_with_its_llm_in_less_precision(from_hub, light, logits, tmp_path, llm_dtype):
+    pytest.importorskip("bitsandbytes")
+    again = load(light, llm_dtype=llm_dtype)
+    held = again.language_model.model.layers[0].mlp.up_proj
+    assert held.base_layer.weight.dtype == (torch.bfloat16 if llm_dtype == "bfloat16" else torch.uint8)
+    assert held.lora_A.default.weight.dtype == torch.float32
+    assert not torch.equal(logits(again), logits(from_hub))
+    torch.testing.assert_close(logits(again), logits(from_hub), rtol=0.2, atol=0.2 if llm_dtype == "bfloat16" else 4)
+    for name, lightly in (("light again", True), ("full again", False)):
+        again.save_pretrained(tmp_path / name, light=lightly)
+    from_hub.save_pretrained(tmp_path / "full")
+    assert content(tmp_path / "light again") == content(light)
+    assert content(tmp_path / "full again") == content(tmp_path / "full")
+
+
 def test_the_backbones_can_be_named(from_hub, light, logits, backbones, cache):
     shutil.rmtree(cache)
     with pytest.raises(OSError, match=f"encoder owner/whisper at {COMMITS['encoder']} is not to be had"):
