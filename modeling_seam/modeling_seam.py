@@ -1,5 +1,6 @@
 """SEAM (Oh and Kim, Findings of EACL 2026): composition, training forward and loading."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +30,7 @@ from .nearest import NearestToken, alignment_distance
 from .pipeline import SeamPipeline  # noqa: F401  as above
 from .plain_greedy import is_plain_greedy  # noqa: F401  as above
 from .prefix import PromptPrefix
-from .prompt import last_positions, splice
+from .prompt import last_positions, logits_at, splice
 from .verification import write  # noqa: F401  as above
 from .weights import weight_files  # noqa: F401  as above
 
@@ -46,7 +47,8 @@ class SeamOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*):
             Eq. 3 with `use_llm=False`, else Eq. 4 and Eq. 5; the CTC loss with `use_draft_head=True`.
         logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
-            With `use_llm=True` the language model's, at the positions of the reply (one per label).
+            With `use_llm=True` the language model's, at the positions of the reply (one per label), unless
+            `return_logits=False`.
         aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): what the aligner predicted.
         hidden_states, attentions (`tuple[torch.FloatTensor]`, *optional*):
             With `output_hidden_states` and `output_attentions`: the language model's, with `use_llm=False` the
@@ -237,12 +239,6 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             **kwargs,
         )
 
-    def llm_inputs(self, aligned_embeds: torch.FloatTensor) -> torch.FloatTensor:
-        """What the language model is given for predictions `(..., d_llm)`: `config.llm_inputs`."""
-        if self.config.llm_inputs == "continuous":
-            return aligned_embeds
-        return self.get_input_embeddings()(self.lookup.nearest(aligned_embeds))
-
     @torch.no_grad()
     def embed_alignment(self, token_ids: torch.LongTensor, **speech) -> torch.FloatTensor:
         """
@@ -277,6 +273,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         use_llm: bool | None = None,
         use_draft_head: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
+        return_logits: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> SeamOutput:
@@ -309,6 +306,9 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
                 The loss of the draft head, which reads the speech only; then neither aligner nor LLM take part.
             num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
                 batch's own, so that the loss is a mean over tokens.
+            return_logits (`bool`, *optional*, defaults to `True`):
+                With `False` the logits are not returned, nor computed where the loss does not need them: a row of them
+                is a whole vocabulary.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 See [`SeamOutput`]; by default what the configs of the parts say.
         """
@@ -355,7 +355,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             aligned_embeds = torch.where(masked[..., None].bool(), mask, aligned_embeds)
         prompt = (input_ids, prompt_attention_mask)
         return self._reply_loss(
-            labels, is_label, count, *prompt, aligned_embeds, aligned_mask, first_token_ids, **wanted
+            labels, is_label, count, *prompt, aligned_embeds, aligned_mask, first_token_ids, return_logits, **wanted
         )
 
     def aligned(
@@ -366,9 +366,15 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         `(batch, n)`. The aligner's are predicted under teacher forcing; its rivals have nothing to force.
         """
         if self.config.bridge == "aligner":
-            predictions = self.teacher_forced(speech_states, speech_mask, labels[:, :-1])
             # The prediction at the last label of a row is that of <EOA>: no part of what the LLM reads.
-            return self.llm_inputs(predictions[:, :-1]), labels[:, 1:] != -100
+            predictions = self.teacher_forced(speech_states, speech_mask, labels[:, :-1])[:, :-1]
+            mask = labels[:, 1:] != -100
+            if self.config.llm_inputs == "continuous":
+                return predictions, mask
+            # What is left out is not looked up either: each takes its distances to a whole vocabulary.
+            token_ids = torch.zeros_like(labels[:, 1:])
+            token_ids[mask] = self.lookup.nearest(predictions[mask])
+            return self.get_input_embeddings()(token_ids), mask
         if self.aligner.writes_tokens:
             token_ids, mask = self.aligner.decode(speech_states, speech_mask)
             return self.get_input_embeddings()(token_ids), mask
@@ -406,6 +412,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         aligned_embeds,
         aligned_mask,
         first_token_ids,
+        return_logits,
         **kwargs,
     ) -> SeamOutput:
         """Cross-entropy on the assistant's reply only (Eq. 4, Eq. 5), with a first token that is given from y_2 on."""
@@ -423,23 +430,26 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         replies = [row[keep][:-1] for row, keep in zip(read, is_label, strict=True)]
         embeds, mask = splice(self.get_input_embeddings(), prompts, self.config.audio_token_id, aligned, replies)
         longest = int(is_label.sum(-1).max())
-        reply = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
-            use_cache=False,
-            logits_to_keep=last_positions(longest, embeds.device),
-            **kwargs,
-        )
-        logits = reply.logits.float()
         # Rows are left-padded, so their replies end together: bring the labels to the same side.
         targets = torch.full_like(labels[:, :longest], -100)
         for row, (label, keep) in enumerate(zip(learned, is_label, strict=True)):
             targets[row, longest - int(keep.sum()) :] = label[keep]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+        is_target = targets != -100
+        with nullcontext() if return_logits else logits_at(self.language_model, is_target):
+            reply = self.language_model(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=(mask.cumsum(-1) - 1).clamp_min(0),
+                use_cache=False,
+                logits_to_keep=last_positions(longest, embeds.device),
+                **kwargs,
+            )
+        logits = reply.logits.float()
+        targets = targets if return_logits else targets[is_target]
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="sum")
         return SeamOutput(
             loss=loss / count,
-            logits=logits,
+            logits=logits if return_logits else None,
             aligned_embeds=aligned_embeds,
             hidden_states=reply.get("hidden_states"),  # not every language model has them
             attentions=reply.get("attentions"),

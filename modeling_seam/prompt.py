@@ -1,5 +1,8 @@
 """The one place where the prompt's ids become the embeddings that the language model reads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -18,6 +21,26 @@ def last_positions(count: int, device: torch.device) -> torch.LongTensor:
     torch copies the whole output matrix, once a row, for the view that it stands for.
     """
     return torch.arange(-count, 0, device=device)
+
+
+@contextmanager
+def logits_at(language_model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """
+    Within, the language model's output layer is given no more than what a loss needs, and its logits are `(n, vocab)`.
+
+    Args:
+        positions (`torch.Tensor` of shape `(batch, seq)`): where there is a target, n of them, among those that the
+            output layer would be given.
+    """
+
+    def select(head, inputs):
+        return (inputs[0][positions],)
+
+    handle = language_model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def splice(

@@ -40,7 +40,7 @@ FREE = re.compile(
     r"output_dir|resume_from_checkpoint|restore_callback_states_from_checkpoint|remove_unused_columns|do_\w+"
     r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
     r"|(log|logging|eval|save|hub|push|trackio)_\w+|per_device_eval_batch_size|load_best_model_at_end|report_to"
-    r"|run_name|project|disable_tqdm|enable_jit_checkpoint|skip_memory_metrics|local_rank|ddp_\w+)$"
+    r"|(gradient|activation)_checkpointing(_kwargs)?|run_name|project|disable_tqdm|enable_jit_checkpoint|skip_memory_metrics|local_rank|ddp_\w+)$"
 )
 
 

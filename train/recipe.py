@@ -189,6 +189,11 @@ class StageRecipe:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
         if self.llm_dtype not in (FULL, *LLM_DTYPES):
             raise RecipeError(f"llm_dtype is {self.llm_dtype!r}; accepted: {', '.join((FULL, *LLM_DTYPES))}.")
+        if (self.training.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise RecipeError(
+                "training.gradient_checkpointing_kwargs: use_reentrant=true finds no gradients behind a frozen LLM's "
+                "embeddings; accepted: false, the default."
+            )
         if self.mask not in MASKS:
             raise RecipeError(f"mask is {self.mask!r}; accepted: {', '.join(MASKS)}.")
         if self.mask == "learned" and not self.masking_probability:

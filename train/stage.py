@@ -107,7 +107,9 @@ class StageTrainer(ResumableTrainer, ABC):
     def compute_loss(self, model, inputs, *args, **kwargs):
         # FSDP2 computes the parts that it spreads in half precision, but not what it is told to leave alone.
         with self.accelerator.autocast():
-            return super().compute_loss(model, {**inputs, "use_llm": self.use_llm}, *args, **kwargs)
+            return super().compute_loss(
+                model, {**inputs, "use_llm": self.use_llm, "return_logits": False}, *args, **kwargs
+            )
 
     def get_train_dataloader(self) -> DataLoader:
         """As in transformers, except that an epoch is the data set, once, for any number of ranks."""

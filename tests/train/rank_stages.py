@@ -37,6 +37,7 @@ def train_all(folder: Path, manifest: str, encoder: str, llm: str) -> None:
             "gradient_accumulation_steps": ACCUMULATED.get(name, 1),
             "logging_steps": 1,
             "warmup_steps": 0,
+            "gradient_checkpointing": ranks > 1,  # computes the same
             **values.pop("training", {}),
         }
         data = {"train_limit": UTTERANCES, "keep_encoder_states": False, "eval_batch_size": 3, **values.pop("data", {})}
