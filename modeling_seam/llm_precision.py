@@ -48,13 +48,14 @@ def llm_options(llm_dtype: str | None, dtype: torch.dtype, device: torch.device 
     return {"dtype": torch.bfloat16, "quantization_config": quantization_config, "device_map": {"": device}}
 
 
-def settle(language_model: PreTrainedModel) -> PreTrainedModel:
-    """Keep a quantized LLM as it is, in place: some CPUs' inference changes its weights' layout for good, and training
-    after it would go on without gradients, with no more than a warning."""
+def settle(language_model: PreTrainedModel) -> None:
+    """
+    Keep the layout of a quantized LLM's weights. On CPUs with bf16 instructions bitsandbytes changes it for good at the
+    first inference, and training after it would go on without gradients, with no more than a warning.
+    """
     for module in language_model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-    return language_model
 
 
 def in_full(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedConfig:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.utils.data import DataLoader, Subset
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
@@ -65,11 +65,6 @@ class StageTrainer(ResumableTrainer, ABC):
         if args.data_seed is None:
             args.data_seed = args.seed  # and not that of the moment, which may be each rank's own
         super().__init__(args=args, processing_class=processor, **kwargs)
-        if self.model.full_llm is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise RecipeError(
-                "llm_dtype: FSDP2 and DeepSpeed take weights of one precision only; accepted with them: float32. With "
-                "the whole model on each GPU (recipes/accelerate/eight_gpus.yaml) all are."
-            )
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
@@ -235,8 +230,16 @@ def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, 
 
 
 def held_in(recipe: StageRecipe) -> str | None:
-    """The precision of the LLM, as `from_pretrained` takes it."""
-    return None if recipe.llm_dtype == FULL else recipe.llm_dtype
+    """The precision of the LLM, as `from_pretrained` takes it. Raises `RecipeError` where it cannot be held so."""
+    if recipe.llm_dtype == FULL:
+        return None
+    given = recipe.training.fsdp or recipe.training.deepspeed
+    if given or any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))):
+        raise RecipeError(
+            f"llm_dtype is {recipe.llm_dtype!r}, but FSDP2 and DeepSpeed take weights of one precision only; accepted "
+            "with them: float32. With the whole model on each GPU (recipes/accelerate/eight_gpus.yaml) all are."
+        )
+    return recipe.llm_dtype
 
 
 def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:

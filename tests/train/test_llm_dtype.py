@@ -182,6 +182,32 @@ def test_an_llm_that_is_gone_or_changed_is_not_saved(stage_2, tmp_path):
         held.save_pretrained(tmp_path)
 
 
+def test_4bit_has_the_same_gradients_after_an_evaluation(stage_2, processor, waveforms):
+    """On some CPUs bitsandbytes turns its weights over at inference, to go on without gradients."""
+    model = SeamForSpeechRecognition.from_pretrained(stage_2["float32"], llm_dtype="4bit")
+    batch = processor(audio=waveforms[:2], text=["one two three", "two"])
+    adapters = [parameter.requires_grad_(True) for name, parameter in model.named_parameters() if is_lora(name)]
+    gradients = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        model.train()(**batch).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in adapters])
+        model.zero_grad(set_to_none=False)
+        with torch.no_grad():
+            model.eval()(**batch)
+    assert any(gradient.any() for gradient in gradients[0])
+    assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("engine", ["FSDP", "DEEPSPEED"])
+def test_engines_that_spread_the_weights_are_refused(engine, kind, manifest, tmp_path, monkeypatch):
+    settings = recipe(tmp_path, manifest, 1, model="nowhere", llm_dtype=kind)
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")  # as `accelerate launch` does
+    with pytest.raises(RecipeError, match=f"^llm_dtype is '{kind}', but FSDP2 and DeepSpeed take weights of one"):
+        instruction.main(settings)
+
+
 def test_what_is_not_accepted_is_refused(stage_1, manifest, tmp_path):
     with pytest.raises(RecipeError, match="llm_dtype is 'float16'; accepted: float32, bfloat16, 4bit"):
         recipe(tmp_path, manifest, 1, llm_dtype="float16")
