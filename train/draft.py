@@ -36,6 +36,10 @@ class DraftTrainer(StageTrainer):
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         return list(model.draft_head.parameters())
 
+    @classmethod
+    def error_rates(cls, model: SeamForSpeechRecognition) -> list[str]:
+        return ["stage1_wer", "draft_wer", "draft_agreement"]
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         return super().compute_loss(model, {**inputs, "use_draft_head": True}, *args, **kwargs)
 
@@ -44,7 +48,8 @@ class DraftTrainer(StageTrainer):
         pairs = []
         held_out = Subset(self.eval_dataset, places)
         loader = DataLoader(held_out, self.data.eval_batch_size, collate_fn=self.data_collator)
-        for batch in tqdm(loader, desc="drafting", leave=False):
+        quiet = self.args.disable_tqdm or not self.is_world_process_zero()
+        for batch in tqdm(loader, desc="drafting", leave=False, disable=quiet):
             del batch["labels"]
             speech = self.evaluated.speech(**BatchFeature(batch).to(self.evaluated.device))
             alignment = self.evaluated.align(*speech)

@@ -12,6 +12,8 @@ import yaml
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import integration_utils
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import CASINGS
@@ -164,6 +166,9 @@ class StageRecipe:
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
         mask: what masking writes, which Section 3.5 does not say: `zero`, or a `learned` vector that begins at zero, is
             trained with LoRA and saved with the checkpoint (Stage 3).
+        early_stopping_patience: end the training when so many evaluations in a row bring nothing better, by
+            `training.metric_for_best_model` (`loss` by default; of the word error rates `stage1_wer` or `wer`). Needs
+            `training.load_best_model_at_end`, which keeps the best.
         alignment_cache: folder of what Stage 1 hears, written by `seam train decode` ahead of Stage 3, which by itself
             begins with decoding.
     """
@@ -181,6 +186,7 @@ class StageRecipe:
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
     mask: str = "zero"
+    early_stopping_patience: int | None = None
     alignment_cache: str | None = None
 
     def __post_init__(self):
@@ -205,6 +211,16 @@ class StageRecipe:
                 "data.encoder_states_dtype is 'bfloat16', which only training in bf16 reads without loss: set "
                 "training.bf16=true."
             )
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise RecipeError(
+                    f"early_stopping_patience is {self.early_stopping_patience}; accepted: 1 and above, in evaluations."
+                )
+            if not self.training.load_best_model_at_end or self.training.eval_strategy == "no":
+                raise RecipeError(
+                    "early_stopping_patience waits for a better model: set training.load_best_model_at_end=true, "
+                    "training.eval_strategy and training.metric_for_best_model."
+                )
         if self.data.streaming and self.training.max_steps <= 0:
             raise RecipeError("data.streaming has no last utterance: say how long to train by training.max_steps.")
         check_keys(self.config, SeamConfig, "config.")
@@ -219,6 +235,7 @@ class StageRecipe:
 
 def check_stage(recipe: StageRecipe, stage: str) -> None:
     """Raise `RecipeError` for a setting that the stage (the command after `seam train`) does not have."""
+    check_trackers(recipe.training.report_to)
     defaults = {field.name: field.default for field in dataclasses.fields(StageRecipe)}
     for name, stages in STAGES_WITH.items():
         if stage not in stages and getattr(recipe, name) != defaults[name]:
@@ -234,6 +251,16 @@ def check_stage(recipe: StageRecipe, stage: str) -> None:
             "data.on_bad_audio=skip: Stage 3 reads all audio before it trains; take the recordings that cannot be read "
             "out of its manifests."
         )
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise `RecipeError` for a tracker (`training.report_to`) that is not installed, or unknown to transformers."""
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise RecipeError(f"training.report_to: {name!r}; accepted: none, {', '.join(INTEGRATION_TO_CALLBACK)}.")
+        is_available = getattr(integration_utils, f"is_{name}_available", lambda: True)
+        if not is_available():
+            raise RecipeError(f"training.report_to: {name} is not installed: pip install {name}")
 
 
 def check_keys(values: dict[str, Any], cls: type, where: str) -> list[str]:
@@ -280,6 +307,9 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
 
 def _training_arguments(values: dict[str, Any], where: str) -> TrainingArguments:
     values = {"report_to": "none", **values}
+    best = values.get("metric_for_best_model")
+    if best is not None:  # transformers takes all but losses for the better, the greater they are
+        values = {"greater_is_better": not best.endswith(("loss", "wer")), **values}
     words = []
     for key, value in values.items():
         if value is not None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ExportableState
 
 from seam.data.errors import sentence_of
 from seam.train.checkpoints import UNFINISHED, differences, discard_old, last_checkpoint, read_record, seal
@@ -32,9 +34,8 @@ class ResumableTrainer(Trainer):
     def __init__(self, *, args: TrainingArguments, origin: dict[str, Any] | None = None, **kwargs):
         self.origin = origin or {}
         self.record = {}  # of the checkpoint that this run goes on from
-        self.is_saving = self.is_over = False
+        self.is_saving = self.is_over = self.is_same = False
         args.logging_nan_inf_filter = False  # `training_step` looks instead; the filter would hide it
-        args.restore_callback_states_from_checkpoint = True  # the patience of early stopping
         super().__init__(args=args, **kwargs)
         self.add_callback(_ExactSteps(self))
 
@@ -42,6 +43,9 @@ class ResumableTrainer(Trainer):
         if resume_from_checkpoint is not None:
             resume_from_checkpoint = str(resume_from_checkpoint)
             self.record = read_record(Path(resume_from_checkpoint))
+            self.is_same = bool(self.record) and not differences(self.record["origin"], self.origin)
+        self.args.restore_callback_states_from_checkpoint = self.is_same  # how long early stopping has waited
+        self._name_run()
         if self.args.should_save:  # left by a process that died
             shutil.rmtree(Path(self.args.output_dir, UNFINISHED), ignore_errors=True)
         self.begun = time.time()
@@ -64,8 +68,10 @@ class ResumableTrainer(Trainer):
         self.args.eval_on_start = False  # done
         control = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         ended = control.get("should_training_stop", False)
-        same = bool(self.record) and not differences(self.record["origin"], self.origin)
-        self.is_over = self.state.global_step >= self.state.max_steps or (ended and same)
+        self.is_over = self.state.global_step >= self.state.max_steps or (ended and self.is_same)
+        for callback in self.callback_handler.callbacks:  # `Trainer` asks for those that the checkpoint lacks as well
+            if isinstance(callback, ExportableState):
+                self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
         if best.is_dir():  # the folder may lie elsewhere now
             self.state.best_model_checkpoint = str(best)
@@ -75,6 +81,15 @@ class ResumableTrainer(Trainer):
             self._total_loss_scalar = self.record["loss_logged"]
             self._initial_global_step = 0  # the mean loss is that of all steps
 
+    def _name_run(self) -> None:
+        """A training that goes on does so under the same name, and trackers show one run."""
+        folder = Path(self.args.output_dir)
+        before = self.record.get("run_name") if self.is_same else None
+        self.args.run_name = self.args.run_name or before or f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+                callback.logging_dir = str(folder / "runs" / self.args.run_name)
+
     def _run_epoch(self, *args, **kwargs):
         if self.is_over:  # `Trainer` would make one step more
             self.control.should_training_stop = True
@@ -83,7 +98,13 @@ class ResumableTrainer(Trainer):
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         self.check_weights()
-        return super()._finalize_training(trial, num_train_samples, start_time - self.record.get("seconds", 0.0))
+        # With a limit of 1 `Trainer` would delete all but the best one, and who starts again what has ended would make
+        # the steps after it again.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(trial, num_train_samples, start_time - self.record.get("seconds", 0.0))
+        finally:
+            self.args.save_total_limit = limit
 
     def _save_rng_state(self, output_dir):
         pass  # see the class
@@ -137,6 +158,7 @@ class ResumableTrainer(Trainer):
             "loss_not_logged": self.accelerator.gather(self._tr_loss).mean().item(),
             "last_logged_step": self._globalstep_last_logged,
             "loss_logged": self._total_loss_scalar,
+            "run_name": self.args.run_name,
             "seconds": self.record.get("seconds", 0.0) + time.time() - self.begun,
         }
 

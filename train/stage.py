@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 from torch.utils.data import DataLoader, Subset
-from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import EvalLoopOutput, seed_worker
+from transformers import EarlyStoppingCallback, ProgressCallback, TrainingArguments, set_seed
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy, seed_worker
 
 from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.even_batches import EvenBatches
@@ -21,11 +21,14 @@ from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, origin, read_trained, written_aside
+from seam.train.curves import write_curves
 from seam.train.encoder_states import states_on_disk
 from seam.train.epochs import SetEpoch, StartStream
+from seam.train.progress import Progress
 from seam.train.ranks import of_all_ranks, own_share, shared_out, whole
 from seam.train.recipe import FULL, DataSettings, RecipeError, StageRecipe
 from seam.train.resuming import ResumableTrainer
+from seam.train.throughput import Throughput
 from seam.train.training_data import length_batches, longest_transcript, skipped_audio, training_data
 
 
@@ -73,6 +76,11 @@ class StageTrainer(ResumableTrainer, ABC):
         self.add_callback(SetEpoch(*drawn))
         if isinstance(self.train_dataset, SpeechStream):
             self.add_callback(StartStream(self.train_dataset))
+        extractor = processor.feature_extractor
+        self.throughput = Throughput(extractor.hop_length / extractor.sampling_rate)
+        self.add_callback(self.throughput)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(Progress)
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
             parameter.requires_grad_(True)
@@ -93,6 +101,11 @@ class StageTrainer(ResumableTrainer, ABC):
             super()._load_best_model()
         else:
             read_trained(self.model, Path(self.state.best_model_checkpoint))
+
+    @classmethod
+    def error_rates(cls, model: SeamForSpeechRecognition) -> list[str]:
+        """What `evaluate` reports of this model beside the loss, by name."""
+        return ["stage1_wer"] * model.aligner.writes_tokens + ["wer"] * cls.use_llm
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict:
@@ -127,6 +140,17 @@ class StageTrainer(ResumableTrainer, ABC):
             batches = EvenBatches(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
         return self.accelerator.prepare(loader(batch_sampler=batches))
 
+    def get_batch_samples(self, epoch_iterator, *args, **kwargs):
+        return super().get_batch_samples(self.throughput.batches(epoch_iterator), *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        speed = self.throughput.measured() if "loss" in logs else {}
+        super().log({**logs, **speed}, start_time)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self.throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """This rank's share of the held-out utterances."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -141,7 +165,10 @@ class StageTrainer(ResumableTrainer, ABC):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> EvalLoopOutput:
-        """The loss is a mean over the tokens of the whole data set, whatever the batch size and the number of ranks."""
+        """
+        The loss is a mean over the tokens of the whole data set, whatever the batch size and the number of ranks. The
+        word error rates are a part of it, so that trackers and early stopping are told them too.
+        """
         self.callback_handler.eval_dataloader = dataloader
         loss_sum, tokens, utterances = 0.0, 0, 0
         for inputs in dataloader:
@@ -152,18 +179,17 @@ class StageTrainer(ResumableTrainer, ABC):
             utterances += len(inputs["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         loss_sum, tokens, utterances = map(sum, zip(*of_all_ranks((loss_sum, tokens, utterances)), strict=True))
-        metrics = {f"{metric_key_prefix}_loss": loss_sum / tokens}
+        metrics = {"loss": loss_sum / tokens, **self.word_error_rates()}
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=utterances)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         # Each rank evaluates its own share, with as many passes as that takes.
         self.evaluated = whole(self.model).eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.throughput.paused():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-            rates = {f"{metric_key_prefix}_{name}": rate for name, rate in self.word_error_rates().items()}
         self.evaluated = None
-        self.log(rates)
-        return {**metrics, **rates}
+        return metrics
 
     def word_error_rates(self) -> dict[str, float]:
         """
@@ -177,7 +203,7 @@ class StageTrainer(ResumableTrainer, ABC):
             self.evaluated,
             self.processing_class,
             batch_size=self.data.eval_batch_size,
-            progress=self.is_world_process_zero(),
+            progress=self.is_world_process_zero() and not self.args.disable_tqdm,
             use_llm=self.use_llm,
         )
         results = shared_out(decode, [utterance.audio for utterance in self.validation])
@@ -289,6 +315,17 @@ def check_fits(utterance: Utterance, model: SeamForSpeechRecognition, processor:
         )
 
 
+def check_best(training: TrainingArguments, metrics: list[str]) -> None:
+    """Raise `RecipeError` for a best model that no evaluation tells. `metrics`: what evaluations report, by name."""
+    best = training.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in metrics:
+        raise RecipeError(f"training.metric_for_best_model is {best!r}; this stage reports: {', '.join(metrics)}.")
+    if best is None and training.save_strategy == SaveStrategy.BEST:
+        raise RecipeError(
+            f"training.save_strategy is 'best', by training.metric_for_best_model; accepted: {', '.join(metrics)}."
+        )
+
+
 def taken_evenly(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
     """At most `limit` utterances, from everywhere in the list."""
     if limit is None or limit >= len(utterances):
@@ -305,7 +342,8 @@ def run(
 ) -> dict[str, float]:
     """
     Train one stage and save the result in `training.output_dir`, from where the next stage and `from_pretrained` load.
-    A run that was interrupted goes on from its last checkpoint there.
+    A run that was interrupted goes on from its last checkpoint there. Beside the checkpoint are the curves of the
+    training, `curves.png`.
 
     Args:
         prepare: makes the training items of a stage from the (possibly encoded) data set, its name (`train` or
@@ -314,6 +352,7 @@ def run(
     Returns:
         The metrics of the last evaluation.
     """
+    check_best(recipe.training, ["loss", *trainer_class.error_rates(model)])
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)
     casing = CASINGS[recipe.data.casing]
@@ -343,16 +382,22 @@ def run(
         data=recipe.data,
         **trainer_class.settings(recipe),
     )
+    if recipe.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping_patience))
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     if skipped is not None:
         metrics["skipped_audio"] = len(skipped)
+    folder = Path(recipe.training.output_dir)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all ranks together
     if recipe.training.should_save:
-        with written_aside(Path(recipe.training.output_dir)) as folder:
-            model.save_pretrained(folder, state_dict=weights)
-            processor.save_pretrained(folder)
+        with written_aside(folder) as aside:
+            model.save_pretrained(aside, state_dict=weights)
+            processor.save_pretrained(aside)
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        best = trainer.state.best_global_step if recipe.training.load_best_model_at_end else None
+        write_curves(trainer.state.log_history, folder / "curves.png", str(folder), best)
     trainer.accelerator.wait_for_everyone()  # no rank reads what is not written yet
-    return {**metrics, "output_dir": str(Path(recipe.training.output_dir))}
+    return {**metrics, "output_dir": str(folder)}

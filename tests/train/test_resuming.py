@@ -32,7 +32,7 @@ TRAINING = {
     "lr_scheduler_type": "cosine",
 }
 EVALUATED = {"eval_strategy": "steps", "eval_steps": 5}
-AS_IT_WAS_RUN = ("runtime", "per_second")
+AS_IT_WAS_RUN = ("runtime", "per_second", "hours_per_hour", "utilisation")
 
 
 def recipe(output_dir, manifest, steps, data=None, **values):
