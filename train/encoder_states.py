@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +92,19 @@ class Shards:
         return {**self.identity, "places": [batches[0][0], batches[-1][-1]]}
 
     def _lengths(self, path: Path, batches: list[list[int]]) -> torch.LongTensor:
-        try:
-            with safe_open(path, framework="pt") as opened:
-                identity = json.loads((opened.metadata() or {}).get("made_from", "{}"))
-                lengths = opened.get_tensor("lengths").clone()
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged: {error}. Delete it: it is made again.") from error
+        with _naming_damage(path), safe_open(path, framework="pt") as opened:
+            identity = json.loads((opened.metadata() or {}).get("made_from", "{}"))
+            lengths = opened.get_tensor("lengths").clone()
         made_from.check(path, identity, self._identity(batches))
         return lengths
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}. Delete it: it is made again.") from error
 
 
 class EncoderStates(Dataset):
@@ -125,7 +132,9 @@ class EncoderStates(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         shard = int(self.shard[index])
         if shard not in self._opened:
-            self._opened[shard] = safe_open(self.paths[shard], framework="pt").get_slice("states")
+            path = self.paths[shard]
+            with _naming_damage(path):
+                self._opened[shard] = safe_open(path, framework="pt").get_slice("states")
         states = self._opened[shard][int(self.start[index]) : int(self.end[index])]
         return {"speech_states": states.float(), "token_ids": self.dataset.token_ids(index)}
 
