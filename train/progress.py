@@ -16,3 +16,9 @@ class Progress(ProgressCallback):
             self.training_bar = tqdm(
                 total=state.max_steps, initial=state.global_step, smoothing=0, unit="step", dynamic_ncols=True
             )
+
+    def close(self) -> None:
+        """Of a training that ends by an error, which gets a line of its own."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()

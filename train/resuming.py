@@ -128,9 +128,9 @@ class ResumableTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
+            if self.state.best_global_step == self.state.global_step:  # all ranks load it at the end
+                self.state.best_model_checkpoint = str(checkpoint)
             if self.args.should_save:
-                if self.state.best_global_step == self.state.global_step:
-                    self.state.best_model_checkpoint = str(checkpoint)
                 self.state.save_to_json(str(aside / "trainer_state.json"))
                 if not self.args.save_only_model:
                     seal(aside, record)

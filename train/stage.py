@@ -79,8 +79,9 @@ class StageTrainer(ResumableTrainer, ABC):
         extractor = processor.feature_extractor
         self.throughput = Throughput(extractor.hop_length / extractor.sampling_rate)
         self.add_callback(self.throughput)
+        self.progress = Progress()
         if self.pop_callback(ProgressCallback):
-            self.add_callback(Progress)
+            self.add_callback(self.progress)
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
             parameter.requires_grad_(True)
@@ -139,6 +140,12 @@ class StageTrainer(ResumableTrainer, ABC):
             order = self._get_train_sampler(self.train_dataset)
             batches = EvenBatches(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
         return self.accelerator.prepare(loader(batch_sampler=batches))
+
+    def train(self, *args, **kwargs):
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.progress.close()
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
         return super().get_batch_samples(self.throughput.batches(epoch_iterator), *args, **kwargs)

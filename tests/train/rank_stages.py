@@ -22,6 +22,14 @@ UTTERANCES = 7  # no multiple of a batch, or of two processes
 EPOCHS = 2
 # A step of Stage 2 takes two batches; of all others, one of four utterances, then one of three.
 ACCUMULATED = {"instruction": 2}
+# The weights of the first epoch are kept: the loss is said to be best at its highest.
+FIRST_IS_BEST = {
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "greater_is_better": True,
+}
 
 
 def train_all(folder: Path, manifest: str, encoder: str, llm: str) -> None:
@@ -45,7 +53,7 @@ def train_all(folder: Path, manifest: str, encoder: str, llm: str) -> None:
             stage.main(recipe(folder / name, manifest, -1, training=training, data=data, **values))
 
     config = {"lora_rank": 4, "lora_dropout": 0.0, "llm_inputs": "continuous"}
-    train(alignment, encoder=encoder, llm=llm, config=config)
+    train(alignment, encoder=encoder, llm=llm, config=config, training=FIRST_IS_BEST)
     train(draft, model=str(folder / "alignment"), data={"encoder_states": str(folder / "states")})
     train(instruction, model=str(folder / "draft"), llm=llm)
     # Chances differ from rank to rank: everything is masked, nothing deleted.

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 from seam.tests.train.sounds import recipe
 from seam.train import alignment
 from seam.train.progress import Progress
+from seam.train.recipe import RecipeError
 
 
 def state(step: int, is_first: bool = True):
@@ -45,3 +46,12 @@ def test_a_training_shows_it_unless_it_is_disabled(disabled, backbones, manifest
     assert bool(bars) != disabled
     if not disabled:
         assert "2/5" in bars[0] and "5/5" in bars[-1] and "0/5" not in shown
+
+
+def test_an_error_has_a_line_of_its_own(backbones, manifest, tmp_path, capsys):
+    settings = {"encoder": backbones[0], "llm": backbones[1]}
+    training = {"disable_tqdm": False, "learning_rate": 1e30, "warmup_steps": 0}
+    with pytest.raises(RecipeError, match="lower the learning rate"):
+        alignment.main(recipe(tmp_path, manifest, 5, training=training, **settings))
+    shown = capsys.readouterr().err
+    assert "step/s]" in shown and shown.endswith("\n")

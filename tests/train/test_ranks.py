@@ -98,6 +98,25 @@ def test_the_encoder_reads_for_both(one_process, two_processes):
     assert shards[0] == shards[1] != []
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_speed_is_that_of_all_ranks(stage, one_process, two_processes):
+    """What was heard for each token of a step does not depend on the time that it took."""
+
+    def seconds_per_token(folder):
+        return np.divide(history(folder, "audio_hours_per_hour"), history(folder, "tokens_per_second"))
+
+    one = seconds_per_token(one_process / stage)
+    assert len(set(one)) > 1 or stage in rank_stages.ACCUMULATED  # in which a step is the data set
+    np.testing.assert_allclose(seconds_per_token(two_processes / stage), one)
+    assert all(0 < share <= 100 for share in history(two_processes / stage, "utilisation"))
+
+
+def test_all_ranks_end_with_the_best_weights(two_processes):
+    first, second, kept = history(two_processes / "alignment", "eval_loss")
+    assert first > second
+    np.testing.assert_allclose(kept, first, rtol=1e-6)
+
+
 def test_one_rank_saves_and_nothing_is_left_over(two_processes):
     for stage in STAGES:
         assert not (two_processes / stage / ".saving").exists()

@@ -17,7 +17,7 @@ TRAINING = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_st
 
 @pytest.fixture
 def vanishes(monkeypatch):
-    """Moves the file away in step 4, at the end of the first of several epochs or passes, and leaves bytes in its place."""
+    """In step 4, at the end of the first epoch or pass, moves the file away, and leaves these bytes in its place."""
     step = Trainer.training_step
 
     def vanishes(path: Path, left: bytes | None = None):
