@@ -9,8 +9,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from seam.train.ranks import prepare_for_fsdp
 from seam.train.recipe import RecipeError
-from seam.train.stage import prepare_for_fsdp
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "accelerate"
 PROCESSES = {"one_gpu": 1, "eight_gpus": 8, "several_nodes": 16, "fsdp": 8, "deepspeed_zero2": 8}

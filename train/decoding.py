@@ -28,7 +28,7 @@ from seam.modeling_seam.backbones import EmbeddingTable
 from seam.train import made_from
 from seam.train.ranks import shared_out
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
-from seam.train.stage import check_fits, read_utterances
+from seam.train.training_data import check_fits, read_utterances
 
 # How long to wait for a file's writer: workers of a killed process live on for a few seconds and hold its lock.
 LOCK_SECONDS = 10

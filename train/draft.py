@@ -19,7 +19,9 @@ from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.ranks import shared_out
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
-from seam.train.stage import StageTrainer, read_utterances, run
+from seam.train.run import run
+from seam.train.stage import StageTrainer
+from seam.train.training_data import read_utterances
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,10 @@ first and only stage: it trains the bridge as well.
 import torch
 
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.models import llm_adapters, new_model, stage_before
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
-from seam.train.stage import StageTrainer, llm_adapters, new_model, run, stage_before
+from seam.train.run import run
+from seam.train.stage import StageTrainer
 
 
 class InstructionTrainer(StageTrainer):

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.recipe import RecipeError
 
 T = TypeVar("T")
 
@@ -61,3 +63,16 @@ def whole(model: SeamForSpeechRecognition) -> SeamForSpeechRecognition:
     copy.generation_config = model.generation_config
     copy.language_model.generation_config = model.language_model.generation_config
     return copy
+
+
+def prepare_for_fsdp(plugin: FullyShardedDataParallelPlugin, model: SeamForSpeechRecognition) -> None:
+    """What FSDP2 must know of the model. Raises `RecipeError` for settings with which it cannot be trained."""
+    if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
+        raise RecipeError(
+            "FSDP: accepted are fsdp_version 2 and fsdp_cpu_ram_efficient_loading false, as in recipes/accelerate."
+        )
+    # Stage 1 looks into the frozen table from outside of its own forward pass, where FSDP2 would show a share of it.
+    plugin.ignored_modules = [model.get_input_embeddings()]
+    if plugin.transformer_cls_names_to_wrap is None:
+        kinds = {type(module).__name__ for module in model.modules()}
+        plugin.transformer_cls_names_to_wrap = sorted(kinds.intersection(model._no_split_modules))

@@ -1,6 +1,6 @@
 """The data that a recipe trains on: as a data set or a stream, and in which batches."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,16 +9,51 @@ from torch.utils.data import Dataset
 
 from seam.data.batching import SpeechDataset, SpeechReader
 from seam.data.length_batches import LengthBatches, budget_shares
-from seam.data.manifest import CASINGS, Utterance
+from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.data.skipped import Skipped
 from seam.data.streaming import SpeechStream
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.recipe import RecipeError, StageRecipe
+from seam.train.recipe import DataSettings, RecipeError, StageRecipe
+
+
+def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:
+    """
+    Training and validation utterances of a recipe; a stream's training utterances are not read here. Raises
+    `RecipeError` when one of them is not given.
+    """
+    for name in ("train", "validation"):
+        if not getattr(data, name):
+            raise RecipeError(f"the recipe names no data.{name} manifest.")
+    train = [] if data.streaming else [u for path in data.train for u in read_manifest(path, data.train_split)]
+    validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
+    return taken_evenly(train, data.train_limit), taken_evenly(validation, data.validation_limit)
+
+
+def taken_evenly(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
+    """At most `limit` utterances, from everywhere in the list."""
+    if limit is None or limit >= len(utterances):
+        return utterances
+    return [utterances[index * len(utterances) // limit] for index in range(limit)]
 
 
 def longest_transcript(model: SeamForSpeechRecognition) -> int:
     """Tokens that the aligner has positions for, beside that of `<EOA>`."""
     return model.config.aligner_config.max_target_positions - 1
+
+
+def check_fits(utterance: Utterance, model: SeamForSpeechRecognition, processor: SeamProcessor, casing: Callable):
+    """Raise `RecipeError` for audio longer than the encoder's window or a transcript longer than the aligner's."""
+    if utterance.duration > processor.max_seconds:
+        raise RecipeError(
+            f"{utterance.audio}: {utterance.duration:.1f} s of audio, but the encoder's window is "
+            f"{processor.max_seconds} s."
+        )
+    tokens = len(processor.transcript_ids(casing(utterance.text)))
+    limit = longest_transcript(model)
+    if tokens > limit:
+        raise RecipeError(
+            f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
+        )
 
 
 def training_data(

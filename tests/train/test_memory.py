@@ -10,8 +10,8 @@ from seam.modeling_seam.nearest import NearestToken
 from seam.tests.conftest import SENTENCES, WHISPER_SIZES
 from seam.tests.train.sounds import changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement
+from seam.train.models import llm_adapters
 from seam.train.recipe import RecipeError
-from seam.train.stage import llm_adapters
 
 CHECKPOINTING = {"gradient_checkpointing": True}
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
