@@ -1,0 +1,171 @@
+"""The parts of `bench.training`: what is measured together, and which metrics follow."""
+
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from seam.bench.loops.roofline import measure_machine
+from seam.bench.steps import models
+from seam.bench.steps.alone import run_alone
+from seam.bench.steps.clock import trained_in_turn
+from seam.bench.steps.systems import Setting, build, encoder_states
+from seam.train import decoding
+from seam.train.recipe import DataSettings, StageRecipe
+
+ALONE_REPEATS = 3  # of what runs in new processes, at most
+DECODED_TOKENS = 120  # at which Stage 1 is stopped: with random weights it hears no end
+
+
+@dataclass
+class Findings:
+    """What the JSON file holds: `rows` of metrics, times and memory of `systems`, `checks` of what they were given."""
+
+    rows: list[dict] = field(default_factory=list)
+    systems: list[dict] = field(default_factory=list)
+    checks: list[dict] = field(default_factory=list)
+
+    def ratios(self, metric: str, ratios: list[float], **more):
+        """The median over the repeats, with the least and the greatest."""
+        found = {"ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
+        self.rows.append({"metric": metric, **found, **more})
+
+    def speed(self, metric: str, seconds: list[float], of_other: list[float], **more):
+        """The ratio of steps a second, repeat by repeat."""
+        self.ratios(metric, [other / own for own, other in zip(seconds, of_other, strict=True)], **more)
+
+    def system(self, part: str, name: str, seconds: list[float], **more):
+        found = {"part": part, "system": name, "seconds": statistics.median(seconds), "all_seconds": seconds}
+        self.systems.append({**found, **more})
+
+
+def in_turn(setting: Setting, findings: Findings, part: str, names: list[str], repeats: int) -> dict[str, list[float]]:
+    """
+    Seconds a step of several systems, in each repeat.
+
+    Raises:
+        RuntimeError: unless all were given the same transcripts in the same batches.
+    """
+    trained = trained_in_turn({name: build(name, setting) for name in names}, repeats, part)
+    first, *others = names
+    for name in others:
+        if trained[name][-1].transcripts != trained[first][-1].transcripts:
+            raise RuntimeError(f"{name} was given other batches than {first}.")
+    batches = trained[first][-1].transcripts
+    findings.checks.append({"part": part, "systems": names, "batches": len(batches), "same_batches": True})
+    seconds = {name: [one.seconds for one in trained[name]] for name in names}
+    for name in names:
+        findings.system(part, name, seconds[name], tflop=trained[name][-1].operations / 1e12)
+    return seconds
+
+
+def stage_1(setting: Setting, findings: Findings, repeats: int):
+    """
+    Stage 1 against Whisper's fine-tuning, without and with the encoder's states on disk; cold, they are made first, for
+    one epoch.
+    """
+    cold, warm = seconds_of_states(setting)
+    names = ["stage_1", "whisper", "stage_1_cached", "whisper_with_table"]
+    seconds = in_turn(setting, findings, "stage_1", names, repeats)
+    findings.system("stage_1", "making the encoder's states", [cold], utterances=len(setting.utterances) + 1)
+    findings.system("stage_1", "finding them on disk", [warm], utterances=len(setting.utterances) + 1)
+    steps = len(setting.utterances) / setting.batch
+    for peer, suffix in (("whisper", ""), ("whisper_with_table", "_with_table")):
+        findings.speed(f"stage1_vs_peer{suffix}", seconds["stage_1"], seconds[peer])
+        findings.speed(f"stage1_cached_vs_peer{suffix}", seconds["stage_1_cached"], seconds[peer])
+    with_cold = [one + cold / steps for one in seconds["stage_1_cached"]]
+    findings.speed("stage1_cold_cache_vs_peer", with_cold, seconds["whisper"], steps=steps)
+
+
+def seconds_of_states(setting: Setting) -> tuple[float, float]:
+    """Of the encoder's states of all utterances: to make them, and to find them."""
+    shutil.rmtree(setting.folder / "states", ignore_errors=True)
+    torch.manual_seed(0)  # as `build`
+    model = models.seam(setting.sizes, setting.processor, alignment_only=True).to(setting.device)
+    return _seconds(encoder_states, setting, model)[0], _seconds(encoder_states, setting, model)[0]
+
+
+def stage_2(setting: Setting, findings: Findings, repeats: int):
+    """Stage 2 against PEFT's LoRA fine-tuning of the language model."""
+    names = ["stage_2", "peft", "stage_2_cached"]
+    seconds = in_turn(setting, findings, "stage_2", names, repeats)
+    findings.speed("stage2_vs_peft", seconds["stage_2"], seconds["peft"])
+    findings.speed("stage2_cached_vs_peft", seconds["stage_2_cached"], seconds["peft"])
+
+
+def memory(setting: Setting, findings: Findings, repeats: int):
+    """The peak of a training, of systems in processes of their own."""
+    peaks = {}
+    for name in ("stage_1", "stage_1_cached", "whisper", "whisper_with_table", "stage_2", "stage_2_cached", "peft"):
+        peaks[name] = run_alone(name, setting, setting.batch)["peak_bytes"]
+        findings.systems.append({"part": "memory", "system": name, "peak_gb": peaks[name] / 1e9})
+    table = 4 * setting.sizes.llm.vocab_size * setting.sizes.llm.hidden_size
+    for peer, suffix in (("whisper", ""), ("whisper_with_table", "_with_table")):
+        for system, metric in (("stage_1", "stage1_memory"), ("stage_1_cached", "stage1_cached_memory")):
+            ratio = peaks[system] / (peaks[peer] + table)
+            findings.ratios(f"{metric}_vs_peer{suffix}_and_table", [ratio], table_gb=table / 1e9)
+    findings.ratios("stage2_memory_vs_peft", [peaks["stage_2"] / peaks["peft"]])
+
+
+def processes(setting: Setting, findings: Findings, repeats: int):
+    """Stage 1 in two processes of one thread each against one process of one and of two threads, the same batch."""
+    ways = {"1 process, 1 thread": (1, 1), "2 processes, 1 thread each": (2, 1), "1 process, 2 threads": (1, 2)}
+    seconds = {name: [] for name in ways}
+    for _ in range(min(repeats, ALONE_REPEATS)):
+        for name, (number, threads) in ways.items():
+            found = run_alone("stage_1", setting, setting.batch // number, number, threads)
+            seconds[name].append(found["seconds"])
+    for name in ways:
+        findings.system("processes", name, seconds[name])
+    one, two, threads = seconds.values()
+    findings.speed("two_processes_vs_one", two, one)
+    findings.speed("two_processes_vs_two_threads", two, threads)
+
+
+def caches(setting: Setting, findings: Findings, repeats: int):
+    """`seam train decode` of Stage 1, of `DECODED_TOKENS` tokens: cold, and when all is there."""
+    whisper = setting.sizes.whisper
+    positions, whisper.max_target_positions = whisper.max_target_positions, DECODED_TOKENS + 1
+    model = models.seam(setting.sizes, setting.processor, alignment_only=True)
+    whisper.max_target_positions = positions
+    folder, manifest = setting.folder / "stage_1", str(setting.folder / "speech" / "manifest.jsonl")
+    model.save_pretrained(folder)
+    setting.processor.save_pretrained(folder)
+    recipe = StageRecipe(
+        training=setting.arguments(),
+        data=DataSettings(train=[manifest], validation=[manifest], validation_limit=1, eval_batch_size=setting.batch),
+        model=str(folder),
+        alignment_cache=str(setting.folder / "decoded"),
+    )
+    cold, said = _seconds(decoding.main, recipe)
+    warm, said_again = _seconds(decoding.main, recipe)
+    heard = {"utterances": len(setting.utterances) + 1, "tokens": DECODED_TOKENS}
+    findings.system("caches", "seam train decode, cold", [cold], **heard)
+    findings.system("caches", "seam train decode, warm", [warm], **heard)
+    decoded = [one["train"]["decoded"] for one in (said, said_again)]
+    findings.checks.append({"part": "caches", "decoded_cold": decoded[0], "decoded_warm": decoded[1]})
+    findings.ratios("decode_warm_vs_cold", [warm / cold])
+
+
+def utilisation(setting: Setting, findings: Findings, repeats: int):
+    """Operations a second of each stage, relative to those of a product of large matrices."""
+    machine = measure_machine(torch.device(setting.device), setting.sizes.dtype)
+    for name in ("stage_1", "stage_2", "stage_3"):
+        (one,) = trained_in_turn({name: build(name, setting)}, 1, "utilisation")[name]
+        speed = one.operations / one.seconds
+        findings.system("utilisation", name, [one.seconds], tflop=one.operations / 1e12)
+        findings.ratios(f"{name.replace('_', '')}_utilisation", [speed / machine.arithmetic], tflop_per_s=speed / 1e12)
+
+
+def _seconds(function: Callable, *arguments) -> tuple[float, Any]:
+    """What a call takes, and what it returns."""
+    start = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - start, result
+
+
+PARTS = {part.__name__: part for part in (stage_1, stage_2, memory, processes, caches, utilisation)}

@@ -1,0 +1,49 @@
+"""The findings of `bench.training` for the terminal."""
+
+from rich.console import Console
+from rich.table import Table
+
+# What is aimed at. Speeds: the least ratio; memory: the greatest.
+LEAST = {
+    "stage1_vs_peer": 0.95,
+    "stage1_cached_vs_peer": 1.3,
+    "stage2_vs_peft": 0.95,
+}
+GREATEST = {"stage1_memory_vs_peer_and_table": 1.0}
+
+
+def target(metric: str) -> str:
+    """A target in words, or nothing."""
+    if metric in LEAST:
+        return f"at least {LEAST[metric]:g}"
+    return f"at most {GREATEST[metric]:g}" if metric in GREATEST else ""
+
+
+def is_met(metric: str, ratio: float) -> bool:
+    return LEAST.get(metric, 0) <= ratio <= GREATEST.get(metric, float("inf"))
+
+
+def print_findings(report: dict, console: Console) -> None:
+    hardware = report["hardware"]
+    machine = hardware["gpu"] or f"{hardware['cpu']}, {report['threads']} of {hardware['cores']} cores"
+    console.print(
+        f"Size {report['size']}, {report['dtype']}, batch {report['batch']}, {report['seconds_of_speech']:.0f} s and "
+        f"{report['tokens']:.0f} tokens an utterance, on {machine}. Random weights."
+    )
+    ratios = Table("metric", "ratio", "range", "target")
+    for row in report["rows"]:
+        mark = ("✓" if is_met(row["metric"], row["ratio"]) else "✗") if target(row["metric"]) else ""
+        ratios.add_row(
+            row["metric"],
+            f"{row['ratio']:.3f}",
+            f"{row['least']:.3f} to {row['greatest']:.3f}",
+            f"{target(row['metric'])} {mark}",
+        )
+    console.print(ratios)
+    systems = Table("part", "system", "seconds", "TFLOP", "peak, GB", "utterances")
+    for one in report["systems"]:
+        numbers = (one.get(key) for key in ("seconds", "tflop", "peak_gb", "utterances"))
+        systems.add_row(one["part"], one["system"], *("" if n is None else f"{n:.4g}" for n in numbers))
+    console.print(systems)
+    for note in report["skipped"]:
+        console.print(note)

@@ -1,0 +1,115 @@
+"""
+SEAM's trainings against those of transformers and PEFT, in one run on the same machine, with random weights.
+
+    python -m bench.training --size tiny|base|small|paper [--device cpu|cuda] [--batch N] [--json FILE] [--plot FILE]
+
+Stage 1 against transformers' `Seq2SeqTrainer`, which fine-tunes a Whisper with a frozen encoder and a decoder of the
+aligner's sizes; Stage 2 against transformers' `Trainer` with PEFT's LoRA on the same language model, which reads as
+many tokens. Recordings that fill the encoder's window, batches, optimizer and precision are the same; all are trained
+through `Trainer.train`, in turn, a few steps at a time. Ratios are of steps a second: above 1, SEAM is faster.
+
+Sizes: see `steps/models.py`. `stage1_vs_peer` is against a Whisper whose vocabulary table is frozen, so that both train
+as many layers; `..._with_table` against one that trains it, too, as fine-tuning does. `..._cached` reads the encoder's
+states from disk (`data.encoder_states`). Each part (`--only`) is measured by itself; peak memory and several processes
+in processes of their own.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import peft
+import torch
+import transformers
+import typer
+from rich.console import Console
+
+from seam.bench.inference import cpu_name
+from seam.bench.steps.models import SIZES, sizes_of
+from seam.bench.steps.parts import PARTS, Findings
+from seam.bench.steps.plot import write_plot
+from seam.bench.steps.speech import write_speech
+from seam.bench.steps.systems import Setting
+from seam.bench.steps.tables import print_findings
+from seam.data.files import write_text
+
+
+def measure(
+    size: str, device: str, batch: int, steps: int, repeats: int, parts: list[str], folder: Path
+) -> Iterator[dict]:
+    """After each part, what the JSON file holds so far."""
+    transformers.logging.set_verbosity_error()
+    utterances = write_speech(folder / "speech", steps * batch, sizes_of(size).window)
+    setting, findings = Setting(size, device, batch, steps, utterances, folder), Findings()
+    about = {
+        "size": size,
+        "device": device,
+        "hardware": {
+            "cpu": cpu_name(),
+            "cores": len(os.sched_getaffinity(0)),
+            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
+        },
+        "date": date.today().isoformat(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+        "threads": torch.get_num_threads(),
+        "dtype": str(setting.sizes.dtype).removeprefix("torch."),
+        "batch": batch,
+        "steps": steps,
+        "repeats": repeats,
+        "seconds_of_speech": statistics.mean(one.duration for one in utterances),
+        "tokens": statistics.mean(len(setting.processor.transcript_ids(one.text)) for one in utterances),
+        "skipped": [],
+    }
+    for part in parts:
+        PARTS[part](setting, findings, repeats)
+        yield {**about, **vars(findings)}
+
+
+def main(
+    size: Annotated[str, typer.Option(help=f"{', '.join(SIZES)}.")] = "base",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    batch: Annotated[int, typer.Option(min=2, help="Utterances of a step.")] = 8,
+    steps: Annotated[int, typer.Option(min=3, help="Of each training, the first of which is not timed.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Of each training; medians are reported.")] = 5,
+    only: Annotated[str | None, typer.Option(help=f"Parts, of {', '.join(PARTS)}.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG.")] = None,
+):
+    """Measure SEAM's trainings against transformers and PEFT."""
+    if size not in SIZES:
+        raise typer.BadParameter(f"--size is {size!r}; accepted: {', '.join(SIZES)}.")
+    if device not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"--device is {device!r}; accepted: cpu, cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("--device is cuda, but torch finds no GPU.")
+    if batch % 2:
+        raise typer.BadParameter(f"--batch is {batch}; accepted: even numbers, which two processes can share.")
+    parts = _parts(only, device)
+    with tempfile.TemporaryDirectory() as folder:
+        for report in measure(size, device, batch, steps, repeats, parts, Path(folder)):
+            if json_file is not None:
+                write_text(json_file, json.dumps(report, indent=1) + "\n")
+    print_findings(report, Console(width=None if sys.stdout.isatty() else 150))
+    if plot is not None:
+        write_plot(report, plot)
+
+
+def _parts(text: str | None, device: str) -> list[str]:
+    if text is None:
+        return [name for name in PARTS if name != "utilisation" or device == "cuda"]
+    unknown = [name for name in text.split(",") if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"--only names {unknown[0]!r}; accepted: {', '.join(PARTS)}.")
+    return text.split(",")
+
+
+if __name__ == "__main__":
+    typer.run(main)
