@@ -160,7 +160,8 @@ class ListDataset(Dataset):
 
 class SpeechCollator:
     """
-    Batches items of a [`SpeechDataset`], or items whose features were replaced by `speech_states` `(speech, d_speech)`.
+    Batches items of a [`SpeechDataset`], or items whose features were replaced by `speech_states` `(speech, d_speech)`
+    or `aligned_embeds` `(tokens, d_llm)`.
 
     Args:
         processor ([`SeamProcessor`]): makes the labels.
@@ -173,11 +174,12 @@ class SpeechCollator:
         if not items:  # what a stream gives for a batch that is to be dropped
             return {}
         batch = {"labels": self.processor.labels([item["token_ids"].tolist() for item in items])}
-        if "speech_states" in items[0]:
-            states = [item["speech_states"] for item in items]
-            batch["speech_states"] = pad_sequence(states, True)
-            batch["speech_mask"] = pad_sequence([torch.ones(len(s), dtype=torch.long) for s in states], True)
-        elif "input_features" in items[0]:
+        for states, mask in (("speech_states", "speech_mask"), ("aligned_embeds", "aligned_mask")):
+            if states in items[0]:
+                batch[states] = pad_sequence([item[states] for item in items], True)
+                ones = [torch.ones(len(item[states]), dtype=torch.long) for item in items]
+                batch[mask] = pad_sequence(ones, True)
+        if "input_features" in items[0]:
             batch["input_features"] = torch.stack([item["input_features"] for item in items])
             batch["attention_mask"] = torch.stack([item["attention_mask"] for item in items])
         if "alignment_ids" in items[0]:

@@ -36,7 +36,7 @@ UNFINISHED = "checkpoint-unfinished"
 # Settings of where and how a training runs and what it reports; what it learns does not depend on them. The manifests
 # stand for their utterances, which are compared themselves.
 FREE = re.compile(
-    r"data\.(train|validation|eval_batch_size|keep_encoder_states|encoder_states)$|alignment_cache$|training\.("
+    r"data\.(train|validation|eval_batch_size|keep_encoder_states|encoder_states)$|(alignment_cache|aligned_embeds)$|training\.("
     r"output_dir|resume_from_checkpoint|restore_callback_states_from_checkpoint|remove_unused_columns|do_\w+"
     r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
     r"|(log|logging|eval|save|hub|push|trackio)_\w+|per_device_eval_batch_size|load_best_model_at_end|report_to"

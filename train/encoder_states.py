@@ -3,8 +3,9 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
+from transformers import TrainingArguments
 
 from seam.data.batching import ENCODED_AT_ONCE, SpeechDataset, batches_in_order, encode
 from seam.data.files import replacing
@@ -24,23 +26,28 @@ from seam.train.recipe import RecipeError, StageRecipe
 
 SHARD_BYTES = 512 * 1024**2
 
+# From batches of places to the states of each, `(n, dim)`.
+Compute = Callable[[list[list[int]]], Iterator[list[torch.Tensor]]]
+
 
 class Shards:
     """
-    The states of one data set in `FOLDER/NAME-NUMBER.safetensors`. A shard holds `states` `(speech, d_speech)` of its
-    utterances one after the other and their `lengths` `(utterances,)`, and says what it was made from.
+    The states of one data set in `FOLDER/NAME-NUMBER.safetensors`. A shard holds `states` `(n, dim)` of its utterances
+    one after the other and their `lengths` `(utterances,)`, and says what it was made from.
 
     Args:
-        dataset: of features.
+        dataset: of the utterances' transcripts.
         folder, name: of the shards.
         identity: what they are made from.
         sizes: number of states of each utterance, as it is expected.
         bytes_per_state: on disk.
+        key: of the states in an item.
     """
 
-    def __init__(self, dataset: SpeechDataset, folder: Path, name: str, identity, sizes: list[int], bytes_per_state):
+    def __init__(self, dataset, folder: Path, name: str, identity, sizes: list[int], bytes_per_state: int, key: str):
         self.dataset = dataset
         self.identity = identity
+        self.key = key
         self.parts: list[tuple[Path, list[list[int]], int]] = []  # path, batches, bytes
         batches, size = [], 0
         for batch in batches_in_order(len(dataset), ENCODED_AT_ONCE):
@@ -60,16 +67,16 @@ class Shards:
                 missing += size
         return missing
 
-    def write(self, model: SeamForSpeechRecognition, dtype: torch.dtype, workers: int, rank: int, processes: int):
+    def write(self, compute: Compute, dtype: torch.dtype, rank: int, processes: int):
         """Write every `processes`-th shard, where it is not there yet."""
         mine = [part for part in self.parts[rank::processes] if not part[0].is_file()]
         utterances = sum(len(batch) for _, batches, _ in mine for batch in batches)
-        encoded = encode(model, self.dataset, [batch for _, batches, _ in mine for batch in batches], workers)
-        with tqdm(desc="encoder states", unit="utterance", total=utterances, leave=False) as bar:
+        computed = compute([batch for _, batches, _ in mine for batch in batches])
+        with tqdm(desc=self.key.replace("_", " "), unit="utterance", total=utterances, leave=False) as bar:
             for path, batches, _ in mine:
                 states = []
                 for batch in batches:
-                    states += [item["speech_states"].to(dtype) for item in next(encoded)]
+                    states += [one.to(dtype) for one in next(computed)]
                     bar.update(len(batch))
                 lengths = torch.tensor([len(one) for one in states])
                 identity = json.dumps(self._identity(batches))
@@ -80,13 +87,13 @@ class Shards:
                     except SafetensorError as error:
                         raise OSError(f"{path} cannot be written: {error}") from error
 
-    def read(self) -> "EncoderStates":
+    def read(self) -> "States":
         """Raises `FileNotFoundError` when a shard is missing, `ValueError` when one is stale or damaged."""
         for path, _, _ in self.parts:
             if not path.is_file():
                 raise FileNotFoundError(f"{path} is missing; all processes must see the same folder.")
         lengths = [self._lengths(path, batches) for path, batches, _ in self.parts]
-        return EncoderStates(self.dataset, [path for path, _, _ in self.parts], lengths)
+        return States(self.dataset, [path for path, _, _ in self.parts], lengths, self.key)
 
     def _identity(self, batches: list[list[int]]) -> dict[str, Any]:
         return {**self.identity, "places": [batches[0][0], batches[-1][-1]]}
@@ -107,7 +114,7 @@ def _naming_damage(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged: {error}. Delete it: it is made again.") from error
 
 
-class EncoderStates(Dataset):
+class States(Dataset):
     """
     Items as `keep_encoder_states` makes them, with the states read from mapped files. Transcripts are those of the
     data set: a corrected one is learned from as it is now.
@@ -116,11 +123,13 @@ class EncoderStates(Dataset):
         dataset: of the same utterances.
         paths: of the shards.
         lengths: number of states of each utterance, by shard.
+        key: of the states in an item.
     """
 
-    def __init__(self, dataset: SpeechDataset, paths: list[Path], lengths: list[torch.LongTensor]):
+    def __init__(self, dataset: SpeechDataset, paths: list[Path], lengths: list[torch.LongTensor], key: str):
         self.dataset = dataset
         self.paths = paths
+        self.key = key
         self.shard = torch.cat([torch.full_like(one, number) for number, one in enumerate(lengths)])
         self.end = torch.cat([one.cumsum(0) for one in lengths])
         self.start = self.end - torch.cat(lengths)
@@ -136,7 +145,7 @@ class EncoderStates(Dataset):
             with _naming_damage(path):
                 self._opened[shard] = safe_open(path, framework="pt").get_slice("states")
         states = self._opened[shard][int(self.start[index]) : int(self.end[index])]
-        return {"speech_states": states.float(), "token_ids": self.dataset.token_ids(index)}
+        return {self.key: states.float(), "token_ids": self.dataset.token_ids(index)}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}  # a worker that is started anew opens them itself
@@ -144,7 +153,7 @@ class EncoderStates(Dataset):
 
 def states_on_disk(
     recipe: StageRecipe, model: SeamForSpeechRecognition, processor: SeamProcessor, datasets: list[SpeechDataset]
-) -> list[EncoderStates]:
+) -> list[States]:
     """
     The training and the validation set with the encoder's states from `data.encoder_states`. Those that are not there
     are computed first, by all processes of the training together; where this is interrupted it goes on the next time.
@@ -154,28 +163,59 @@ def states_on_disk(
         ValueError: for states of another encoder, other recordings or in another precision, and damaged ones.
     """
     folder = Path(recipe.data.encoder_states)
-    folder.mkdir(parents=True, exist_ok=True)
     dtype = getattr(torch, recipe.data.encoder_states_dtype)
     encoder = made_from.of_states(model, processor)
     bytes_per_state = model.config.audio_config.d_model * dtype.itemsize
+    workers = max(2, recipe.training.dataloader_num_workers)
     sets = []
     for name, dataset in zip(("train", "validation"), datasets, strict=True):
         recordings = made_from.of_recordings(dataset.utterances)
         identity = {**encoder, **recordings, "dtype": recipe.data.encoder_states_dtype}
         sizes = [_states(utterance.duration, model, processor) for utterance in dataset.utterances]
-        sets.append(Shards(dataset, folder, name, identity, sizes, bytes_per_state))
-    missing, free = sum(shards.check() for shards in sets), shutil.disk_usage(folder).free
+        shards = Shards(dataset, folder, name, identity, sizes, bytes_per_state, "speech_states")
+        sets.append((shards, partial(_encoded, model, dataset, workers)))
+    return written(folder, "data.encoder_states", sets, dtype, recipe.training)
+
+
+def _encoded(
+    model: SeamForSpeechRecognition, dataset: SpeechDataset, workers: int, batches: list[list[int]]
+) -> Iterator[list[torch.Tensor]]:
+    for items in encode(model, dataset, batches, workers):
+        yield [item["speech_states"] for item in items]
+
+
+def written(
+    folder: Path,
+    setting: str,
+    sets: list[tuple[Shards, Compute]],
+    dtype: torch.dtype,
+    training: TrainingArguments,
+) -> list[States]:
+    """
+    The states of data sets, of which those that are not on disk yet are computed and written by all processes together.
+
+    Args:
+        folder: of the shards.
+        setting: the recipe's, that names it.
+        sets: shards, and what computes the states of batches of places.
+        dtype: on disk.
+
+    Raises:
+        RecipeError: when the disk is too small, before anything is computed.
+        ValueError: for shards that are stale or damaged.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing, free = sum(shards.check() for shards, _ in sets), shutil.disk_usage(folder).free
     if missing > free:
-        utterances = sum(map(len, datasets))
+        utterances = sum(len(shards.dataset) for shards, _ in sets)
         raise RecipeError(
-            f"data.encoder_states: the states of {utterances} utterances need {missing / 1e9:.3g} GB more in {folder}, "
-            f"whose disk has {free / 1e9:.3g} GB left."
+            f"{setting}: the states of {utterances} utterances need {missing / 1e9:.3g} GB more in {folder}, whose "
+            f"disk has {free / 1e9:.3g} GB left."
         )
-    workers = max(2, recipe.training.dataloader_num_workers)
-    for shards in sets:
-        shards.write(model, dtype, workers, recipe.training.process_index, recipe.training.world_size)
+    for shards, compute in sets:
+        shards.write(compute, dtype, training.process_index, training.world_size)
     PartialState().wait_for_everyone()
-    return [shards.read() for shards in sets]
+    return [shards.read() for shards, _ in sets]
 
 
 def _states(seconds: float, model: SeamForSpeechRecognition, processor: SeamProcessor) -> int:

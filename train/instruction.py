@@ -7,8 +7,11 @@ first and only stage: it trains the bridge as well.
 """
 
 import torch
+from torch.utils.data import Dataset
 
+from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.train.aligned_embeds import aligned_on_disk
 from seam.train.models import llm_adapters, new_model, stage_before
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
@@ -59,4 +62,12 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         model, processor = stage_before(recipe)
     if recipe.first_token_guidance and not model.aligner.writes_tokens:
         raise RecipeError(f"first_token_guidance: the bridge {model.config.bridge!r} writes no token to guide with.")
-    return run(recipe, InstructionTrainer, model, processor)
+    if recipe.aligned_embeds is None:
+        return run(recipe, InstructionTrainer, model, processor)
+    if not model.aligner.writes_tokens:
+        raise RecipeError(f"aligned_embeds: the bridge {model.config.bridge!r} is trained here, not frozen.")
+
+    def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> Dataset:
+        return aligned_on_disk(recipe, model, processor, dataset, name, utterances)
+
+    return run(recipe, InstructionTrainer, model, processor, prepare)

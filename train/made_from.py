@@ -35,11 +35,12 @@ WORDS = {
     "recordings": "other recordings",
     "casing": "another casing",
     "transcripts": "other transcripts or with another tokenizer",
+    "llm_inputs": "other llm_inputs",
     "dtype": "another precision",
     "places": "shards of another size",
 }
 # Of these the values themselves are told; the rest are digests.
-TOLD = ("utterances", "casing", "dtype", "places")
+TOLD = ("utterances", "casing", "llm_inputs", "dtype", "places")
 
 
 def of_states(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:

@@ -28,6 +28,7 @@ STAGES_WITH = {
     "first_token_guidance": ("instruction", "refinement"),
     "llm_dtype": ("instruction", "refinement"),
     "mask": ("refinement",),
+    "aligned_embeds": ("instruction",),
     "alignment_cache": ("refinement",),
 }
 MASKS = ("zero", "learned")
@@ -169,6 +170,8 @@ class StageRecipe:
         early_stopping_patience: end the training when so many evaluations in a row bring nothing better, by
             `training.metric_for_best_model` (`loss` by default; of the word error rates `stage1_wer` or `wer`). Needs
             `training.load_best_model_at_end`, which keeps the best.
+        aligned_embeds: folder to keep what the frozen encoder and aligner make of the data, where a later training
+            finds it: one embedding of the LLM for each token (Stage 2).
         alignment_cache: folder of what Stage 1 hears, written by `seam train decode` ahead of Stage 3, which by itself
             begins with decoding.
     """
@@ -187,6 +190,7 @@ class StageRecipe:
     deletion_probability: float = 0.1
     mask: str = "zero"
     early_stopping_patience: int | None = None
+    aligned_embeds: str | None = None
     alignment_cache: str | None = None
 
     def __post_init__(self):
@@ -223,6 +227,13 @@ class StageRecipe:
                 )
         if self.data.streaming and self.training.max_steps <= 0:
             raise RecipeError("data.streaming has no last utterance: say how long to train by training.max_steps.")
+        if self.aligned_embeds is not None and (self.data.augmentation or self.data.on_bad_audio == "skip"):
+            raise RecipeError(
+                "aligned_embeds is made of all audio once, before the training: leave out data.augmentation and "
+                "data.on_bad_audio=skip."
+            )
+        if self.aligned_embeds is not None and self.data.streaming:
+            raise RecipeError("aligned_embeds is made of a data set, which data.streaming does not read at once.")
         check_keys(self.config, SeamConfig, "config.")
         if self.aligner_from_decoder and self.model is not None:
             raise RecipeError(

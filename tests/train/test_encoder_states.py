@@ -193,15 +193,20 @@ def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, mon
     assert len(shards(tmp_path)) == 2 and len(list((tmp_path / "states").glob("[!.]*"))) == 2
 
 
-def test_processes_share_the_work(read, in_pieces, model, tmp_path, monkeypatch):
+def test_processes_share_the_work(read, in_pieces, tmp_path):
     whole = read()
-    sets = encoder_states.Shards(whole.dataset, tmp_path / "shared", "train", {"encoder": "a"}, [1] * len(whole), 1)
+    about = ("train", {"encoder": "a"}, [1] * len(whole), 1, "speech_states")
+    sets = encoder_states.Shards(whole.dataset, tmp_path / "shared", *about)
+
+    def compute(batches):
+        return ([whole[place]["speech_states"] for place in batch] for batch in batches)
+
     (tmp_path / "shared").mkdir()
-    sets.write(model, torch.float32, 0, 1, 2)
+    sets.write(compute, torch.float32, 1, 2)
     assert [path.name for path in (tmp_path / "shared").glob("[!.]*")] == ["train-00001.safetensors"]
     with pytest.raises(FileNotFoundError, match="train-00000.safetensors is missing; all processes must see the same"):
         sets.read()
-    sets.write(model, torch.float32, 0, 0, 2)
+    sets.write(compute, torch.float32, 0, 2)
     shared = sets.read()
     assert all(torch.equal(shared[index]["speech_states"], whole[index]["speech_states"]) for index in range(8))
 
