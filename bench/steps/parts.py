@@ -13,7 +13,7 @@ from seam.bench.loops.roofline import measure_machine
 from seam.bench.steps import models
 from seam.bench.steps.alone import run_alone
 from seam.bench.steps.clock import trained_in_turn
-from seam.bench.steps.systems import Setting, build, encoder_states
+from seam.bench.steps.systems import Setting, aligned_embeds, build, encoder_states
 from seam.train import decoding
 from seam.train.recipe import DataSettings, StageRecipe
 
@@ -68,7 +68,7 @@ def stage_1(setting: Setting, findings: Findings, repeats: int):
     Stage 1 against Whisper's fine-tuning, without and with the encoder's states on disk; cold, they are made first, for
     one epoch.
     """
-    cold, warm = seconds_of_states(setting)
+    cold, warm = seconds_of_states(setting, "states", encoder_states, alignment_only=True)
     names = ["stage_1", "whisper", "stage_1_cached", "whisper_with_table"]
     seconds = in_turn(setting, findings, "stage_1", names, repeats)
     findings.system("stage_1", "making the encoder's states", [cold], utterances=len(setting.utterances) + 1)
@@ -81,19 +81,32 @@ def stage_1(setting: Setting, findings: Findings, repeats: int):
     findings.speed("stage1_cold_cache_vs_peer", with_cold, seconds["whisper"], steps=steps)
 
 
-def seconds_of_states(setting: Setting) -> tuple[float, float]:
-    """Of the encoder's states of all utterances: to make them, and to find them."""
-    shutil.rmtree(setting.folder / "states", ignore_errors=True)
+def seconds_of_states(setting: Setting, folder: str, states: Callable, **kind) -> tuple[float, float]:
+    """
+    To make what is kept on disk of all utterances, and to find it.
+
+    Args:
+        folder: where `states` keeps it.
+        kind: of the model.
+    """
+    shutil.rmtree(setting.folder / folder, ignore_errors=True)
     torch.manual_seed(0)  # as `build`
-    model = models.seam(setting.sizes, setting.processor, alignment_only=True).to(setting.device)
-    return _seconds(encoder_states, setting, model)[0], _seconds(encoder_states, setting, model)[0]
+    model = models.seam(setting.sizes, setting.processor, **kind).to(setting.device)
+    return _seconds(states, setting, model)[0], _seconds(states, setting, model)[0]
 
 
 def stage_2(setting: Setting, findings: Findings, repeats: int):
-    """Stage 2 against PEFT's LoRA fine-tuning of the language model."""
-    names = ["stage_2", "peft", "stage_2_cached"]
+    """
+    Stage 2 against PEFT's LoRA fine-tuning of the language model, which has neither encoder nor aligner: as it is, with
+    the encoder's states on disk, and with what the aligner makes of them on disk.
+    """
+    cold, warm = seconds_of_states(setting, "aligned", aligned_embeds, alignment_only=False)
+    names = ["stage_2", "peft", "stage_2_cached", "stage_2_with_states"]
     seconds = in_turn(setting, findings, "stage_2", names, repeats)
+    findings.system("stage_2", "making the aligned embeddings", [cold], utterances=len(setting.utterances))
+    findings.system("stage_2", "finding them on disk", [warm], utterances=len(setting.utterances))
     findings.speed("stage2_vs_peft", seconds["stage_2"], seconds["peft"])
+    findings.speed("stage2_with_states_vs_peft", seconds["stage_2_with_states"], seconds["peft"])
     findings.speed("stage2_cached_vs_peft", seconds["stage_2_cached"], seconds["peft"])
 
 

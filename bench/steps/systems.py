@@ -18,8 +18,9 @@ from seam.bench.steps import models
 from seam.data.batching import SpeechCollator, SpeechDataset
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train.aligned_embeds import aligned_on_disk
 from seam.train.alignment import AlignmentTrainer
-from seam.train.encoder_states import EncoderStates, states_on_disk
+from seam.train.encoder_states import States, states_on_disk
 from seam.train.instruction import InstructionTrainer
 from seam.train.recipe import DataSettings, StageRecipe
 from seam.train.refinement import AlignedDataset, RefinementTrainer
@@ -85,17 +86,20 @@ Builder = Callable[[Setting], Callable[[], Trainer]]
 # ---- SEAM ----
 
 
-def stage(trainer_class: type[StageTrainer], setting: Setting, cached: bool) -> Callable[[], Trainer]:
+def stage(
+    trainer_class: type[StageTrainer],
+    setting: Setting,
+    read: Callable[[Setting, SeamForSpeechRecognition], Dataset],
+) -> Callable[[], Trainer]:
     """
     Args:
-        cached: whether the encoder's states are on disk (`data.encoder_states`); those that are not are made now. Else
-            audio is read and encoded in every step.
+        read: what makes the data set: of speech, which is read and encoded in every step, or of what is on disk.
     """
     model = models.seam(setting.sizes, setting.processor, alignment_only=not trainer_class.use_llm)
     model.to(setting.device)
-    dataset = encoder_states(setting, model) if cached else speech(setting)
+    dataset = read(setting, model)
     if trainer_class is RefinementTrainer:  # as if Stage 1 had heard everything right: random weights hear no end
-        transcripts = map(speech(setting).token_ids, range(len(dataset)))
+        transcripts = map(dataset.token_ids, range(len(dataset)))
         dataset = AlignedDataset(dataset, [(place, ids, ids) for place, ids in enumerate(transcripts)])
 
     def trainer() -> Trainer:
@@ -112,16 +116,25 @@ def stage(trainer_class: type[StageTrainer], setting: Setting, cached: bool) -> 
     return trainer
 
 
-def speech(setting: Setting, count: int | None = None) -> SpeechDataset:
-    return SpeechDataset(setting.utterances[:count], setting.processor, CASINGS["lower"])
+def speech(setting: Setting, model: SeamForSpeechRecognition | None = None) -> SpeechDataset:
+    return SpeechDataset(setting.utterances, setting.processor, CASINGS["lower"])
 
 
-def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> EncoderStates:
+def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> States:
+    """`data.encoder_states`; what is not there yet is made now."""
     dtype = str(setting.sizes.dtype).removeprefix("torch.")
     data = DataSettings(encoder_states=str(setting.folder / "states"), encoder_states_dtype=dtype)
     recipe = StageRecipe(training=setting.arguments(), data=data)
-    training, _ = states_on_disk(recipe, model, setting.processor, [speech(setting), speech(setting, 1)])
-    return training
+    one = SpeechDataset(setting.utterances[:1], setting.processor, CASINGS["lower"])  # held out, as recipes have it
+    return states_on_disk(recipe, model, setting.processor, [speech(setting), one])[0]
+
+
+def aligned_embeds(setting: Setting, model: SeamForSpeechRecognition) -> States:
+    """`aligned_embeds`; what is not there yet is made now."""
+    recipe = StageRecipe(
+        training=setting.arguments(), data=DataSettings(), aligned_embeds=str(setting.folder / "aligned")
+    )
+    return aligned_on_disk(recipe, model, setting.processor, speech(setting), "train", setting.utterances)
 
 
 # ---- Stage 1's peer ----
@@ -205,14 +218,15 @@ def peft(setting: Setting) -> Callable[[], Trainer]:
 
 
 BUILDERS: dict[str, Builder] = {
-    "stage_1": partial(stage, AlignmentTrainer, cached=False),
-    "stage_1_cached": partial(stage, AlignmentTrainer, cached=True),
+    "stage_1": partial(stage, AlignmentTrainer, read=speech),
+    "stage_1_cached": partial(stage, AlignmentTrainer, read=encoder_states),
     "whisper": partial(whisper, trains_table=False),
     "whisper_with_table": partial(whisper, trains_table=True),
-    "stage_2": partial(stage, InstructionTrainer, cached=False),
-    "stage_2_cached": partial(stage, InstructionTrainer, cached=True),
+    "stage_2": partial(stage, InstructionTrainer, read=speech),
+    "stage_2_with_states": partial(stage, InstructionTrainer, read=encoder_states),
+    "stage_2_cached": partial(stage, InstructionTrainer, read=aligned_embeds),
     "peft": peft,
-    "stage_3": partial(stage, RefinementTrainer, cached=False),
+    "stage_3": partial(stage, RefinementTrainer, read=speech),
 }
 
 
