@@ -16,7 +16,7 @@ import transformers
 
 from seam.bench.loops.timing import peak, reset_peak
 from seam.bench.steps.clock import train
-from seam.bench.steps.systems import Setting, build
+from seam.bench.steps.systems import BUILDERS, Setting
 from seam.data.manifest import read_manifest
 
 
@@ -42,7 +42,7 @@ def main(system: str, size: str, device: str, batch: str, steps: str, folder: st
     transformers.logging.set_verbosity_error()
     utterances = read_manifest(Path(folder) / "speech" / "manifest.jsonl")
     setting = Setting(size, device, int(batch), int(steps), utterances, Path(folder))
-    trainer = build(system, setting)()
+    trainer = BUILDERS[system](setting)()
     device = trainer.args.device
     reset_peak(device)
     training = train(trainer)

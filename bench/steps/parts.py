@@ -1,6 +1,5 @@
 """The parts of `bench.training`: what is measured together, and which metrics follow."""
 
-import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +12,8 @@ from seam.bench.loops.roofline import measure_machine
 from seam.bench.steps import models
 from seam.bench.steps.alone import run_alone
 from seam.bench.steps.clock import trained_in_turn
-from seam.bench.steps.systems import Setting, aligned_embeds, build, encoder_states
+from seam.bench.steps.systems import BUILDERS, Setting, aligned_embeds, encoder_states
+from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train import decoding
 from seam.train.recipe import DataSettings, StageRecipe
 
@@ -50,7 +50,7 @@ def in_turn(setting: Setting, findings: Findings, part: str, names: list[str], r
     Raises:
         RuntimeError: unless all were given the same transcripts in the same batches.
     """
-    trained = trained_in_turn({name: build(name, setting) for name in names}, repeats, part)
+    trained = trained_in_turn({name: BUILDERS[name](setting) for name in names}, repeats, part)
     first, *others = names
     for name in others:
         if trained[name][-1].transcripts != trained[first][-1].transcripts:
@@ -68,7 +68,7 @@ def stage_1(setting: Setting, findings: Findings, repeats: int):
     Stage 1 against Whisper's fine-tuning, without and with the encoder's states on disk; cold, they are made first, for
     one epoch.
     """
-    cold, warm = seconds_of_states(setting, "states", encoder_states, alignment_only=True)
+    cold, warm = seconds_of_states(setting, encoder_states, setting.alignment_model)
     names = ["stage_1", "whisper", "stage_1_cached", "whisper_with_table"]
     seconds = in_turn(setting, findings, "stage_1", names, repeats)
     findings.system("stage_1", "making the encoder's states", [cold], utterances=len(setting.utterances) + 1)
@@ -81,17 +81,8 @@ def stage_1(setting: Setting, findings: Findings, repeats: int):
     findings.speed("stage1_cold_cache_vs_peer", with_cold, seconds["whisper"], steps=steps)
 
 
-def seconds_of_states(setting: Setting, folder: str, states: Callable, **kind) -> tuple[float, float]:
-    """
-    To make what is kept on disk of all utterances, and to find it.
-
-    Args:
-        folder: where `states` keeps it.
-        kind: of the model.
-    """
-    shutil.rmtree(setting.folder / folder, ignore_errors=True)
-    torch.manual_seed(0)  # as `build`
-    model = models.seam(setting.sizes, setting.processor, **kind).to(setting.device)
+def seconds_of_states(setting: Setting, states: Callable, model: SeamForSpeechRecognition) -> tuple[float, float]:
+    """To make what `states` keeps on disk of all utterances, and to find it there."""
     return _seconds(states, setting, model)[0], _seconds(states, setting, model)[0]
 
 
@@ -100,7 +91,7 @@ def stage_2(setting: Setting, findings: Findings, repeats: int):
     Stage 2 against PEFT's LoRA fine-tuning of the language model, which has neither encoder nor aligner: as it is, with
     the encoder's states on disk, and with what the aligner makes of them on disk.
     """
-    cold, warm = seconds_of_states(setting, "aligned", aligned_embeds, alignment_only=False)
+    cold, warm = seconds_of_states(setting, aligned_embeds, setting.model)
     names = ["stage_2", "peft", "stage_2_cached", "stage_2_with_states"]
     seconds = in_turn(setting, findings, "stage_2", names, repeats)
     findings.system("stage_2", "making the aligned embeddings", [cold], utterances=len(setting.utterances))
@@ -168,7 +159,7 @@ def utilisation(setting: Setting, findings: Findings, repeats: int):
     """Operations a second of each stage, relative to those of a product of large matrices."""
     machine = measure_machine(torch.device(setting.device), setting.sizes.dtype)
     for name in ("stage_1", "stage_2", "stage_3"):
-        (one,) = trained_in_turn({name: build(name, setting)}, 1, "utilisation")[name]
+        (one,) = trained_in_turn({name: BUILDERS[name](setting)}, 1, "utilisation")[name]
         speed = one.operations / one.seconds
         findings.system("utilisation", name, [one.seconds], tflop=one.operations / 1e12)
         findings.ratios(f"{name.replace('_', '')}_utilisation", [speed / machine.arithmetic], tflop_per_s=speed / 1e12)

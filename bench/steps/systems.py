@@ -54,6 +54,16 @@ class Setting:
     def processor(self) -> SeamProcessor:
         return models.processor(self.sizes)
 
+    @cached_property
+    def alignment_model(self) -> SeamForSpeechRecognition:
+        """Of all systems that train Stage 1."""
+        return models.seam(self.sizes, self.processor, alignment_only=True).to(self.device)
+
+    @cached_property
+    def model(self) -> SeamForSpeechRecognition:
+        """Of all systems that train Stages 2 and 3."""
+        return models.seam(self.sizes, self.processor, alignment_only=False).to(self.device)
+
     def arguments(self, cls: type[TrainingArguments] = TrainingArguments) -> TrainingArguments:
         """With the optimizer of our recipes."""
         return cls(
@@ -89,17 +99,16 @@ Builder = Callable[[Setting], Callable[[], Trainer]]
 def stage(
     trainer_class: type[StageTrainer],
     setting: Setting,
-    read: Callable[[Setting, SeamForSpeechRecognition], Dataset],
+    read: Callable[[Setting, SeamForSpeechRecognition], SpeechDataset | States],
 ) -> Callable[[], Trainer]:
     """
     Args:
         read: what makes the data set: of speech, which is read and encoded in every step, or of what is on disk.
     """
-    model = models.seam(setting.sizes, setting.processor, alignment_only=not trainer_class.use_llm)
-    model.to(setting.device)
+    model = setting.model if trainer_class.use_llm else setting.alignment_model
     dataset = read(setting, model)
     if trainer_class is RefinementTrainer:  # as if Stage 1 had heard everything right: random weights hear no end
-        transcripts = map(dataset.token_ids, range(len(dataset)))
+        transcripts = map(speech(setting).token_ids, range(len(dataset)))
         dataset = AlignedDataset(dataset, [(place, ids, ids) for place, ids in enumerate(transcripts)])
 
     def trainer() -> Trainer:
@@ -123,7 +132,8 @@ def speech(setting: Setting, model: SeamForSpeechRecognition | None = None) -> S
 def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> States:
     """`data.encoder_states`; what is not there yet is made now."""
     dtype = str(setting.sizes.dtype).removeprefix("torch.")
-    data = DataSettings(encoder_states=str(setting.folder / "states"), encoder_states_dtype=dtype)
+    folder = setting.folder / ("states of Stage 1" if model.config.alignment_only else "states")  # of other encoders
+    data = DataSettings(encoder_states=str(folder), encoder_states_dtype=dtype)
     recipe = StageRecipe(training=setting.arguments(), data=data)
     one = SpeechDataset(setting.utterances[:1], setting.processor, CASINGS["lower"])  # held out, as recipes have it
     return states_on_disk(recipe, model, setting.processor, [speech(setting), one])[0]
@@ -228,8 +238,3 @@ BUILDERS: dict[str, Builder] = {
     "peft": peft,
     "stage_3": partial(stage, RefinementTrainer, read=speech),
 }
-
-
-def build(name: str, setting: Setting) -> Callable[[], Trainer]:
-    torch.manual_seed(0)  # the same encoder in all that share its states on disk
-    return BUILDERS[name](setting)

@@ -8,7 +8,7 @@ import torch
 from seam.bench.steps import models, parts
 from seam.bench.steps.clock import Training
 from seam.bench.steps.speech import write_speech
-from seam.bench.steps.systems import ChatData, Setting, WhisperData, build, speech
+from seam.bench.steps.systems import BUILDERS, ChatData, Setting, WhisperData, speech
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,9 @@ def test_both_sides_hear_and_learn_the_same(setting):
 
 
 def test_stage_1_and_its_peer_train_as_much(setting):
-    stage_1, peer, with_table = (build(name, setting)().model for name in ("stage_1", "whisper", "whisper_with_table"))
+    stage_1, peer, with_table = (
+        BUILDERS[name](setting)().model for name in ("stage_1", "whisper", "whisper_with_table")
+    )
     projections = 2 * 64 * 128  # of the aligner, to and from the embeddings of the language model
     assert trained(stage_1) == trained(peer) + projections
     assert trained(with_table) == trained(peer) + 1000 * 64
@@ -44,7 +46,7 @@ def test_stage_1_and_its_peer_train_as_much(setting):
 
 
 def test_stage_2_and_its_peer_train_and_read_as_much(setting):
-    stage_2, peer = build("stage_2", setting)(), build("peft", setting)()
+    stage_2, peer = BUILDERS["stage_2"](setting)(), BUILDERS["peft"](setting)()
     # Of two layers the seven matrices, in and out, at rank 32.
     sides = {"q": (128, 64), "k": (128, 32), "v": (128, 32), "o": (64, 128), "up": (128, 128)}
     assert trained(peer.model) == 2 * 32 * (sum(map(sum, sides.values())) + 2 * sum(sides["up"]))
@@ -63,7 +65,7 @@ def test_stage_2_and_its_peer_train_and_read_as_much(setting):
 
 def test_other_batches_are_no_comparison(setting, monkeypatch):
     given = {"stage_1": [[[1, 2]]], "whisper": [[[1, 3]]]}
-    monkeypatch.setattr(parts, "build", lambda name, setting: None)
+    monkeypatch.setattr(parts, "BUILDERS", dict.fromkeys(given, lambda setting: None))
     monkeypatch.setattr(
         parts, "trained_in_turn", lambda *_: {name: [Training(1.0, batches, 1)] for name, batches in given.items()}
     )
