@@ -58,6 +58,8 @@ class StageTrainer(ResumableTrainer, ABC):
         self.data = data
         args.remove_unused_columns = False  # items are not the arguments of `forward`; the collator makes those
         args.accelerator_config.even_batches = False  # `EvenBatches` are, without repeating utterances
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # all that a stage trains has a part in its loss: none to look for
         if args.data_seed is None:
             args.data_seed = args.seed  # and not that of the moment, which may be each rank's own
         super().__init__(args=args, processing_class=processor, **kwargs)
