@@ -26,8 +26,8 @@ def aligned_on_disk(
 ) -> States:
     """
     Items with `aligned_embeds` `(tokens, d_llm)`, the aligner's teacher-forced predictions as the LLM is given them,
-    from the recipe's `aligned_embeds`. Those that are not there are computed first. In bf16 where that is the
-    training's own precision.
+    from the recipe's `aligned_embeds`. Those that are not there are computed first. Computed and kept in bf16 where
+    the training is in bf16, as it would compute them in every step.
 
     Args:
         dataset: of features or of encoder states.
@@ -51,7 +51,7 @@ def aligned_on_disk(
     }
     bytes_per_token = model.config.get_text_config().hidden_size * dtype.itemsize
     shards = Shards(speech, folder, name, identity, list(map(len, transcripts)), bytes_per_token, "aligned_embeds")
-    compute = partial(_aligned, model, processor, dataset, max(2, recipe.training.dataloader_num_workers))
+    compute = partial(_aligned, model, processor, dataset, dtype, max(2, recipe.training.dataloader_num_workers))
     (states,) = written(folder, "aligned_embeds", [(shards, compute)], dtype, recipe.training)
     return states
 
@@ -61,6 +61,7 @@ def _aligned(
     model: SeamForSpeechRecognition,
     processor: SeamProcessor,
     dataset: Dataset,
+    dtype: torch.dtype,
     workers: int,
     batches: list[list[int]],
 ) -> Iterator[list[torch.Tensor]]:
@@ -69,5 +70,6 @@ def _aligned(
     for items in DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list):
         inputs = BatchFeature(collate(items)).to(model.device)
         labels = inputs.pop("labels")
-        embeds, mask = model.aligned(*model.speech(**inputs), labels)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            embeds, mask = model.aligned(*model.speech(**inputs), labels)
         yield [row[keep].cpu() for row, keep in zip(embeds, mask.bool(), strict=True)]
