@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate import PartialState
 
 from seam.bench.loops.timing import peak, reset_peak
 from seam.bench.steps.clock import train
@@ -49,6 +50,7 @@ def main(system: str, size: str, device: str, batch: str, steps: str, folder: st
     if trainer.args.process_index == 0:
         found = {"seconds": training.seconds, "peak_bytes": peak(device), "threads": torch.get_num_threads()}
         print(json.dumps(found))
+    PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others
 
 
 if __name__ == "__main__":
