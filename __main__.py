@@ -307,6 +307,7 @@ def selfcheck(
 
 def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[str] | None):
     """Load a recipe and run it; print what came out. Of several processes (`torchrun`) the first one speaks."""
+    from torch import distributed
     from transformers.utils.logging import disable_progress_bar
 
     is_first = os.environ.get("RANK", "0") == "0"
@@ -317,6 +318,8 @@ def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[s
 
     with one_sentence_errors():
         result = main(load_recipe(recipe_class, path, overrides or []))
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()  # or its threads may abort a process that ends before the others
     if is_first:
         print(json.dumps(result, indent=1, default=str))
 

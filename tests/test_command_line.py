@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from torch import distributed
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.__main__ import CHECKPOINT, RECORDINGS, run_recipe
 from seam.data.manifest import read_manifest
+from seam.train.recipe import StageRecipe
 
 
 def seam(*arguments) -> subprocess.CompletedProcess:
@@ -154,3 +156,11 @@ def test_evaluate_and_score(tmp_path):
         (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
         assert refused.returncode == 1 and message in line and "Traceback" not in refused.stderr
     assert not (tmp_path / "x").exists()
+
+
+def test_processes_end_together(tmp_path):
+    """A process group that is left open may abort its process at the end."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    (tmp_path / "recipe.yaml").write_text("training: {output_dir: out, use_cpu: true}\n")
+    run_recipe(StageRecipe, lambda recipe: {}, tmp_path / "recipe.yaml", None)
+    assert not distributed.is_initialized()
