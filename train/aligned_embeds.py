@@ -12,8 +12,8 @@ from seam.data.batching import SpeechCollator, SpeechDataset
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train import made_from
-from seam.train.encoder_states import Shards, States, written
 from seam.train.recipe import StageRecipe
+from seam.train.shards import Shards, States, written
 
 
 def aligned_on_disk(

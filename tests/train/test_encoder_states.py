@@ -18,6 +18,7 @@ from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, draft, encoder_states, instruction, refinement
+from seam.train import shards as shards_module
 from seam.train.encoder_states import states_on_disk
 from seam.train.recipe import RecipeError
 from seam.train.stage import StageTrainer
@@ -50,8 +51,8 @@ def read(ready, model, processor, manifest):
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Three shards: of three, three and two sounds."""
-    monkeypatch.setattr(encoder_states, "ENCODED_AT_ONCE", 3)
-    monkeypatch.setattr(encoder_states, "SHARD_BYTES", 1)
+    monkeypatch.setattr(shards_module, "ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr(shards_module, "SHARD_BYTES", 1)
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_an_interrupted_run_goes_on(read, in_pieces, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, monkeypatch):
-    save, written = encoder_states.save_file, []
+    save, written = shards_module.save_file, []
 
     def fails_at_last(tensors, path, metadata):
         if len(written) == 2:
@@ -187,7 +188,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, mon
         written.append(path)
         save(tensors, path, metadata)
 
-    monkeypatch.setattr(encoder_states, "save_file", fails_at_last)
+    monkeypatch.setattr(shards_module, "save_file", fails_at_last)
     with pytest.raises(OSError, match="train-00002.safetensors cannot be written: .*No space left on device"):
         read()
     assert len(shards(tmp_path)) == 2 and len(list((tmp_path / "states").glob("[!.]*"))) == 2
@@ -196,7 +197,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, mon
 def test_processes_share_the_work(read, in_pieces, tmp_path):
     whole = read()
     about = ("train", {"encoder": "a"}, [1] * len(whole), 1, "speech_states")
-    sets = encoder_states.Shards(whole.dataset, tmp_path / "shared", *about)
+    sets = shards_module.Shards(whole.dataset, tmp_path / "shared", *about)
 
     def compute(batches):
         return ([whole[place]["speech_states"] for place in batch] for batch in batches)
