@@ -66,7 +66,7 @@ def measure(
         "repeats": repeats,
         "seconds_of_speech": statistics.mean(one.duration for one in utterances),
         "tokens": statistics.mean(len(setting.processor.transcript_ids(one.text)) for one in utterances),
-        "skipped": [],
+        "skipped": [name for name in PARTS if name not in parts],
     }
     for part in parts:
         PARTS[part](setting, findings, repeats)

@@ -45,5 +45,6 @@ def print_findings(report: dict, console: Console) -> None:
         numbers = (one.get(key) for key in ("seconds", "tflop", "peak_gb", "utterances"))
         systems.add_row(one["part"], one["system"], *("" if n is None else f"{n:.4g}" for n in numbers))
     console.print(systems)
-    for note in report["skipped"]:
-        console.print(note)
+    if report["skipped"]:
+        why = "" if hardware["gpu"] else " (utilisation is for a GPU: without one it is left out unless it is named)"
+        console.print(f"Not measured: {', '.join(report['skipped'])}{why}.")

@@ -30,6 +30,7 @@ def folder(tmp_path_factory):
     result = run(*f"--size tiny --batch 2 --steps 3 --repeats 2 --only stage_1,stage_2,caches {files}".split())
     assert result.exit_code == 0, result.output
     assert "stage1_vs_peer" in result.output and "at least 0.95" in result.output
+    assert "Not measured: memory, processes, utilisation" in result.output
     return folder
 
 
@@ -49,6 +50,7 @@ def test_the_run_is_described(report):
     assert [report[key] for key in keys] == ["tiny", "cpu", "float32", 2, 3, 2]
     assert report["torch"] == torch.__version__ and report["hardware"]["cores"] > 0
     assert 0 < report["seconds_of_speech"] <= 2 and report["tokens"] > 1
+    assert report["skipped"] == ["memory", "processes", "utilisation"]
 
 
 def test_both_sides_were_given_the_same_batches(report):
