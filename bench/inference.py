@@ -19,11 +19,8 @@ need, `--only stage_1` the LLM's loops.
 """
 
 import json
-import os
-import platform
 import sys
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +35,7 @@ from seam.bench.loops.plot import write_plot
 from seam.bench.loops.roofline import measure_machine
 from seam.bench.loops.systems import Speech
 from seam.bench.loops.tables import print_findings
+from seam.bench.report import measured_on
 from seam.data.files import write_text
 
 
@@ -54,18 +52,7 @@ def measure(
     if LLM_PARTS.issuperset(parts):
         model.encoder = model.aligner = whisper = None  # room for what stock `generate` takes
     about = {
-        "size": size,
-        "device": device,
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        },
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        **measured_on(size, device, model.dtype),
         "tokens": tokens,
         "repeats": repeats,
         "active_vocabulary": active,
@@ -77,11 +64,6 @@ def measure(
         for part in parts:
             PARTS[part](setting, findings)
         yield {**about, **vars(findings)}
-
-
-def cpu_name() -> str:
-    names = [line.split(":", 1)[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return names[0].strip() if names else platform.processor()
 
 
 def main(

@@ -15,12 +15,10 @@ in processes of their own.
 """
 
 import json
-import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +28,7 @@ import transformers
 import typer
 from rich.console import Console
 
-from seam.bench.inference import cpu_name
+from seam.bench.report import measured_on
 from seam.bench.steps.models import SIZES, sizes_of
 from seam.bench.steps.parts import PARTS, Findings
 from seam.bench.steps.plot import write_plot
@@ -48,19 +46,8 @@ def measure(
     utterances = write_speech(folder / "speech", steps * batch, sizes_of(size).window)
     setting, findings = Setting(size, device, batch, steps, utterances, folder), Findings()
     about = {
-        "size": size,
-        "device": device,
-        "hardware": {
-            "cpu": cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
-            "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        },
-        "date": date.today().isoformat(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **measured_on(size, device, setting.sizes.dtype),
         "peft": peft.__version__,
-        "threads": torch.get_num_threads(),
-        "dtype": str(setting.sizes.dtype).removeprefix("torch."),
         "batch": batch,
         "steps": steps,
         "repeats": repeats,

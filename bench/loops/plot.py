@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from seam.bench.loops.tables import TARGETS, target
-from seam.data.files import replacing
+from seam.bench.report import save_plot
 
 
 def write_plot(report: dict, path: Path) -> None:
@@ -41,11 +41,4 @@ def write_plot(report: dict, path: Path) -> None:
         labels = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each batch once
         if labels:
             axes.legend(labels.values(), labels.keys(), fontsize=8)
-    hardware = report["hardware"]
-    figure.suptitle(
-        f"size {report['size']}, {report['dtype']}, {report['tokens']} tokens, random weights; "
-        f"{hardware['gpu'] or hardware['cpu']}, {report['date']}",
-        fontsize=9,
-    )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_plot(figure, report, f"{report['tokens']} tokens", path)

@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from seam.bench.report import machine
+
 # What is aimed at: the greatest ratio, by batch size; `None` stands for all.
 TARGETS = {
     "stage1_vs_whisper": {1: 1.05, 4: 1.0, 8: 1.0},
@@ -19,10 +21,8 @@ def target(metric: str, batch: int) -> float | None:
 
 
 def print_findings(report: dict, console: Console) -> None:
-    hardware = report["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {report['threads']} of {hardware['cores']} cores"
     console.print(
-        f"Size {report['size']}, {report['dtype']}, {report['tokens']} tokens, on {machine}: reads "
+        f"Size {report['size']}, {report['dtype']}, {report['tokens']} tokens, on {machine(report)}: reads "
         f"{report['bandwidth_gb_per_s']:.1f} GB/s, computes {report['tflop_per_s']:.2f} TFLOP/s. Random weights; "
         "predictions near an embedding, as trained ones are, but for 'random'."
     )

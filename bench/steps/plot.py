@@ -4,8 +4,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from seam.bench.report import save_plot
 from seam.bench.steps.tables import GREATEST, LEAST
-from seam.data.files import replacing
 
 
 def write_plot(report: dict, path: Path) -> None:
@@ -24,11 +24,4 @@ def write_plot(report: dict, path: Path) -> None:
     axes.set_yticks(range(len(rows)), [row["metric"] for row in rows])
     axes.invert_yaxis()
     axes.grid(alpha=0.3)
-    hardware = report["hardware"]
-    figure.suptitle(
-        f"size {report['size']}, {report['dtype']}, batch {report['batch']}, random weights; "
-        f"{hardware['gpu'] or hardware['cpu']}, {report['date']}",
-        fontsize=9,
-    )
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    save_plot(figure, report, f"batch {report['batch']}", path)

@@ -3,6 +3,8 @@
 from rich.console import Console
 from rich.table import Table
 
+from seam.bench.report import machine
+
 # What is aimed at. Speeds: the least ratio; memory: the greatest.
 LEAST = {
     "stage1_vs_peer": 0.95,
@@ -24,11 +26,9 @@ def is_met(metric: str, ratio: float) -> bool:
 
 
 def print_findings(report: dict, console: Console) -> None:
-    hardware = report["hardware"]
-    machine = hardware["gpu"] or f"{hardware['cpu']}, {report['threads']} of {hardware['cores']} cores"
     console.print(
         f"Size {report['size']}, {report['dtype']}, batch {report['batch']}, {report['seconds_of_speech']:.0f} s and "
-        f"{report['tokens']:.0f} tokens an utterance, on {machine}. Random weights."
+        f"{report['tokens']:.0f} tokens an utterance, on {machine(report)}. Random weights."
     )
     ratios = Table("metric", "ratio", "range", "target")
     for row in report["rows"]:
@@ -46,5 +46,9 @@ def print_findings(report: dict, console: Console) -> None:
         systems.add_row(one["part"], one["system"], *("" if n is None else f"{n:.4g}" for n in numbers))
     console.print(systems)
     if report["skipped"]:
-        why = "" if hardware["gpu"] else " (utilisation is for a GPU: without one it is left out unless it is named)"
+        why = (
+            ""
+            if report["hardware"]["gpu"]
+            else " (utilisation is for a GPU: without one it is left out unless it is named)"
+        )
         console.print(f"Not measured: {', '.join(report['skipped'])}{why}.")

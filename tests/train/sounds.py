@@ -22,6 +22,10 @@ TEXTS = [
 ]
 
 
+class Killed(BaseException):
+    """What no code is prepared for."""
+
+
 def write_sounds(folder: Path) -> str:
     """A manifest of the eight sounds, with transcripts in upper case."""
     rng = np.random.default_rng(5)

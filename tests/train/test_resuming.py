@@ -16,7 +16,7 @@ import yaml
 from transformers import EarlyStoppingCallback, Trainer
 
 from seam.tests.train import sounds
-from seam.tests.train.sounds import changed, weights, write_sounds
+from seam.tests.train.sounds import Killed, changed, weights, write_sounds
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.checkpoints import RECORD, UNFINISHED, discard_old, is_whole, last_checkpoint, numbered
 from seam.train.recipe import RecipeError
@@ -40,10 +40,6 @@ def recipe(output_dir, manifest, steps, data=None, **values):
     return sounds.recipe(output_dir, manifest, steps, data={"validation_limit": 1, **(data or {})}, **values)
 
 
-class Killed(BaseException):
-    """What no code is prepared for."""
-
-
 @pytest.fixture(scope="module")
 def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
     """By stage, what it begins with. Dropout everywhere."""
@@ -60,24 +56,6 @@ def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
         "refinement": {"model": str(folder / "2"), "masking_probability": 0.3, "deletion_probability": 0.3},
         "draft": {"model": str(folder / "1")},
     }
-
-
-@pytest.fixture
-def dies_after(monkeypatch):
-    """Makes the training die before micro-batch `count`, from 0."""
-    step = Trainer.training_step
-
-    def dies_after(count: int | None):
-        seen = iter(range(10**6))
-
-        def dying(self, *args, **kwargs):
-            if next(seen) == count:
-                raise Killed
-            return step(self, *args, **kwargs)
-
-        monkeypatch.setattr(Trainer, "training_step", dying)
-
-    return dies_after
 
 
 def state(folder: Path) -> dict:

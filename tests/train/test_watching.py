@@ -6,10 +6,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from seam.tests.train import sounds
-from seam.tests.train.sounds import changed, weights
+from seam.tests.train.sounds import Killed, changed, weights
 from seam.train import alignment, draft, instruction
 from seam.train.checkpoints import numbered
 from seam.train.recipe import RecipeError, StageRecipe, build, check_stage
@@ -32,10 +32,6 @@ BEST = {
 RATES = {2: 50.0, 4: 20.0, 6: 30.0, 7: 15.0, 8: 40.0, 10: 10.0}
 
 
-class Killed(BaseException):
-    """What no code is prepared for."""
-
-
 @pytest.fixture(scope="module")
 def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
     """By stage, what it begins with."""
@@ -55,24 +51,6 @@ def said(monkeypatch):
     rates = lambda self: {"stage1_wer": RATES.get(self.state.global_step, 60.0)}  # noqa: E731
     for cls in (StageTrainer, draft.DraftTrainer):
         monkeypatch.setattr(cls, "word_error_rates", rates)
-
-
-@pytest.fixture
-def dies_after(monkeypatch):
-    """Makes the training die before step `count`, from 0."""
-    step = Trainer.training_step
-
-    def dies_after(count: int | None):
-        seen = iter(range(10**6))
-
-        def dying(self, *args, **kwargs):
-            if next(seen) == count:
-                raise Killed
-            return step(self, *args, **kwargs)
-
-        monkeypatch.setattr(Trainer, "training_step", dying)
-
-    return dies_after
 
 
 def run(folder, manifest, steps, before, stage="alignment", **training):
