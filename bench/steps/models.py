@@ -93,6 +93,7 @@ def feature_extractor(sizes: Sizes) -> WhisperFeatureExtractor:
 
 def seam(sizes: Sizes, processor: SeamProcessor, alignment_only: bool) -> SeamForSpeechRecognition:
     """What Stage 1 trains, or Stage 2."""
+    torch.manual_seed(0)  # every process and part has the same, and reads the same states on disk
     config = SeamConfig.from_backbones(
         sizes.whisper,
         sizes.llm,
