@@ -1,5 +1,6 @@
 """The models of `bench.training`, with random weights: SEAM's stages, and peers of equal sizes."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,8 @@ def seam(sizes: Sizes, processor: SeamProcessor, alignment_only: bool) -> SeamFo
     """What Stage 1 trains, or Stage 2."""
     torch.manual_seed(0)  # every process and part has the same, and reads the same states on disk
     config = SeamConfig.from_backbones(
-        sizes.whisper,
-        sizes.llm,
+        deepcopy(sizes.whisper),  # a `Trainer` changes the config of its model
+        deepcopy(sizes.llm),
         alignment_only=alignment_only,
         boa_token_id=processor.boa_token_id,
         eoa_token_id=processor.eoa_token_id,
