@@ -18,8 +18,6 @@ output matrix for each row of a batch: of 8 rows it takes 10 GB more. `--only ll
 need, `--only stage_1` the LLM's loops.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -27,8 +25,8 @@ from typing import Annotated
 import torch
 import transformers
 import typer
-from rich.console import Console
 
+from seam.bench.command import check_machine, named_parts, publish
 from seam.bench.loops.models import SIZES, build, lookup, stock_whisper
 from seam.bench.loops.parts import LENGTHS, LLM_PARTS, PARTS, PARTS_OF_ALL, Findings, Setting
 from seam.bench.loops.plot import write_plot
@@ -36,7 +34,6 @@ from seam.bench.loops.roofline import measure_machine
 from seam.bench.loops.systems import Speech
 from seam.bench.loops.tables import print_findings
 from seam.bench.report import measured_on
-from seam.data.files import write_text
 
 
 @torch.no_grad()
@@ -83,23 +80,14 @@ def main(
 ):
     """Measure SEAM's loops against stock transformers."""
     batches, parts = _batches(batch), _parts(only, size)
-    if size not in SIZES:
-        raise typer.BadParameter(f"--size is {size!r}; accepted: {', '.join(SIZES)}.")
-    if device not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"--device is {device!r}; accepted: cpu, cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("--device is cuda, but torch finds no GPU.")
+    check_machine(size, SIZES, device)
     longest = tokens * (max(LENGTHS) if "linearity" in parts else 1)
     if longest > 447:
         raise typer.BadParameter(f"--tokens: {longest} tokens would be written, but the aligner has positions for 447.")
     if active is not None and active <= longest:
         raise typer.BadParameter(f"--active is {active}; accepted: more than the {longest} tokens that are written.")
-    for report in measure(size, device, batches, tokens, repeats, parts, active):
-        if json_file is not None:
-            write_text(json_file, json.dumps(report, indent=1) + "\n")
-    print_findings(report, Console(width=None if sys.stdout.isatty() else 150))
-    if plot is not None:
-        write_plot(report, plot)
+    reports = measure(size, device, batches, tokens, repeats, parts, active)
+    publish(reports, json_file, plot, print_findings, write_plot)
 
 
 def _batches(text: str) -> list[int]:
@@ -111,10 +99,7 @@ def _batches(text: str) -> list[int]:
 def _parts(text: str | None, size: str) -> list[str]:
     if text is None:
         return [name for name in PARTS_OF_ALL if name != "memory" or size == "tiny"]
-    unknown = [name for name in text.split(",") if name not in PARTS]
-    if unknown:
-        raise typer.BadParameter(f"--only names {unknown[0]!r}; accepted: {', '.join(PARTS)}.")
-    return text.split(",")
+    return named_parts(text, PARTS)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,17 @@ states from disk (`data.encoder_states`). Each part (`--only`) is measured by it
 in processes of their own.
 """
 
-import json
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import peft
-import torch
 import transformers
 import typer
-from rich.console import Console
 
+from seam.bench.command import check_machine, named_parts, publish
 from seam.bench.report import measured_on
 from seam.bench.steps.models import SIZES, sizes_of
 from seam.bench.steps.parts import PARTS, Findings
@@ -35,7 +32,6 @@ from seam.bench.steps.plot import write_plot
 from seam.bench.steps.speech import write_speech
 from seam.bench.steps.systems import Setting
 from seam.bench.steps.tables import print_findings
-from seam.data.files import write_text
 
 
 def measure(
@@ -71,31 +67,19 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Write a PNG.")] = None,
 ):
     """Measure SEAM's trainings against transformers and PEFT."""
-    if size not in SIZES:
-        raise typer.BadParameter(f"--size is {size!r}; accepted: {', '.join(SIZES)}.")
-    if device not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"--device is {device!r}; accepted: cpu, cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("--device is cuda, but torch finds no GPU.")
+    check_machine(size, SIZES, device)
     if batch % 2:
         raise typer.BadParameter(f"--batch is {batch}; accepted: even numbers, which two processes can share.")
     parts = _parts(only, device)
     with tempfile.TemporaryDirectory() as folder:
-        for report in measure(size, device, batch, steps, repeats, parts, Path(folder)):
-            if json_file is not None:
-                write_text(json_file, json.dumps(report, indent=1) + "\n")
-    print_findings(report, Console(width=None if sys.stdout.isatty() else 150))
-    if plot is not None:
-        write_plot(report, plot)
+        reports = measure(size, device, batch, steps, repeats, parts, Path(folder))
+        publish(reports, json_file, plot, print_findings, write_plot)
 
 
 def _parts(text: str | None, device: str) -> list[str]:
     if text is None:
         return [name for name in PARTS if name != "utilisation" or device == "cuda"]
-    unknown = [name for name in text.split(",") if name not in PARTS]
-    if unknown:
-        raise typer.BadParameter(f"--only names {unknown[0]!r}; accepted: {', '.join(PARTS)}.")
-    return text.split(",")
+    return named_parts(text, PARTS)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def speech(setting: Setting, model: SeamForSpeechRecognition | None = None) -> S
 def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> States:
     """`data.encoder_states`; what is not there yet is made now."""
     dtype = str(setting.sizes.dtype).removeprefix("torch.")
-    folder = setting.folder / ("states of Stage 1" if model.config.alignment_only else "states")  # of other encoders
+    # Stage 1 times how its own are made: they are not those that Stage 2 may have left.
+    folder = setting.folder / ("states of Stage 1" if model.config.alignment_only else "states")
     data = DataSettings(encoder_states=str(folder), encoder_states_dtype=dtype)
     recipe = StageRecipe(training=setting.arguments(), data=data)
     one = SpeechDataset(setting.utterances[:1], setting.processor, CASINGS["lower"])  # held out, as recipes have it
