@@ -1,13 +1,26 @@
-"""The pretrained parts, every weight of them accounted for: the whole LLM, or the little that Stage 1 needs."""
+"""
+The pretrained parts, every weight of them accounted for: the whole LLM, in less precision than its files if asked for,
+or the little that Stage 1 needs of it.
+"""
 
+import copy
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from .weights import weight_files
+from .weights import fingerprint, read_fingerprint, weight_files
 
 
 class EmbeddingTable(nn.Module):
@@ -91,3 +104,145 @@ def load_backbone(auto_class, name: str, dtype: torch.dtype, expected: str, **op
             f"{name} lacks {len(lost)} of the weights of {type(model).__name__}: {sorted(map(str, lost))[:5]}"
         )
     return model
+
+
+LLM_DTYPES = ("bfloat16", "4bit")
+LLM = "language_model."
+
+
+def llm_options(llm_dtype: str | None, dtype: torch.dtype, device: torch.device | str) -> dict:
+    """
+    What `from_pretrained` needs to hold a language model so. `"4bit"` is QLoRA's (Dettmers et al. 2023, arXiv
+    2305.14314): NF4 with double quantization, computed in bf16; embedding table, head and norms are in bf16.
+
+    Args:
+        llm_dtype: one of `LLM_DTYPES`, or `None`: as everything else.
+        dtype: of everything else.
+        device: where a quantized LLM is put.
+
+    Raises:
+        ValueError: for any other `llm_dtype`, or when bitsandbytes is missing.
+    """
+    if llm_dtype is None:
+        return {"dtype": dtype}
+    if llm_dtype not in LLM_DTYPES:
+        raise ValueError(f"llm_dtype is {llm_dtype!r}; accepted: {', '.join(LLM_DTYPES)}.")
+    if llm_dtype == "bfloat16":
+        return {"dtype": torch.bfloat16}
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("llm_dtype is '4bit', which needs bitsandbytes: pip install bitsandbytes")
+    quantization_config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head"],
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": quantization_config, "device_map": {"": device}}
+
+
+def settle(language_model: PreTrainedModel) -> None:
+    """
+    Keep the layout of a quantized LLM's weights. On CPUs with bf16 instructions bitsandbytes changes it for good at the
+    first inference, and training after it would go on without gradients, with no more than a warning.
+    """
+    for module in language_model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def in_full(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedConfig:
+    """The config of a language model as it would be in `dtype`."""
+    config = copy.deepcopy(config)
+    config.dtype = dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
+
+
+def load_llm_of(
+    config: PreTrainedConfig, owner: dict[str, Path], **options
+) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    """
+    The language model in the weight files of a whole checkpoint.
+
+    Args:
+        config: of the language model.
+        owner: every weight of the checkpoint and its file.
+        options: see `llm_options`.
+
+    Returns:
+        The language model, without adapters, and its embedding table as it is in the file.
+
+    Raises:
+        ValueError: when a weight is missing, unexpected or of another shape.
+    """
+    keys = [key for key in owner if key.startswith(LLM) and ".lora_" not in key]
+    weights = {key.removeprefix(LLM).replace(".base_layer.", "."): read(owner[key], key) for key in keys}
+    with torch.device("meta"):  # only to learn its class, and what that calls its table
+        shell = AutoModelForCausalLM.from_config(config)
+    table = shell.get_input_embeddings().weight
+    table = weights[next(key for key, parameter in shell.named_parameters() if parameter is table)]
+    language_model, info = type(shell).from_pretrained(
+        None, config=copy.deepcopy(config), state_dict=weights, output_loading_info=True, **options
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            names = ", ".join(sorted(str(key) for key in info[problem])[:3])
+            raise ValueError(f"the LLM does not fit its config: {problem.replace('_', ' ')} {names}.")
+    return language_model, table
+
+
+def read(file: Path, key: str) -> torch.Tensor:
+    """A tensor of a weight file, which is mapped: it takes memory when it is looked into."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.get_tensor(key)
+
+
+class FullLLM:
+    """
+    The frozen weights of a language model as they lie in weight files.
+
+    Args:
+        language_model: the one that is held in less precision, with its adapters.
+        files: of the language model, or of a whole checkpoint that has it.
+
+    Raises:
+        ValueError: when they have a weight under another name.
+    """
+
+    def __init__(self, language_model: PreTrainedModel, files: list[Path]):
+        owner = read_fingerprint(files)[1]
+        self.folder = files[0].parent
+        self.places = {}
+        for name, _ in language_model.named_parameters():
+            if ".lora_" in name:
+                continue
+            plain = name.replace(".base_layer.", ".")
+            # In a checkpoint of ours, in one of the LLM, and in one that was saved without its head.
+            names = (LLM + name, plain, plain.removeprefix(f"{language_model.base_model_prefix}."))
+            found = next((one for one in names if one in owner), None)
+            if found is None:
+                raise ValueError(
+                    f"llm_dtype: {self.folder} has {plain} under another name, so that it could not be saved as "
+                    "it was; accepted here: full precision."
+                )
+            self.places[LLM + name] = (owner[found], found)
+        self.fingerprint = fingerprint(self._tensors())
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {key: read(*place) for key, place in self.places.items()}
+
+    def put_into(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """
+        A state dict of the whole model with these weights in the place of those that are held. Raises `OSError` when
+        the files are no longer there, or others.
+        """
+        try:
+            full = self._tensors()
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"the LLM, to be saved as it was in {self.folder}, cannot be read there: {error}") from error
+        if fingerprint(full) != self.fingerprint:
+            raise OSError(f"{self.folder}: the weights of the LLM are others than when it was loaded.")
+        kept = {key: value for key, value in state_dict.items() if not key.startswith(LLM) or ".lora_" in key}
+        return kept | full

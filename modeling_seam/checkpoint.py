@@ -21,10 +21,18 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .backbones import load_backbone, load_embedding_table
-from .bridges import build_bridge
-from .ctc import CTCHead
-from .llm_precision import LLM, FullLLM, in_full, llm_options, load_llm_of, read, settle
+from .backbones import (
+    LLM,
+    FullLLM,
+    in_full,
+    llm_options,
+    load_backbone,
+    load_embedding_table,
+    load_llm_of,
+    read,
+    settle,
+)
+from .bridges import CTCHead, build_bridge
 from .weights import (
     HUB_ARGUMENTS,
     WEIGHT_FILES,

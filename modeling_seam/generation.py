@@ -10,11 +10,11 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from .alignment_loop import can_run, checked_alignment, greedy_alignment
-from .drafts import Row
+from .aligner_decoding import can_run, checked_alignment, greedy_alignment
+from .llm_decoding import is_sliding, verifies, write
 from .nearest import alignment_distance
 from .prompt import splice
-from .verification import is_sliding, verifies, write
+from .speculative import Row
 
 
 @dataclass

@@ -15,23 +15,29 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .aligner import SeamAlignerOutput
-from .aligner_steps import AlignerSteps  # noqa: F401  remote code is what this file imports: older versions copy no more
-from .alignment_loop import greedy_alignment  # noqa: F401  as above
-from .backbones import EmbeddingTable
-from .bridges import build_bridge
+from .aligner_decoding import (
+    AlignerSteps,  # noqa: F401  remote code is what this file imports: older versions copy no more
+    greedy_alignment,  # noqa: F401  as above
+)
+from .backbones import EmbeddingTable, FullLLM
+from .bridges import CTCHead, build_bridge
 from .checkpoint import SeamCheckpointMixin, with_lora
-from .coarse_products import Bf16Table  # noqa: F401  as above
-from .ctc import CTCHead
-from .drafts import DraftedBatch  # noqa: F401  as above
-from .few_rows import few_rows_product  # noqa: F401  as above
+from .fast_matmul import (
+    Bf16Table,  # noqa: F401  as above
+    few_rows_product,  # noqa: F401  as above
+)
 from .generation import SeamGenerationMixin
-from .llm_precision import FullLLM
+from .llm_decoding import (
+    PromptPrefix,
+    write,  # noqa: F401  as above
+)
 from .nearest import NearestToken, alignment_distance
 from .pipeline import SeamPipeline  # noqa: F401  as above
-from .plain_greedy import is_plain_greedy  # noqa: F401  as above
-from .prefix import PromptPrefix
 from .prompt import last_positions, logits_at, splice
-from .verification import write  # noqa: F401  as above
+from .speculative import (
+    DraftedBatch,  # noqa: F401  as above
+    is_plain_greedy,  # noqa: F401  as above
+)
 from .weights import weight_files  # noqa: F401  as above
 
 logger = logging.get_logger(__name__)

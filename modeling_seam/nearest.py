@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from .coarse_products import UNIT, Bf16Table, Int8Table, fp32_pieces, is_int8_fast, sum_error
+from .fast_matmul import UNIT, Bf16Table, Int8Table, fp32_pieces, is_int8_fast, sum_error
 
 # Below this norm a direction is meaningless; the value is that of `torch.nn.functional.cosine_similarity`.
 COSINE_EPS = 1e-8

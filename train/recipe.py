@@ -18,7 +18,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import CASINGS
 from seam.data.training_augmentation import Augmentation
-from seam.modeling_seam.llm_precision import LLM_DTYPES
+from seam.modeling_seam.backbones import LLM_DTYPES
 
 T = TypeVar("T")
 

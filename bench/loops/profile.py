@@ -11,7 +11,7 @@ from torch import nn
 
 from seam.bench.loops.systems import Utterances
 from seam.bench.loops.timing import synchronize
-from seam.modeling_seam.aligner_steps import LayerSteps
+from seam.modeling_seam.aligner_decoding import LayerSteps
 from seam.modeling_seam.nearest import NearestToken
 
 SPEECH, LAYERS, LOOKUP = "keys and values of the speech states", "decoder layers", "lookup"

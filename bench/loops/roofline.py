@@ -9,7 +9,7 @@ from torch import nn
 
 from seam.bench.loops.systems import Utterances
 from seam.bench.loops.timing import synchronize
-from seam.modeling_seam.drafts import Row
+from seam.modeling_seam.speculative import Row
 
 BYTES = 2**29  # of the matrix that is read to measure the bandwidth: more than caches hold
 SIDE = 2048  # of the square matrices that are multiplied

@@ -15,11 +15,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from seam.bench.loops.models import period_of, random_projection, successors
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.modeling_seam.alignment_loop import checked_alignment, greedy_alignment
+from seam.modeling_seam.aligner_decoding import checked_alignment, greedy_alignment
+from seam.modeling_seam.llm_decoding import PromptPrefix, Row, write
 from seam.modeling_seam.nearest import NearestToken
-from seam.modeling_seam.prefix import PromptPrefix
 from seam.modeling_seam.prompt import splice
-from seam.modeling_seam.verification import Row, write
 
 # Of the tokens in which Stage 1 and the full model differ (recipes/compare/tiny.yaml, three seeds, both test sets), the
 # shares that are another token, missing in Stage 1's, and too many there.

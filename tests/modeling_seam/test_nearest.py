@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from seam.modeling_seam import coarse_products
+from seam.modeling_seam import fast_matmul
 from seam.modeling_seam import nearest as nearest_module
 from seam.modeling_seam.nearest import NearestToken, alignment_distance
 
@@ -107,10 +107,10 @@ def test_only_the_active_vocabulary_is_returned():
 def large(request, monkeypatch):
     """Tables of the tests are large ones: they are not compared directly."""
     monkeypatch.setattr(nearest_module, "SMALL_TABLE", 600)
-    monkeypatch.setattr(coarse_products, "PIECE", 5000)
+    monkeypatch.setattr(fast_matmul, "PIECE", 5000)
     if request.param == "without":
         monkeypatch.setattr(nearest_module, "is_int8_fast", lambda device: False)
-    elif not coarse_products.is_int8_fast(torch.device("cpu")):
+    elif not fast_matmul.is_int8_fast(torch.device("cpu")):
         pytest.skip("this CPU has no exact products in 8 bits (VNNI)")
 
 

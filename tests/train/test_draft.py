@@ -77,7 +77,7 @@ def test_the_agreement_is_counted_in_tokens(drafted, stage_1, manifest, tmp_path
         is_last = alignment.mask.bool() & ~torch.nn.functional.pad(alignment.mask[:, 1:], (0, 1)).bool()
         return alignment.sequences, alignment.mask.masked_fill(is_last, 0)
 
-    monkeypatch.setattr("seam.modeling_seam.ctc.CTCHead.decode", shorter)
+    monkeypatch.setattr("seam.modeling_seam.bridges.CTCHead.decode", shorter)
     metrics = draft.main(recipe(tmp_path, manifest, 1, model=drafted[0], training={"learning_rate": 0.0}))
     processor = SeamProcessor.from_pretrained(drafted[0])
     tokens = sum(len(processor.transcript_ids(text)) for text in TEXTS)

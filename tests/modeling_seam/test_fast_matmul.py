@@ -1,10 +1,9 @@
-"""Bounds on products with a large table, against the products in fp64."""
-
 import pytest
 import torch
+from torch import nn
 
-from seam.modeling_seam import coarse_products
-from seam.modeling_seam.coarse_products import Bf16Table, Int8Table, fp32_pieces
+from seam.modeling_seam import fast_matmul
+from seam.modeling_seam.fast_matmul import Bf16Table, Int8Table, few_rows_linear, few_rows_product, fp32_pieces
 
 KINDS = [Bf16Table, pytest.param(Int8Table, marks=pytest.mark.skipif(not hasattr(torch, "_int_mm"), reason="no int8"))]
 
@@ -26,7 +25,7 @@ def hard_cases(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_product_is_greater_than_its_bound(kind, dtype, scale, monkeypatch):
-    monkeypatch.setattr(coarse_products, "PIECE", 1000)
+    monkeypatch.setattr(fast_matmul, "PIECE", 1000)
     table = hard_cases(dtype)
     predicted = scale * torch.cat([hard_cases(torch.float32)[::9], table[:30].float()])
     products = predicted.double() @ table.double().T
@@ -54,8 +53,44 @@ def test_what_is_left_of_a_row_counts(monkeypatch):
 
 
 def test_a_table_is_made_fp32_in_pieces(monkeypatch):
-    monkeypatch.setattr(coarse_products, "PIECE", 100)
+    monkeypatch.setattr(fast_matmul, "PIECE", 100)
     table = torch.randn(37, 24).bfloat16()
     pieces = list(fp32_pieces(table))
     assert [len(piece) for piece in pieces] == [4] * 9 + [1]
     assert torch.equal(torch.cat(pieces), table.float())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 40])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_is_the_linear_layers_product(rows, dtype, bias):
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 160, bias=bias).to(dtype)
+    states = torch.randn(rows, 96).to(dtype)
+    expected = states.double() @ linear.weight.double().T
+    product = few_rows_product(states, linear.weight)
+    assert product.shape == (rows, 160) and product.dtype == dtype and product.is_contiguous()
+    eps = max(2 * torch.finfo(dtype).eps, 1e-5)
+    torch.testing.assert_close(product.double(), expected, rtol=eps, atol=eps)
+    if bias:
+        expected = expected + linear.bias.double()
+    with torch.no_grad():
+        torch.testing.assert_close(few_rows_linear(linear, states).double(), expected, rtol=2 * eps, atol=2 * eps)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_sum_is_one_in_fp32(rows):
+    """4,096 products of 1/16 after one of 256: a sum in bf16, whose numbers lie 2 apart there, would stay at 256."""
+    states = torch.full((rows, 4097), 0.25).bfloat16()
+    weight = torch.full((8, 4097), 0.25).bfloat16()
+    states[:, 0], weight[:, 0] = 16, 16
+    assert (few_rows_product(states, weight) == 512).all()
+
+
+def test_a_layer_of_another_kind_computes_itself():
+    class Doubled(nn.Linear):
+        def forward(self, states):
+            return 2 * super().forward(states)
+
+    layer, states = Doubled(8, 8).bfloat16(), torch.randn(1, 8).bfloat16()
+    torch.testing.assert_close(few_rows_linear(layer, states), layer(states))

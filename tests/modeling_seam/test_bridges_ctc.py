@@ -5,7 +5,7 @@ from math import comb, log
 import pytest
 import torch
 
-from seam.modeling_seam.ctc import CTCHead
+from seam.modeling_seam.bridges import CTCHead
 
 UNIFORM = log(1 / 4)  # of a head that can write three ids and knows nothing
 

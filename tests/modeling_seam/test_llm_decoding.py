@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.modeling_seam.drafts import Row
+from seam.modeling_seam.llm_decoding import WEIGHTS_IN_POSITIONS, keep, verifies, write
 from seam.modeling_seam.prompt import left_pad
-from seam.modeling_seam.verification import WEIGHTS_IN_POSITIONS, keep, verifies, write
+from seam.modeling_seam.speculative import Row
 
 PAD, WORDS = 0, range(3, 40)
 SIZES = {

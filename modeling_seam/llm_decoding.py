@@ -1,11 +1,12 @@
 """
 The second loop as a check of the first one's draft: greedy search over the language model, token for token, in a few
-parallel forwards (speculative decoding, Leviathan et al. 2023, whose draft here is what Stage 1 heard).
+forward passes, with the keys and values of the prompt's prefix computed once.
 """
 
 import inspect
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -20,9 +21,8 @@ from transformers import (
 from transformers.cache_utils import StaticLayer
 from transformers.generation.streamers import BaseStreamer
 
-from .drafts import DraftedBatch, Row
-from .plain_greedy import is_plain_greedy, is_shared, merged_settings
 from .prompt import last_positions, left_pad
+from .speculative import DraftedBatch, Row, is_plain_greedy, is_shared, merged_settings
 
 # What a forward costs beside its positions, which is reading the weights, in positions: on two CPU cores at paper size
 # 0.5 s and 0.008 s. On an accelerator, its arithmetic in the time of reading a weight (989 TFLOP/s at 4.3 TB/s).
@@ -175,3 +175,50 @@ def keep(cache: Cache, rows: list[int], mask: torch.LongTensor) -> torch.LongTen
         else:
             layer.keys, layer.values = keys, values
     return kept
+
+
+class PromptPrefix:
+    """
+    Keys and values of the last prefix that was asked for.
+
+    They are computed anew when the ids, the weights, or LoRA have changed. What changes a weight behind torch's back,
+    as some optimizers do, is not seen: the model forgets the prefix when it is put into training or evaluation mode.
+    """
+
+    def __init__(self):
+        self._state, self._states = None, []
+
+    def states(
+        self, language_model: PreTrainedModel, ids: list[int]
+    ) -> list[tuple[torch.FloatTensor, torch.FloatTensor]]:
+        """Per layer the keys and values `(1, heads, tokens, d_head)` of `ids`; empty for no ids."""
+        state = (ids, *_state(language_model))
+        if state != self._state:
+            self._states = []
+            if ids:
+                cache = DynamicCache()
+                embeds = language_model.get_input_embeddings()(torch.tensor([ids], device=language_model.device))
+                last = last_positions(1, embeds.device)
+                language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=last)
+                self._states = [(layer.keys, layer.values) for layer in cache.layers]
+            self._state = state
+        return self._states
+
+
+def _state(language_model: PreTrainedModel) -> tuple:
+    """What the keys and values depend on beside the ids: where each weight lies and how often it was written to."""
+    weights = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in language_model.parameters())
+    # LoRA is switched, scaled and merged in all layers together.
+    adapter = next((module for module in language_model.modules() if isinstance(module, BaseTunerLayer)), None)
+    if adapter is not None:
+        lora = (list(adapter.active_adapters), adapter.disable_adapters, list(adapter.merged_adapters))
+        lora = (*lora, dict(adapter.scaling))
+    else:
+        lora = ()
+    kind = language_model.device.type
+    return (
+        weights,
+        language_model.device,
+        lora,
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind),
+    )

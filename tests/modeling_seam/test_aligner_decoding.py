@@ -8,9 +8,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
-from seam.modeling_seam import aligner_steps, alignment_loop, generation
-from seam.modeling_seam.aligner_steps import AlignerSteps
-from seam.modeling_seam.alignment_loop import can_run, checked_alignment, greedy_alignment
+from seam.modeling_seam import aligner_decoding, generation
+from seam.modeling_seam.aligner_decoding import AlignerSteps, can_run, checked_alignment, greedy_alignment
 
 
 def speech_of(model, lengths, longest):
@@ -56,7 +55,7 @@ def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
     monkeypatch.setattr(
         generation, "greedy_alignment", lambda *args: calls.append(len(args[2])) or greedy_alignment(*args)
     )
-    monkeypatch.setattr(aligner_steps, "FIRST_POSITIONS", 4)  # the cache grows
+    monkeypatch.setattr(aligner_decoding, "FIRST_POSITIONS", 4)  # the cache grows
     generator = torch.Generator().manual_seed(1)
     lengths = set()
 
@@ -93,7 +92,7 @@ def test_asking_less_often_changes_nothing(ending, monkeypatch, every):
     torch.manual_seed(3)
     states, mask = speech_of(ending, [9, 30, 17, 2, 25], 30)
     expected = ending.align(states, mask)
-    monkeypatch.setattr(alignment_loop, "asks", lambda tokens, position: (position + 1) % every == 0)
+    monkeypatch.setattr(aligner_decoding, "asks", lambda tokens, position: (position + 1) % every == 0)
     assert_same(ending.align(states, mask), expected)
 
 
@@ -192,7 +191,7 @@ def corrupt(tokens: list[int], how: str, rng: random.Random) -> list[int]:
 
 @pytest.mark.parametrize("how", [*HOW, "mixed"])
 def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
-    monkeypatch.setattr(aligner_steps, "FIRST_POSITIONS", 4)  # the cache grows
+    monkeypatch.setattr(aligner_decoding, "FIRST_POSITIONS", 4)  # the cache grows
     rng = random.Random(how)
     ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
     lengths, rejected = set(), 0
