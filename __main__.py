@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from seam.data.errors import sentence_of
+from seam.data.files import sentence_of
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, Qwen3Config, TrainingArguments, WhisperConfig, WhisperFeatureExtractor
 
 from seam.__main__ import RECORDINGS
-from seam.data.batching import ListDataset, SpeechCollator, SpeechDataset
+from seam.data.dataset import ListDataset, SpeechCollator, SpeechDataset
 from seam.data.manifest import Utterance, read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.tests.published import qwen3_tensors, whisper_tensors, write_published

@@ -1,1 +1,1 @@
-"""Manifests, synthetic speech, augmentation and batching."""
+"""Manifests, corpora, augmentation and batching."""

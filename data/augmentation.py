@@ -1,46 +1,144 @@
-"""Random changes to a waveform that keep its words: tempo, voice, room, channel, noise and level."""
+"""Augmentation that a recipe asks for: anew for every utterance in every epoch, with the same words or more of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import librosa
 import numpy as np
 import soxr
-from scipy import signal
+import torch
+from huggingface_hub.dataclasses import strict
+
+from seam.data.manifest import Utterance, read_manifest
 
 SAMPLE_RATE = 16000
-_REVERB_SHARE = 0.35 / 0.55  # reverberation hurts short words most: apply it less often than the rest
 
 
-def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float = 0.55) -> np.ndarray:
-    """Applies each change with `probability`, independently.
+@strict
+@dataclass
+class Augmentation:
+    """
+    Settings of a recipe (`data.augmentation`), and what they do. All is off by default.
 
     Args:
-        waveform: Mono audio at 16 kHz, shape (samples,), in [-1, 1].
-        rng: Source of all randomness.
-        probability: Chance of each change.
-
-    Returns:
-        New float32 audio at 16 kHz, shape (other samples,), never outside [-1, 1].
+        concatenation_probability: of joining another random utterance to one, and then of joining one more, as long as
+            the audio fits the encoder's window and the transcript the aligner's positions.
+        speeds: one of these is drawn for each utterance, as often as the others; 0.9, 1.0 and 1.1 in Ko et al. (2015).
+            It changes the pitch as well. Speeds at which the audio would not fit the window are not drawn.
+        noise_probability: of adding noise.
+        noise: manifests of noise recordings, whose texts are not read; without any, noise is white, pink or brown.
+        min_snr, max_snr: the signal-to-noise ratio in dB is drawn between these.
+        time_masks, frequency_masks: number of masks of SpecAugment (Park et al. 2019), within the audio's own frames.
+        time_mask_frames, frequency_mask_bins: T (in frames of 10 ms) and F, the greatest widths of a mask; by default
+            those of the policies for LibriSpeech, which have up to 2 masks of each kind.
     """
-    audio = np.array(waveform, dtype=np.float32)
 
-    def chosen(share: float = 1.0) -> bool:
-        return bool(rng.random() < probability * share)
+    concatenation_probability: float = 0.0
+    speeds: list[float | int] = field(default_factory=list)
+    noise_probability: float = 0.0
+    noise: list[str] = field(default_factory=list)
+    min_snr: float = 10.0
+    max_snr: float = 40.0
+    time_masks: int = 0
+    time_mask_frames: int = 100
+    frequency_masks: int = 0
+    frequency_mask_bins: int = 27
 
-    if chosen():
-        audio = change_speed(audio, rng.uniform(0.8, 1.25))
-    if chosen():
-        audio = _warped(audio, rng.uniform(0.88, 1.14))
-    if chosen():
-        audio = _shifted(audio, rng)
-    if chosen(_REVERB_SHARE):
-        audio = _reverberated(audio, rng)
-    if chosen():
-        audio = _filtered(audio, rng)
-    if chosen():
-        audio = add_noise(audio, rng)
-    if chosen():
-        # The level is set on the peak: a gain on top of arbitrary earlier changes could clip.
-        audio = audio * 10 ** (rng.uniform(-26, 0) / 20) / max(float(np.abs(audio).max(initial=0)), 1e-6)
-    return (audio / max(1.0, float(np.abs(audio).max(initial=0)))).astype(np.float32)
+    def __post_init__(self):
+        for name in ("concatenation_probability", "noise_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.augmentation.{name} is {getattr(self, name)}; accepted: 0 to 1.")
+        for speed in self.speeds:
+            if not 0.5 <= speed <= 2:
+                raise ValueError(f"data.augmentation.speeds holds {speed}; accepted: 0.5 to 2.")
+        if self.min_snr > self.max_snr:
+            raise ValueError(f"data.augmentation.min_snr is {self.min_snr}, above max_snr, {self.max_snr}.")
+        for name in ("time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_bins"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.augmentation.{name} is {getattr(self, name)}; accepted: 0 and above.")
+        if self.noise and not self.noise_probability:
+            raise ValueError("data.augmentation.noise is given, but noise_probability is 0.")
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        chances = self.concatenation_probability, self.noise_probability, self.time_masks, self.frequency_masks
+        return any(chances) or any(speed != 1 for speed in self.speeds)
+
+    @cached_property
+    def noises(self) -> list[Utterance]:
+        """The recordings of the manifests in `noise`."""
+        return [one for path in self.noise for one in read_manifest(path, needs_text=False)]
+
+    def joined(
+        self, utterance: Utterance, draw: Callable[[], Utterance], rng: np.random.Generator, fits: Callable
+    ) -> list[Utterance]:
+        """
+        The utterances to be heard one after the other instead of `utterance`, which is the first of them.
+
+        Args:
+            draw: gives a random utterance.
+            fits: whether a list of utterances can be one.
+        """
+        parts = [utterance]
+        while rng.random() < self.concatenation_probability:
+            more = [*parts, draw()]
+            if not fits(more):
+                break
+            parts = more
+        return parts
+
+    def change_waveform(self, waveform: np.ndarray, rng: np.random.Generator, rate: int, longest: int) -> np.ndarray:
+        """
+        Speed and noise.
+
+        Args:
+            waveform: shape `(samples,)`.
+            rate: in Hz.
+            longest: number of samples that the result may have.
+
+        Returns:
+            `np.ndarray` of shape `(other samples,)`, float32.
+        """
+        speeds = [speed for speed in self.speeds if np.ceil(len(waveform) / speed) <= longest]
+        speed = speeds[rng.integers(len(speeds))] if speeds else 1
+        if speed != 1:
+            waveform = change_speed(waveform, speed)[:longest]
+        if rng.random() < self.noise_probability:
+            waveform = self._with_noise(waveform, rng, rate)
+        return waveform.astype(np.float32, copy=False)
+
+    def _with_noise(self, waveform: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
+        if not self.noises:
+            return add_noise(waveform, rng, (self.min_snr, self.max_snr))
+        source = self.noises[rng.integers(len(self.noises))]
+        seconds = len(waveform) / rate
+        offset = rng.uniform(0, max(0.0, source.duration - seconds))
+        noise, _ = librosa.load(source.audio, sr=rate, offset=offset, duration=seconds)
+        return mix(waveform, np.resize(noise, len(waveform)), rng.uniform(self.min_snr, self.max_snr))
+
+    def mask_features(self, features: torch.Tensor, frames: int, rng: np.random.Generator) -> torch.Tensor:
+        """
+        SpecAugment's masks (Park et al. 2019, Section 2), without its time warp, which they found to matter least.
+        transformers has them in `WhisperModel` alone, not in the encoder, and draws from numpy's global generator.
+
+        Args:
+            features: shape `(mels, frames of the window)`.
+            frames: those of the audio; the rest is padding.
+
+        Returns:
+            A tensor of the same shape. Masks are 0, as in transformers' Whisper.
+        """
+        features = features.clone()
+        for count, widest, size, axis in (
+            (self.frequency_masks, self.frequency_mask_bins, features.shape[0], 0),
+            (self.time_masks, self.time_mask_frames, frames, 1),
+        ):
+            for _ in range(count):
+                width = int(rng.integers(min(widest, size) + 1))
+                start = int(rng.integers(size - width + 1))
+                features.narrow(axis, start, width).zero_()
+        return features
 
 
 def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
@@ -48,49 +146,9 @@ def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
     return soxr.resample(audio, SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ")
 
 
-def _warped(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies pitch and formants by `factor` and keeps the tempo."""
-    # A window of 32 ms and three quarters overlap: longer ones smear short words, shorter gaps cost time.
-    return librosa.effects.time_stretch(change_speed(audio, factor), rate=1 / factor, n_fft=512)
-
-
-def _rms(audio: np.ndarray) -> float:
+def rms(audio: np.ndarray) -> float:
     """Root mean square, with a floor so that silence stays a legal input."""
     return max(float(np.sqrt(np.mean(np.square(audio)))) if audio.size else 0.0, 1e-4)
-
-
-def _shifted(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Adds up to 0.3 s before and after; low noise, because digital silence occurs in no real recording."""
-    before, after = (int(seconds * SAMPLE_RATE) for seconds in rng.uniform(0, 0.3, 2))
-    level = _rms(audio) * 10 ** (-rng.uniform(45, 60) / 20)
-    shifted = level * rng.standard_normal(before + audio.size + after, dtype=np.float32)
-    shifted[before : before + audio.size] += audio
-    return shifted
-
-
-def _reverberated(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A room with a reverberation time of 0.1-0.4 s: direct sound and an exponentially decaying noise tail."""
-    reverberation_time = rng.uniform(0.1, 0.4)
-    times = np.arange(int(reverberation_time * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
-    response = rng.standard_normal(times.size, dtype=np.float32) * 10 ** (-3 * times / reverberation_time)
-    response[: int(0.002 * SAMPLE_RATE)] = 0
-    direct_to_reverberant = rng.uniform(0, 12)
-    response *= 10 ** (-direct_to_reverberant / 20) / np.sqrt(np.sum(np.square(response)))
-    response[0] = 1
-    return signal.oaconvolve(audio, response)[: audio.size]
-
-
-def _filtered(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A telephone-like low-pass at 3-4 kHz, or one equaliser band of up to 6 dB."""
-    if rng.random() < 0.5:
-        return signal.sosfilt(signal.butter(6, rng.uniform(3000, 4000), fs=SAMPLE_RATE, output="sos"), audio)
-    # The peaking filter of the "Audio EQ Cookbook": unity far from the centre, `gain` at the centre.
-    angle = 2 * np.pi * np.exp(rng.uniform(np.log(150), np.log(5000))) / SAMPLE_RATE
-    amplitude = 10 ** (rng.uniform(-6, 6) / 40)
-    width = np.sin(angle) / 2
-    numerator = (1 + width * amplitude, -2 * np.cos(angle), 1 - width * amplitude)
-    denominator = (1 + width / amplitude, -2 * np.cos(angle), 1 - width / amplitude)
-    return signal.lfilter(numerator, denominator, audio)
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator, ratios: tuple[float, float] = (12, 45)) -> np.ndarray:
@@ -127,9 +185,9 @@ def mix(audio: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
     Returns:
         Audio of the same shape; its samples may be outside [-1, 1]. Digital silence is no noise and changes nothing.
     """
-    return audio + noise * (_rms(audio) * 10 ** (-ratio / 20) / _rms_of_noise(noise))
+    return audio + noise * (rms(audio) * 10 ** (-ratio / 20) / _rms_of_noise(noise))
 
 
 def _rms_of_noise(noise: np.ndarray) -> float:
-    """Without the floor of `_rms`: coloured noise is arbitrarily small before it is scaled."""
+    """Without the floor of `rms`: coloured noise is arbitrarily small before it is scaled."""
     return (float(np.sqrt(np.mean(np.square(noise)))) if noise.size else 0.0) or 1.0

@@ -1,9 +1,15 @@
-"""Files that are whole or not there: written to a temporary name and then renamed."""
+"""
+Files that are whole or not there, written to a temporary name and then renamed; JSON Lines files that go on where their
+writer was interrupted; and what the errors met on the way say, in one line.
+"""
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -24,3 +30,39 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_rows(path: Path, unfinished: bool = False) -> list[dict[str, Any]]:
+    """
+    Args:
+        unfinished: leave out a last line that has no end yet: its writer is at work, or was interrupted.
+
+    Raises:
+        ValueError: for a line that is not JSON, by its number.
+    """
+    *lines, last = path.read_bytes().split(b"\n")
+    if last and not unfinished:
+        lines.append(last)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is damaged: {error}.") from error
+    return rows
+
+
+def repair(path: Path) -> list[dict[str, Any]]:
+    """Cut off the unfinished last line that an interrupted run leaves, and return the rows; none of a missing file."""
+    if not path.is_file():
+        return []
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    return read_rows(path)
+
+
+def sentence_of(error: Exception) -> str:
+    """An error's message in one line; of one that a `DataLoader`'s worker met, without the traceback around it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Caught ") and "Original Traceback" in str(error):
+        return re.sub(r"^[\w.]+: ", "", lines[-1])
+    return " ".join(" ".join(lines).split())

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer
 
 import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
 from seam.data import checks
+from seam.data.checks import Checked, Recording, check
 from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
-from seam.data.recording_check import Checked, Recording, check
 from seam.processing_seam import transcript_ids
 
 # Utterances that each worker may be ahead, so that a slow file does not hold up the others.

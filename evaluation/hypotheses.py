@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from seam.data.batching import batches_by_length
-from seam.data.files import write_text
-from seam.data.json_lines import read_rows, repair
+from seam.data.dataset import batches_by_length
+from seam.data.files import read_rows, repair, write_text
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
 from seam.modeling_seam import SeamConfig

@@ -7,7 +7,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
-from seam.data.batching import batches_by_length
+from seam.data.dataset import batches_by_length
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 
 

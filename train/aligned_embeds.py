@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchFeature
 
-from seam.data.batching import SpeechCollator, SpeechDataset
+from seam.data.dataset import SpeechCollator, SpeechDataset
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train import made_from

@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
-from seam.data.batching import SpeechCollator, SpeechDataset, batches_by_length
-from seam.data.json_lines import read_rows, repair
+from seam.data.dataset import SpeechCollator, SpeechDataset, batches_by_length
+from seam.data.files import read_rows, repair
 from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor

@@ -27,13 +27,13 @@ from transformers import (
     set_seed,
 )
 
-from seam.data.batching import SpeechDataset, keep_in_memory
-from seam.data.demo_speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_test_speech, make_training_speech
-from seam.data.grammar import VOCABULARY, sample
+from seam.data.dataset import SpeechDataset, keep_in_memory
 from seam.data.manifest import read_manifest
 from seam.evaluation.card import write_card
 from seam.evaluation.table import compare_systems, write_table
 from seam.evaluation.transcription import load_checkpoint, load_whisper
+from seam.experiments.grammar import VOCABULARY, sample
+from seam.experiments.speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_test_speech, make_training_speech
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.train import alignment, foundations, instruction, refinement

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from seam.data.demo_speech import SpeechSettings
 from seam.data.manifest import read_manifest
+from seam.experiments.speech import SpeechSettings
 
 SUMMARY = """\
 A tiny checkpoint, small enough to live in a repository and trained offline, its encoder and its LLM included.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from seam.data.batching import SpeechDataset, encode
+from seam.data.dataset import SpeechDataset, encode
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train import made_from
 from seam.train.recipe import StageRecipe

@@ -16,8 +16,8 @@ from transformers.integrations import integration_utils
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from seam.configuration_seam import SeamConfig
+from seam.data.augmentation import Augmentation
 from seam.data.manifest import CASINGS
-from seam.data.training_augmentation import Augmentation
 from seam.modeling_seam.backbones import LLM_DTYPES
 
 T = TypeVar("T")

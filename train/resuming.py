@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
-from seam.data.errors import sentence_of
+from seam.data.files import sentence_of
 from seam.train.checkpoints import UNFINISHED, differences, discard_old, last_checkpoint, read_record, seal
 from seam.train.recipe import RecipeError
 

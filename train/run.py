@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states
+from seam.data.dataset import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.manifest import CASINGS
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, origin, written_aside

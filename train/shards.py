@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
-from seam.data.batching import ENCODED_AT_ONCE, SpeechDataset, batches_in_order
+from seam.data.dataset import ENCODED_AT_ONCE, SpeechDataset, batches_in_order
 from seam.data.files import replacing
 from seam.train import made_from
 from seam.train.recipe import RecipeError

@@ -9,9 +9,8 @@ from torch.utils.data import DataLoader, Subset
 from transformers import ProgressCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
-from seam.data.even_batches import EvenBatches
-from seam.data.length_batches import LengthBatches
 from seam.data.manifest import CASINGS, Utterance
+from seam.data.samplers import EvenBatches, LengthBatches
 from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import transcribe

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
-from seam.data.batching import SpeechDataset, SpeechReader
-from seam.data.length_batches import LengthBatches, budget_shares
+from seam.data.bad_audio import Skipped
+from seam.data.dataset import SpeechDataset, SpeechReader
 from seam.data.manifest import CASINGS, Utterance, read_manifest
-from seam.data.skipped import Skipped
+from seam.data.samplers import LengthBatches, budget_shares
 from seam.data.streaming import SpeechStream
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe

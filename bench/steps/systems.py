@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 from seam.bench.steps import models
-from seam.data.batching import SpeechCollator, SpeechDataset
+from seam.data.dataset import SpeechCollator, SpeechDataset
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.aligned_embeds import aligned_on_disk

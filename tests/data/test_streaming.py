@@ -10,11 +10,11 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from seam.data.batching import SpeechReader
+from seam.data.augmentation import Augmentation
+from seam.data.bad_audio import Skipped
+from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, write_manifest
-from seam.data.skipped import Skipped
 from seam.data.streaming import SpeechStream
-from seam.data.training_augmentation import Augmentation
 from seam.tests.data.shards import tone, write_shard
 
 COUNT = 23

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from seam.data.batching import SpeechDataset
+from seam.data.dataset import SpeechDataset
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import recipe

@@ -12,7 +12,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from seam.__main__ import app
-from seam.data.batching import batches_by_length
+from seam.data.dataset import batches_by_length
 from seam.data.manifest import read_manifest, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import TEXTS, changed, recipe, weights

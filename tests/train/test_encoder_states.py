@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
-from seam.data.batching import SpeechDataset, keep_encoder_states
+from seam.data.dataset import SpeechDataset, keep_encoder_states
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import TEXTS, changed, recipe, weights

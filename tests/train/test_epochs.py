@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from seam.data.batching import SpeechDataset
+from seam.data.dataset import SpeechDataset
 from seam.tests.train.sounds import changed, recipe, weights
 from seam.train import alignment
 

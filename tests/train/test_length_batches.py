@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from seam.data.batching import SpeechCollator
+from seam.data.dataset import SpeechCollator
 from seam.data.manifest import read_manifest
 from seam.tests.train.sounds import recipe
 from seam.train import alignment, refinement

@@ -9,7 +9,7 @@ import soundfile
 import torch
 from transformers import Trainer
 
-from seam.data.batching import SpeechReader
+from seam.data.dataset import SpeechReader
 from seam.tests.train.sounds import TEXTS, recipe
 from seam.train import alignment, instruction, refinement, resuming, throughput
 from seam.train.stage import StageTrainer

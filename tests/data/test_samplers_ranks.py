@@ -4,7 +4,7 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from seam.data.even_batches import EvenBatches
+from seam.data.samplers import EvenBatches
 
 
 def dealt(utterances: int, batch_size: int, ranks: int, **kwargs) -> list[list[list[int]]]:

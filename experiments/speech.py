@@ -8,10 +8,10 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 
-from seam.data.grammar import DOMAINS, sample
 from seam.data.manifest import read_manifest, write_manifest
-from seam.data.recordings import write_strings, write_training
-from seam.data.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
+from seam.experiments.grammar import DOMAINS, sample
+from seam.experiments.people import write_strings, write_training
+from seam.experiments.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
 
 TARGET_DOMAIN = "stories"
 RECORDINGS = 10
@@ -25,7 +25,7 @@ class SpokenSet:
     what it has not learned.
 
     Args:
-        domain: a key of `seam.data.grammar.DOMAINS`.
+        domain: a key of `seam.experiments.grammar.DOMAINS`.
         count: number of utterances.
         noise: least and greatest signal-to-noise ratio in dB; none without.
     """
@@ -44,7 +44,7 @@ class SpeechSettings:
     Args:
         window_seconds: the window that the tiny Whisper hears.
         commands, digits, words: synthetic training speech: the source domain, and words of both domains in any order.
-        word_domain: how the latter are drawn, `words` or `frequent words` of `seam.data.grammar.DOMAINS`.
+        word_domain: how the latter are drawn, `words` or `frequent words` of `seam.experiments.grammar.DOMAINS`.
         refinement: fields of `SpokenSet` of what `refinement.jsonl` holds; none by default.
         accents: digit strings in foreign accents.
         clean_share: part of the synthetic speech without augmentation.

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from seam.data import synthesis
-from seam.data.accents import RESPELLED_DIGITS, respell
-from seam.data.grammar import DIGITS
-from seam.data.synthesis import (
+from seam.experiments import synthesis
+from seam.experiments.grammar import DIGITS
+from seam.experiments.synthesis import (
+    RESPELLED_DIGITS,
     SAMPLE_RATE,
     Job,
     Speaker,
     accented_voices,
     held_out_voices,
+    respell,
     synthesize,
     training_voices,
 )

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from seam.data.batching import SpeechCollator, SpeechDataset, keep_encoder_states, keep_in_memory
+from seam.data.dataset import SpeechCollator, SpeechDataset, keep_encoder_states, keep_in_memory
 from seam.data.manifest import CASINGS, Utterance
 
 

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from seam.data.grammar import DIGITS, DOMAINS, VOCABULARY, digit_string, is_held_out, random_words, sample
+from seam.experiments.grammar import DIGITS, DOMAINS, VOCABULARY, digit_string, is_held_out, random_words, sample
 
 LENGTHS = {"commands": (2, 8), "digits": (1, 6), "stories": (4, 8), "words": (1, 7), "frequent words": (1, 9)}
 

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 from torch.utils.data import DataLoader
 
-from seam.data.batching import SpeechDataset
+from seam.data.bad_audio import Skipped
+from seam.data.dataset import SpeechDataset
 from seam.data.manifest import Utterance
-from seam.data.skipped import Skipped
 
 TEXTS = ["one", "two", "stop", "the light", "hay"]
 

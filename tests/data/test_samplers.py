@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from accelerate.data_loader import BatchSamplerShard
 
-from seam.data.length_batches import LengthBatches, budget_shares
+from seam.data.samplers import LengthBatches, budget_shares
 
 
 @pytest.fixture

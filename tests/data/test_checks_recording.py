@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from seam.data.recording_check import Recording, check
+from seam.data.checks import Recording, check
 from seam.tests.data.sounds import tone, write
 
 

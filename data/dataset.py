@@ -8,9 +8,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from seam.data.augmentation import Augmentation
+from seam.data.bad_audio import Skipped, read_batch
 from seam.data.manifest import Utterance
-from seam.data.skipped import Skipped, read_batch
-from seam.data.training_augmentation import Augmentation
 
 # Utterances that the frozen encoder reads at once.
 ENCODED_AT_ONCE = 32
