@@ -23,9 +23,9 @@ test-fast: lint $(SUITE) $(QWEN)
 # With the oldest transformers that setup.cfg allows: what loads, computes, trains and reads the shipped checkpoint.
 test-oldest: $(OLDEST)/.installed $(QWEN)
 	$(OLDEST)/bin/python -m pytest -m "not slow" tests/test_configuration.py tests/test_processing.py \
-		tests/modeling_seam tests/evaluation tests/train/test_foundations.py tests/train/test_stages.py tests/train/test_draft.py tests/train/test_description.py \
-		tests/train/test_resuming.py tests/train/test_ranks.py tests/train/test_streaming.py tests/train/test_llm_dtype.py tests/train/test_memory.py \
-		tests/train/test_watching.py tests/train/test_throughput.py tests/train/test_progress.py tests/train/test_vanished_data.py \
+		tests/modeling_seam tests/evaluation tests/experiments/test_tiny_backbones.py tests/train/test_stages.py tests/train/test_draft.py tests/train/test_describe.py \
+		tests/train/test_resumable_trainer.py tests/train/test_distributed.py tests/train/test_streaming.py tests/train/test_llm_dtype.py tests/train/test_memory.py \
+		tests/train/test_monitoring_trainings.py tests/train/test_monitoring.py tests/train/test_vanished_data.py \
 		tests/publishing tests/test_remote_code.py tests/test_serving.py \
 		tests/test_command_line.py::test_demo_prints_references_and_transcripts
 

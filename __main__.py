@@ -131,7 +131,7 @@ def describe(
     """Count parameters and memory of a model that need not exist yet, beside the paper's Table 2."""
     from rich.table import Table
 
-    from seam.train.description import describe, millions
+    from seam.train.describe import describe, millions
 
     with one_sentence_errors():
         description = describe(what)
@@ -354,10 +354,10 @@ def train_refinement(recipe: Recipe, overrides: Overrides = None):
 @train_app.command("decode")
 def train_decode(recipe: Recipe, overrides: Overrides = None):
     """Before Stage 3: Stage 1 writes what it hears, in as many processes as there are."""
-    from seam.train import decoding
+    from seam.train import stage1_decoding
     from seam.train.recipe import StageRecipe
 
-    run_recipe(StageRecipe, decoding.main, recipe, overrides)
+    run_recipe(StageRecipe, stage1_decoding.main, recipe, overrides)
 
 
 @train_app.command("draft")
@@ -372,7 +372,7 @@ def train_draft(recipe: Recipe, overrides: Overrides = None):
 @train_app.command("demo")
 def train_demo(recipe: Recipe, overrides: Overrides = None):
     """Everything from nothing: synthetic speech, tiny foundations, the three stages, and a table."""
-    from seam.train import demo
+    from seam.experiments import demo
     from seam.train.recipe import load_recipe
 
     with one_sentence_errors():
@@ -384,7 +384,7 @@ def compare(recipe: Recipe, overrides: Overrides = None):
     """Train every system of a recipe with several seeds, evaluate them, and write the paper's Table 1 of them."""
     from transformers.utils.logging import disable_progress_bar
 
-    from seam.train.compare import CompareRecipe, main
+    from seam.experiments.compare import CompareRecipe, main
     from seam.train.recipe import load_recipe
 
     disable_progress_bar()

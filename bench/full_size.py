@@ -29,15 +29,15 @@ from transformers import PreTrainedConfig, Qwen3Config, TrainingArguments, Whisp
 from seam.__main__ import RECORDINGS
 from seam.data.dataset import ListDataset, SpeechCollator, SpeechDataset
 from seam.data.manifest import Utterance, read_manifest
+from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.tests.published import qwen3_tensors, whisper_tensors, write_published
-from seam.train import foundations
 from seam.train.alignment import AlignmentTrainer
-from seam.train.description import backbone_config
+from seam.train.describe import backbone_config
 from seam.train.instruction import InstructionTrainer
 from seam.train.recipe import DataSettings
 from seam.train.refinement import AlignedDataset, RefinementTrainer
-from seam.train.stage import StageTrainer
+from seam.train.trainer import StageTrainer
 
 TINY = {
     "d_model": 64,
@@ -74,7 +74,7 @@ def backbones(folder: Path, size: str) -> dict:
     WhisperFeatureExtractor(feature_size=whisper.num_mel_bins).save_pretrained(folder / "whisper")
     write_published(folder / "llm", llm, qwen3_tensors(llm, lm_head=False), 3, torch.bfloat16)
     texts = [one.text for one in recordings()]
-    foundations.make_tokenizer(texts * 20, 340).save_pretrained(folder / "llm")
+    tiny_backbones.make_tokenizer(texts * 20, 340).save_pretrained(folder / "llm")
     return {"tensors": len(list(whisper_tensors(whisper))) + len(list(qwen3_tensors(llm, lm_head=False)))}
 
 

@@ -11,7 +11,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402
-from seam.train import foundations  # noqa: E402
+from seam.experiments import tiny_backbones  # noqa: E402
 
 SENTENCES = ["turn on the light in the kitchen", "one two three", "the old goat eats the hay", "stop the music please"]
 WHISPER_SIZES = {
@@ -52,12 +52,12 @@ def backbones(tmp_path_factory) -> tuple[str, str]:
     """Folders of a tiny Whisper with a window of 2 s and of a tiny Qwen3."""
     folder = tmp_path_factory.mktemp("backbones")
     torch.manual_seed(0)
-    tokenizer = foundations.make_tokenizer(SENTENCES * 20, 340)
-    whisper, feature_extractor = foundations.make_whisper(tokenizer, 2, **WHISPER_SIZES)
-    language_model = foundations.make_qwen3(tokenizer, **QWEN_SIZES)
+    tokenizer = tiny_backbones.make_tokenizer(SENTENCES * 20, 340)
+    whisper, feature_extractor = tiny_backbones.make_whisper(tokenizer, 2, **WHISPER_SIZES)
+    language_model = tiny_backbones.make_qwen3(tokenizer, **QWEN_SIZES)
     return (
-        foundations.save_foundation(folder / "whisper", whisper, tokenizer, feature_extractor),
-        foundations.save_foundation(folder / "llm", language_model, tokenizer),
+        tiny_backbones.save_foundation(folder / "whisper", whisper, tokenizer, feature_extractor),
+        tiny_backbones.save_foundation(folder / "llm", language_model, tokenizer),
     )
 
 

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
-from seam.train.ranks import prepare_for_fsdp
+from seam.train.distributed import prepare_for_fsdp
 from seam.train.recipe import RecipeError
 
 FOLDER = Path(__file__).parents[1] / "recipes" / "accelerate"

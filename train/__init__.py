@@ -1,1 +1,1 @@
-"""The three stages, one module each, and the tiny foundations of the demo."""
+"""The three stages and the draft head: one command and one `Trainer` each."""

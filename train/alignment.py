@@ -8,10 +8,10 @@ import torch
 
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.models import new_model
+from seam.train.inputs import new_model
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.stage import StageTrainer
+from seam.train.trainer import StageTrainer
 
 
 class AlignmentTrainer(StageTrainer):

@@ -17,11 +17,11 @@ from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.scoring import token_errors, word_errors
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.ranks import shared_out
+from seam.train.distributed import shared_out
+from seam.train.inputs import read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.stage import StageTrainer
-from seam.train.training_data import read_utterances
+from seam.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 

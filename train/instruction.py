@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.aligned_embeds import aligned_on_disk
-from seam.train.models import llm_adapters, new_model, stage_before
+from seam.train.inputs import llm_adapters, new_model, stage_before
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.stage import StageTrainer
+from seam.train.state_cache import aligned_on_disk
+from seam.train.trainer import StageTrainer
 
 
 class InstructionTrainer(StageTrainer):

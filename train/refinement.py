@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.decoding import Heard, decode_all, read_cache
-from seam.train.models import llm_adapters, stage_before
+from seam.train.inputs import llm_adapters, stage_before
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.stage import StageTrainer
+from seam.train.stage1_decoding import Heard, decode_all, read_cache
+from seam.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
 

@@ -10,11 +10,11 @@ from seam.data.dataset import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.manifest import CASINGS
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, origin, written_aside
-from seam.train.curves import write_curves
-from seam.train.encoder_states import states_on_disk
+from seam.train.inputs import check_fits, length_batches, read_utterances, skipped_audio, training_data
+from seam.train.monitoring import write_curves
 from seam.train.recipe import RecipeError, StageRecipe
-from seam.train.stage import StageTrainer
-from seam.train.training_data import check_fits, length_batches, read_utterances, skipped_audio, training_data
+from seam.train.state_cache import states_on_disk
+from seam.train.trainer import StageTrainer
 
 
 def run(

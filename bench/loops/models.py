@@ -28,7 +28,7 @@ from transformers.initialization import no_init_weights
 from seam.configuration_seam import SeamConfig
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.nearest import NearestToken
-from seam.train.description import backbone_config
+from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
 SIZES = ("tiny", "small", "paper")

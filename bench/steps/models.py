@@ -19,10 +19,10 @@ from transformers import (
 
 from seam.bench.steps.speech import TEXTS
 from seam.configuration_seam import SeamConfig
+from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
-from seam.train import foundations
-from seam.train.description import backbone_config
+from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -81,7 +81,7 @@ def sizes_of(name: str) -> Sizes:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Of both sides."""
-    return foundations.make_tokenizer([*TEXTS, DEFAULT_INSTRUCTION] * 20, IDS)
+    return tiny_backbones.make_tokenizer([*TEXTS, DEFAULT_INSTRUCTION] * 20, IDS)
 
 
 def processor(sizes: Sizes) -> SeamProcessor:
@@ -119,7 +119,7 @@ def whisper_peer(
             as fine-tuning does; without it both sides train as much.
     """
     config = WhisperConfig(**sizes.whisper.to_dict())
-    start, end = tokenizer.convert_tokens_to_ids([foundations.START, foundations.END])
+    start, end = tokenizer.convert_tokens_to_ids([tiny_backbones.START, tiny_backbones.END])
     config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
     model = WhisperForConditionalGeneration(config)
     model.freeze_encoder()

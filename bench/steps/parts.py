@@ -14,7 +14,7 @@ from seam.bench.steps.alone import run_alone
 from seam.bench.steps.clock import trained_in_turn
 from seam.bench.steps.systems import BUILDERS, Setting, aligned_embeds, encoder_states
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train import decoding
+from seam.train import stage1_decoding
 from seam.train.recipe import DataSettings, StageRecipe
 
 ALONE_REPEATS = 3  # of what runs in new processes, at most
@@ -145,8 +145,8 @@ def caches(setting: Setting, findings: Findings, repeats: int):
         model=str(folder),
         alignment_cache=str(setting.folder / "decoded"),
     )
-    cold, said = _seconds(decoding.main, recipe)
-    warm, said_again = _seconds(decoding.main, recipe)
+    cold, said = _seconds(stage1_decoding.main, recipe)
+    warm, said_again = _seconds(stage1_decoding.main, recipe)
     heard = {"utterances": len(setting.utterances) + 1, "tokens": DECODED_TOKENS}
     findings.system("caches", "seam train decode, cold", [cold], **heard)
     findings.system("caches", "seam train decode, warm", [warm], **heard)

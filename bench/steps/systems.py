@@ -18,14 +18,12 @@ from seam.bench.steps import models
 from seam.data.dataset import SpeechCollator, SpeechDataset
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.aligned_embeds import aligned_on_disk
 from seam.train.alignment import AlignmentTrainer
-from seam.train.encoder_states import states_on_disk
 from seam.train.instruction import InstructionTrainer
 from seam.train.recipe import DataSettings, StageRecipe
 from seam.train.refinement import AlignedDataset, RefinementTrainer
-from seam.train.shards import States
-from seam.train.stage import StageTrainer
+from seam.train.state_cache import States, aligned_on_disk, states_on_disk
+from seam.train.trainer import StageTrainer
 
 
 @dataclass

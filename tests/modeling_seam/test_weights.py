@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.pipeline import SeamPipeline
 from seam.modeling_seam.weights import read_fingerprint, weight_files
-from seam.train import foundations
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_a_missing_text_is_named(copy, name, what):
 
 def test_a_tokenizer_of_another_model(copy, model):
     folder = copy()
-    foundations.make_tokenizer(["other words for another model altogether"] * 20, 300).save_pretrained(folder)
+    tiny_backbones.make_tokenizer(["other words for another model altogether"] * 20, 300).save_pretrained(folder)
     other = SeamProcessor.from_pretrained(folder)
     with pytest.raises(ValueError, match="belongs to another checkpoint"):
         other.check_fits(model.config)

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from seam.tests.train.sounds import recipe
 from seam.train import alignment, draft, instruction, refinement
-from seam.train.stage import StageTrainer
+from seam.train.trainer import StageTrainer
 
 UTTERANCES = 7  # no multiple of a batch, or of two processes
 EPOCHS = 2

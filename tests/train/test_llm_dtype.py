@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import changed, recipe
-from seam.train import alignment, decoding, instruction, refinement
+from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
 
 KINDS = ["bfloat16", "4bit"]
@@ -141,7 +141,7 @@ def test_lora_is_trained_in_fp32(kind, stage_2, manifest, tmp_path, monkeypatch)
 def test_stage_1_hears_the_same_in_full(stage_2, manifest, tmp_path):
     """With an LLM that bf16 rounds, too: what was decoded ahead is not stale."""
     settings = {"model": stage_2["float32"], "alignment_cache": str(tmp_path / "cache"), "llm_dtype": "bfloat16"}
-    decoding.main(recipe(tmp_path / "3", manifest, 2, **settings))
+    stage1_decoding.main(recipe(tmp_path / "3", manifest, 2, **settings))
     metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, **settings))
     assert np.isfinite(metrics["eval_loss"])
 

@@ -10,7 +10,7 @@ from seam.modeling_seam.nearest import NearestToken
 from seam.tests.conftest import SENTENCES, WHISPER_SIZES
 from seam.tests.train.sounds import changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement
-from seam.train.models import llm_adapters
+from seam.train.inputs import llm_adapters
 from seam.train.recipe import RecipeError
 
 CHECKPOINTING = {"gradient_checkpointing": True}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from seam.train.demo import DemoRecipe, stage_recipes
+from seam.experiments.demo import DemoRecipe, stage_recipes
 from seam.train.recipe import RecipeError, StageRecipe, check_stage, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -12,9 +12,10 @@ import torch
 from transformers import TrainerCallback, trainer
 
 from seam.data.manifest import Utterance, read_manifest, write_manifest
+from seam.experiments import tiny_backbones
 from seam.tests.conftest import QWEN_SIZES, WHISPER_SIZES
 from seam.tests.train.sounds import recipe
-from seam.train import alignment, foundations
+from seam.train import alignment
 
 BATCH, BUFFER, PASSES = 16, 500, 4
 
@@ -25,12 +26,12 @@ def long_backbones(tmp_path_factory, shared):
     folder = tmp_path_factory.mktemp("long")
     torch.manual_seed(0)
     texts = [one.text.lower() for one in read_manifest(shared / "speech")]
-    tokenizer = foundations.make_tokenizer(texts, 2000)
+    tokenizer = tiny_backbones.make_tokenizer(texts, 2000)
     sizes = {"max_target_positions": 192, "encoder_layers": 1, "encoder_attention_heads": 1, "decoder_layers": 1}
-    whisper, extractor = foundations.make_whisper(tokenizer, 30, **{**WHISPER_SIZES, **sizes})
+    whisper, extractor = tiny_backbones.make_whisper(tokenizer, 30, **{**WHISPER_SIZES, **sizes})
     return (
-        foundations.save_foundation(folder / "whisper", whisper, tokenizer, extractor),
-        foundations.save_foundation(folder / "llm", foundations.make_qwen3(tokenizer, **QWEN_SIZES), tokenizer),
+        tiny_backbones.save_foundation(folder / "whisper", whisper, tokenizer, extractor),
+        tiny_backbones.save_foundation(folder / "llm", tiny_backbones.make_qwen3(tokenizer, **QWEN_SIZES), tokenizer),
     )
 
 

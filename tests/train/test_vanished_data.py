@@ -8,7 +8,7 @@ import pytest
 from transformers import Trainer
 
 from seam.tests.train.sounds import changed, recipe, weights, write_sounds
-from seam.train import alignment, shards
+from seam.train import alignment, state_cache
 from seam.train.checkpoints import last_checkpoint
 from seam.train.recipe import RecipeError
 
@@ -67,8 +67,8 @@ def run(backbones, tmp_path):
 
 @pytest.mark.parametrize(("workers", "left"), [(0, None), (1, None), (1, b"damaged")])
 def test_a_shard_of_encoder_states(workers, left, run, tmp_path, monkeypatch, vanishes):
-    monkeypatch.setattr(shards, "SHARD_BYTES", 1)
-    monkeypatch.setattr(shards, "ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr(state_cache, "SHARD_BYTES", 1)
+    monkeypatch.setattr(state_cache, "ENCODED_AT_ONCE", 2)
     (tmp_path / "sounds").mkdir()
     manifest = write_sounds(tmp_path / "sounds")
 

@@ -25,10 +25,10 @@ from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.backbones import EmbeddingTable
-from seam.train import made_from
-from seam.train.ranks import shared_out
+from seam.train import cache_keys
+from seam.train.distributed import shared_out
+from seam.train.inputs import check_fits, read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
-from seam.train.training_data import check_fits, read_utterances
 
 # How long to wait for a file's writer: workers of a killed process live on for a few seconds and hold its lock.
 LOCK_SECONDS = 10
@@ -170,11 +170,11 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
 def _data_sets(recipe, model, processor) -> dict[str, tuple[list[Utterance], dict[str, Any]]]:
     """By name, the utterances and what their rows are made from."""
     casing = CASINGS[recipe.data.casing]
-    stage1 = made_from.of_stage1(model, processor)
+    stage1 = cache_keys.of_stage1(model, processor)
     sets = {}
     for name, utterances in zip(("train", "validation"), read_utterances(recipe.data), strict=True):
         transcripts = [processor.transcript_ids(casing(utterance.text)) for utterance in utterances]
-        identity = made_from.of_recordings(utterances) | made_from.of_transcripts(transcripts, recipe.data.casing)
+        identity = cache_keys.of_recordings(utterances) | cache_keys.of_transcripts(transcripts, recipe.data.casing)
         sets[name] = (utterances, stage1 | identity)
     return sets
 
@@ -195,7 +195,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 def _rows(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a file that another process may be writing to. Raises `ValueError` when it is stale."""
     first, *rows = read_rows(path, unfinished=True) or [{"made_from": identity}]
-    made_from.check(path, first.get("made_from", {}), identity)
+    cache_keys.check(path, first.get("made_from", {}), identity)
     return rows
 
 

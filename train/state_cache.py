@@ -1,9 +1,14 @@
-"""States of frozen parts on disk, in shards: computed once, and read by every training on the same data."""
+"""
+What frozen parts compute, on disk: the encoder's states, and the embeddings that the LLM is given in Stage 2. Computed
+once, in shards, and read by every training on the same speech.
+"""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,16 @@ from accelerate import PartialState
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import TrainingArguments
+from transformers import BatchFeature, TrainingArguments
 
-from seam.data.dataset import ENCODED_AT_ONCE, SpeechDataset, batches_in_order
+from seam.data.dataset import ENCODED_AT_ONCE, SpeechCollator, SpeechDataset, batches_in_order, encode
 from seam.data.files import replacing
-from seam.train import made_from
-from seam.train.recipe import RecipeError
+from seam.data.manifest import CASINGS, Utterance
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.train import cache_keys
+from seam.train.recipe import RecipeError, StageRecipe
 
 SHARD_BYTES = 512 * 1024**2
 
@@ -99,7 +106,7 @@ class Shards:
         with _naming_damage(path), safe_open(path, framework="pt") as opened:
             identity = json.loads((opened.metadata() or {}).get("made_from", "{}"))
             lengths = opened.get_tensor("lengths").clone()
-        made_from.check(path, identity, self._identity(batches))
+        cache_keys.check(path, identity, self._identity(batches))
         return lengths
 
 
@@ -180,3 +187,103 @@ def _naming_damage(path: Path) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}. Delete it: it is made again.") from error
+
+
+def states_on_disk(
+    recipe: StageRecipe, model: SeamForSpeechRecognition, processor: SeamProcessor, datasets: list[SpeechDataset]
+) -> list[States]:
+    """
+    The training and the validation set with the encoder's states from `data.encoder_states`. Those that are not there
+    are computed first, by all processes of the training together; where this is interrupted it goes on the next time.
+
+    Raises:
+        RecipeError: when the disk is too small for them, before any of them is computed.
+        ValueError: for states of another encoder, other recordings or in another precision, and damaged ones.
+    """
+    folder = Path(recipe.data.encoder_states)
+    dtype = getattr(torch, recipe.data.encoder_states_dtype)
+    encoder = cache_keys.of_states(model, processor)
+    bytes_per_state = model.config.audio_config.d_model * dtype.itemsize
+    workers = max(2, recipe.training.dataloader_num_workers)
+    sets = []
+    for name, dataset in zip(("train", "validation"), datasets, strict=True):
+        recordings = cache_keys.of_recordings(dataset.utterances)
+        identity = {**encoder, **recordings, "dtype": recipe.data.encoder_states_dtype}
+        sizes = [_states(utterance.duration, model, processor) for utterance in dataset.utterances]
+        shards = Shards(dataset, folder, name, identity, sizes, bytes_per_state, "speech_states")
+        sets.append((shards, partial(_encoded, model, dataset, workers)))
+    return written(folder, "data.encoder_states", sets, dtype, recipe.training)
+
+
+def _encoded(
+    model: SeamForSpeechRecognition, dataset: SpeechDataset, workers: int, batches: list[list[int]]
+) -> Iterator[list[torch.Tensor]]:
+    for items in encode(model, dataset, batches, workers):
+        yield [item["speech_states"] for item in items]
+
+
+def _states(seconds: float, model: SeamForSpeechRecognition, processor: SeamProcessor) -> int:
+    """Number of states of an utterance: two mel frames each."""
+    if not model.config.mask_speech_padding:
+        return model.config.audio_config.max_source_positions
+    extractor = processor.feature_extractor
+    return math.ceil(seconds * extractor.sampling_rate / (2 * extractor.hop_length))
+
+
+def aligned_on_disk(
+    recipe: StageRecipe,
+    model: SeamForSpeechRecognition,
+    processor: SeamProcessor,
+    dataset: Dataset,
+    name: str,
+    utterances: list[Utterance],
+) -> States:
+    """
+    Items with `aligned_embeds` `(tokens, d_llm)`, the aligner's teacher-forced predictions as the LLM is given them,
+    from the recipe's `aligned_embeds`. Those that are not there are computed first. Computed and kept in bf16 where
+    the training is in bf16, as it would compute them in every step.
+
+    Args:
+        dataset: of features or of encoder states.
+        name: of the data set.
+        utterances: of the data set, whose transcripts are read as they are now.
+
+    Raises:
+        RecipeError: when the disk is too small for them, before any of them is computed.
+        ValueError: for those of another Stage 1, other recordings or transcripts or in another precision.
+    """
+    folder = Path(recipe.aligned_embeds)
+    dtype = torch.bfloat16 if recipe.training.bf16 else torch.float32
+    speech = SpeechDataset(utterances, processor, CASINGS[recipe.data.casing])
+    transcripts = [speech.token_ids(place).tolist() for place in range(len(speech))]
+    identity = {
+        **cache_keys.of_stage1(model, processor),
+        **cache_keys.of_recordings(utterances),
+        **cache_keys.of_transcripts(transcripts, recipe.data.casing),
+        "llm_inputs": model.config.llm_inputs,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    bytes_per_token = model.config.get_text_config().hidden_size * dtype.itemsize
+    shards = Shards(speech, folder, name, identity, list(map(len, transcripts)), bytes_per_token, "aligned_embeds")
+    compute = partial(_aligned, model, processor, dataset, dtype, max(2, recipe.training.dataloader_num_workers))
+    (states,) = written(folder, "aligned_embeds", [(shards, compute)], dtype, recipe.training)
+    return states
+
+
+@torch.no_grad()
+def _aligned(
+    model: SeamForSpeechRecognition,
+    processor: SeamProcessor,
+    dataset: Dataset,
+    dtype: torch.dtype,
+    workers: int,
+    batches: list[list[int]],
+) -> Iterator[list[torch.Tensor]]:
+    model.eval()
+    collate = SpeechCollator(processor)
+    for items in DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list):
+        inputs = BatchFeature(collate(items)).to(model.device)
+        labels = inputs.pop("labels")
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            embeds, mask = model.aligned(*model.speech(**inputs), labels)
+        yield [row[keep].cpu() for row, keep in zip(embeds, mask.bool(), strict=True)]

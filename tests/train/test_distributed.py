@@ -12,7 +12,7 @@ import torch
 
 from seam.tests.train import rank_stages
 from seam.tests.train.sounds import TEXTS, changed, weights
-from seam.train.ranks import of_all_ranks, own_share, shared_out, whole
+from seam.train.distributed import of_all_ranks, own_share, shared_out, whole
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parents[1] / "recipes"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from transformers import ProgressCallback, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from seam.data.manifest import CASINGS, Utterance
@@ -16,12 +16,10 @@ from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.checkpoints import read_trained
-from seam.train.epochs import SetEpoch, StartStream
-from seam.train.progress import Progress
-from seam.train.ranks import of_all_ranks, own_share, prepare_for_fsdp, shared_out, whole
+from seam.train.distributed import of_all_ranks, own_share, prepare_for_fsdp, shared_out, whole
+from seam.train.monitoring import Progress, Throughput
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
-from seam.train.resuming import ResumableTrainer
-from seam.train.throughput import Throughput
+from seam.train.resumable_trainer import ResumableTrainer
 
 
 class StageTrainer(ResumableTrainer, ABC):
@@ -214,3 +212,35 @@ class StageTrainer(ResumableTrainer, ABC):
         if self.use_llm:
             rates["wer"] = word_errors(references, [result.text for result in results]).rate
         return rates
+
+
+class SetEpoch(TrainerCallback):
+    """
+    Tells data sets and samplers which epoch begins, so that what they draw depends on its number alone. accelerate's
+    loaders do so as well, but reach not all of them with several processes, nor after a resume within an epoch.
+
+    Args:
+        listeners: have a `set_epoch` method.
+    """
+
+    def __init__(self, *listeners):
+        self.listeners = listeners
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        for listener in self.listeners:
+            listener.set_epoch(int(state.epoch or 0))
+
+
+class StartStream(TrainerCallback):
+    """
+    Tells a stream how far a training that is resumed has come, so that it does not read again what the `Trainer` drops.
+
+    Args:
+        stream ([`SpeechStream`]): of the training.
+    """
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.stream.start_at(0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps)

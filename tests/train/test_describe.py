@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from seam.__main__ import CHECKPOINT, app
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.description import describe
+from seam.train.describe import describe
 from seam.train.recipe import RecipeError, StageRecipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -13,7 +13,7 @@ from seam.tests.train.sounds import Killed, changed, weights
 from seam.train import alignment, draft, instruction
 from seam.train.checkpoints import numbered
 from seam.train.recipe import RecipeError, StageRecipe, build, check_stage
-from seam.train.stage import StageTrainer
+from seam.train.trainer import StageTrainer
 
 STAGES = {"alignment": alignment, "instruction": instruction, "draft": draft}
 BEST = {
@@ -251,7 +251,7 @@ def test_a_resumed_training_goes_on_in_the_same_log(said, before, manifest, tmp_
     monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: True)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
     times = iter(range(10))
-    monkeypatch.setattr("seam.train.resuming.time.strftime", lambda _: f"time{next(times)}")
+    monkeypatch.setattr("seam.train.resumable_trainer.time.strftime", lambda _: f"time{next(times)}")
     dies_after(3)
     with pytest.raises(Killed):
         run(tmp_path / "begun", manifest, 4, before, report_to="tensorboard")

@@ -11,9 +11,9 @@ from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import recipe
 from seam.train import instruction
-from seam.train.aligned_embeds import aligned_on_disk
 from seam.train.recipe import RecipeError, check_stage
-from seam.train.stage import StageTrainer
+from seam.train.state_cache import aligned_on_disk
+from seam.train.trainer import StageTrainer
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from seam.data.dataset import SpeechCollator
 from seam.data.manifest import read_manifest
 from seam.tests.train.sounds import recipe
 from seam.train import alignment, refinement
+from seam.train.inputs import length_batches
 from seam.train.recipe import RecipeError
-from seam.train.training_data import length_batches
 
 
 def history(folder, key):

@@ -10,8 +10,8 @@ import soundfile
 from huggingface_hub.errors import StrictDataclassError
 
 from seam.data.manifest import Utterance, write_manifest
+from seam.experiments import compare
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train import compare
 from seam.train.recipe import RecipeError, build, load_recipe
 
 TEXTS = ["one two three", "stop the music", "the old goat", "hay"]

@@ -17,11 +17,11 @@ from seam.data.dataset import SpeechDataset, keep_encoder_states
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import TEXTS, changed, recipe, weights
-from seam.train import alignment, draft, encoder_states, instruction, refinement
-from seam.train import shards as shards_module
-from seam.train.encoder_states import states_on_disk
+from seam.train import alignment, draft, instruction, refinement, state_cache
+from seam.train import state_cache as shards_module
 from seam.train.recipe import RecipeError
-from seam.train.stage import StageTrainer
+from seam.train.state_cache import states_on_disk
+from seam.train.trainer import StageTrainer
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_training_is_the_same_as_with_states_in_memory(ready, quick, backbones, 
     afresh = {"encoder_states": None}
     for name, data in (("disk", {}), ("memory", memory), ("afresh", afresh)):
         alignment.main(ready(out=tmp_path / name, data=data, **settings))
-    monkeypatch.setattr(encoder_states, "encode", lambda *args: pytest.fail("encoded again") if args[2] else iter(()))
+    monkeypatch.setattr(state_cache, "encode", lambda *args: pytest.fail("encoded again") if args[2] else iter(()))
     workers = {"dataloader_num_workers": 2}
     alignment.main(ready(out=tmp_path / "found", training=workers, **settings))
     for name in ("memory", "found"):
@@ -171,8 +171,8 @@ def test_an_interrupted_run_goes_on(read, in_pieces, tmp_path, monkeypatch):
     whole = [read()[index]["speech_states"] for index in range(8)]
     shards(tmp_path)[1].unlink()
     kept = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
-    encoded, encode = [], encoder_states.encode
-    monkeypatch.setattr(encoder_states, "encode", lambda *args: encoded.extend(args[2]) or encode(*args))
+    encoded, encode = [], state_cache.encode
+    monkeypatch.setattr(state_cache, "encode", lambda *args: encoded.extend(args[2]) or encode(*args))
     again = read()
     assert encoded == [[3, 4, 5]] and kept == {path: path.stat().st_mtime_ns for path in kept}
     assert all(torch.equal(again[index]["speech_states"], whole[index]) for index in range(8))
@@ -276,11 +276,11 @@ def test_memory_and_disk_at_once_are_refused(ready):
 
 
 def test_stage_3_encodes_nothing_for_cached_tokens(ready, quick, build_model, processor, tmp_path):
-    from seam.train import decoding
+    from seam.train import stage1_decoding
 
     build_model().save_pretrained(tmp_path / "2")
     processor.save_pretrained(tmp_path / "2")
     settings = {"model": str(tmp_path / "2"), "alignment_cache": str(tmp_path / "heard")}
-    decoding.main(ready(**settings))
+    stage1_decoding.main(ready(**settings))
     refinement.main(ready(1, **settings))
     assert not (tmp_path / "states").exists()

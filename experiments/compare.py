@@ -20,11 +20,11 @@ from seam.evaluation.comparison import Decoded, compare, write_comparison
 from seam.evaluation.hypotheses import read_hypotheses, write_hypotheses
 from seam.evaluation.table import WHISPER
 from seam.evaluation.transcription import load_checkpoint
+from seam.experiments.demo import WorldRecipe, foundation_key, make_control, make_world
+from seam.experiments.steps import Parts
 from seam.modeling_seam.aligner import SeamAligner
 from seam.modeling_seam.bridges import BRIDGES
 from seam.train import alignment, instruction, refinement
-from seam.train.demo import WorldRecipe, foundation_key, make_control, make_world
-from seam.train.parts import Parts
 from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, check_stage, merged
 
 STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinement": refinement.main}

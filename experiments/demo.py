@@ -32,13 +32,13 @@ from seam.data.manifest import read_manifest
 from seam.evaluation.card import write_card
 from seam.evaluation.table import compare_systems, write_table
 from seam.evaluation.transcription import load_checkpoint, load_whisper
+from seam.experiments import tiny_backbones
 from seam.experiments.grammar import VOCABULARY, sample
 from seam.experiments.speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_test_speech, make_training_speech
+from seam.experiments.steps import Parts
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
-from seam.train import alignment, foundations, instruction, refinement
-from seam.train.demo_card import card_texts
-from seam.train.parts import Parts
+from seam.train import alignment, instruction, refinement
 from seam.train.recipe import StageRecipe, build, check_keys
 
 
@@ -52,7 +52,7 @@ class FoundationSettings:
         vocab_size: of the tokenizer (language model only).
         sentences: sentences of each domain that the language model reads (language model only).
         target_sentences: of the domain that is read and never heard, where it is another number.
-        tasks: see `seam.train.foundations.TaskShares` (language model only).
+        tasks: see `seam.experiments.tiny_backbones.TaskShares` (language model only).
     """
 
     training: TrainingArguments
@@ -60,7 +60,7 @@ class FoundationSettings:
     vocab_size: int = 700
     sentences: int = 15000
     target_sentences: int | None = None
-    tasks: foundations.TaskShares = field(default_factory=foundations.TaskShares)
+    tasks: tiny_backbones.TaskShares = field(default_factory=tiny_backbones.TaskShares)
 
 
 @strict
@@ -206,7 +206,7 @@ def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
     sentences = sentences_of(recipe, domains)
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
     every_form = [f"{word} {word}" for word in VOCABULARY]  # at the start of a sentence and within it
-    tokenizer = foundations.make_tokenizer(sentences + (requests + every_form) * 200, recipe.llm.vocab_size)
+    tokenizer = tiny_backbones.make_tokenizer(sentences + (requests + every_form) * 200, recipe.llm.vocab_size)
     return train_language_model(recipe, tokenizer, sentences, folder / "llm")
 
 
@@ -231,17 +231,17 @@ def sentences_of(recipe: WorldRecipe, domains: list[str]) -> list[str]:
 def train_language_model(recipe: WorldRecipe, tokenizer, sentences: list[str], folder: Path) -> str:
     """A tiny Qwen3 that reads `sentences`, saved in `folder`."""
     set_seed(recipe.seed)
-    model = foundations.make_qwen3(tokenizer, **recipe.llm.sizes)
+    model = tiny_backbones.make_qwen3(tokenizer, **recipe.llm.sizes)
     training = training_in(recipe.llm.training, folder)
-    tasks = foundations.TextTasks(
+    tasks = tiny_backbones.TextTasks(
         tokenizer,
         sentences,
         training.max_steps * training.per_device_train_batch_size,
         recipe.seed,
         recipe.llm.tasks,
     )
-    loss = foundations.train_qwen3(model, tasks, training)
-    foundations.save_foundation(folder, model, tokenizer)
+    loss = tiny_backbones.train_qwen3(model, tasks, training)
+    tiny_backbones.save_foundation(folder, model, tokenizer)
     return f"{model.num_parameters() / 1e6:.2f}M parameters, mean loss {loss:.3f}"
 
 
@@ -249,7 +249,7 @@ def make_speech_encoder(recipe: WorldRecipe, folder: Path) -> str:
     """The tiny Whisper, trained on the speech of the source domain, random words and people."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     set_seed(recipe.seed)
-    whisper, feature_extractor = foundations.make_whisper(
+    whisper, feature_extractor = tiny_backbones.make_whisper(
         tokenizer, recipe.speech.window_seconds, **recipe.whisper.sizes
     )
     loss = train_and_save(whisper, feature_extractor, folder / "speech", recipe.whisper.training, folder / "whisper")
@@ -271,8 +271,8 @@ def train_and_save(whisper, feature_extractor, speech: Path, training: TrainingA
     # With a tokenizer of its own: a processor adds the audio token, which Whisper's must not have.
     processor = SeamProcessor(feature_extractor, AutoTokenizer.from_pretrained(folder.parent / "llm"))
     items = keep_in_memory(SpeechDataset(read_manifest(speech / "train.jsonl"), processor))
-    loss = foundations.train_whisper(whisper, items, tokenizer, training_in(training, folder))
-    foundations.save_foundation(folder, whisper, tokenizer, feature_extractor)
+    loss = tiny_backbones.train_whisper(whisper, items, tokenizer, training_in(training, folder))
+    tiny_backbones.save_foundation(folder, whisper, tokenizer, feature_extractor)
     return loss
 
 
@@ -304,3 +304,41 @@ def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
     texts = json.dumps(card_texts(recipe.speech, spoken), indent=1, ensure_ascii=False)
     (folder / "model" / "card.json").write_text(texts + "\n", encoding="utf-8")
     write_card(model, processor, folder / "model", recipe.model_id or str(folder / "model"))
+
+
+SUMMARY = """\
+A tiny checkpoint, small enough to live in a repository and trained offline, its encoder and its LLM included.
+It understands spoken digits, single and in strings, and a grammar of home-assistant commands, in English."""
+LIMITS = """\
+Anything but digits and the commands of its grammar comes out as the nearest thing within them. Within them, the LLM
+mostly copies what Stage 1 heard."""
+CORPUS_LICENCES = {"fsdd": "Free Spoken Digit Dataset: CC BY-SA 4.0"}
+
+
+def card_texts(speech: SpeechSettings, spoken: list[str]) -> dict[str, Any]:
+    """
+    Args:
+        speech: settings of the training speech.
+        spoken: how much was made, by round: "31000 utterances, 12.98 h".
+
+    Returns:
+        What `card.json` holds; see `seam.evaluation.card.CardTexts`.
+    """
+    data = f"{' and '.join(spoken)}: synthetic speech (espeak-ng)"
+    licence = "synthetic speech: made with espeak-ng (GPL-3.0), of which nothing is in the checkpoint"
+    if speech.people is not None:
+        words = read_manifest(speech.people, "train", speech.people_corpus)
+        speakers = ", ".join(sorted({word.speaker for word in words}))
+        data += f", and utterances made from recordings of people saying single words ({speakers})"
+        corpus = f"recordings of people ({speech.people_corpus}): not stated"
+        licence += f"; {CORPUS_LICENCES.get(speech.people_corpus, corpus)}"
+    own = "Apache-2.0 (trained from nothing)"
+    return {
+        "title": "SEAM, a tiny checkpoint",
+        "summary": SUMMARY,
+        "language": "en",
+        "training_data": data + ".",
+        "limits": LIMITS,
+        "licences": {"encoder": own, "aligner": own, "language model": own, "training data": licence},
+        "license": "apache-2.0",
+    }

@@ -5,7 +5,7 @@ import random
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
 
-from seam.train import foundations
+from seam.experiments import tiny_backbones
 
 SENTENCES = ["turn on the light", "one two three", "the old goat eats the hay"]
 
@@ -29,7 +29,7 @@ def test_foundations_are_of_the_real_classes(backbones):
 
 def test_tasks_learn_replies_and_repeat_themselves(backbones):
     tokenizer = AutoTokenizer.from_pretrained(backbones[1])
-    tasks = foundations.TextTasks(tokenizer, SENTENCES, 200, seed=3)
+    tasks = tiny_backbones.TextTasks(tokenizer, SENTENCES, 200, seed=3)
     kinds = set()
     for index in range(len(tasks)):
         item = tasks[index]
@@ -53,8 +53,8 @@ def test_tasks_learn_replies_and_repeat_themselves(backbones):
 def test_what_is_to_be_corrected_is_right_or_up_to_half_wrong(backbones):
     tokenizer = AutoTokenizer.from_pretrained(backbones[1])
     sentence = " ".join(["seven"] * 50)
-    shares = foundations.TaskShares(corruption=[0.0, 0.5])
-    tasks = foundations.TextTasks(tokenizer, [sentence, "one two three four five six nine"], 1, 3, shares)
+    shares = tiny_backbones.TaskShares(corruption=[0.0, 0.5])
+    tasks = tiny_backbones.TextTasks(tokenizer, [sentence, "one two three four five six nine"], 1, 3, shares)
     rates = []
     for seed in range(300):
         right = tasks._corrupt(sentence, random.Random(seed)).split().count("seven")
@@ -65,23 +65,23 @@ def test_what_is_to_be_corrected_is_right_or_up_to_half_wrong(backbones):
 
 def test_shares_of_the_tasks(backbones):
     tokenizer = AutoTokenizer.from_pretrained(backbones[1])
-    shares = foundations.TaskShares(plain=0.5, tokens=0.0, words=0.0, repeat=0.0)
-    tasks = foundations.TextTasks(tokenizer, SENTENCES, 400, 3, shares)
+    shares = tiny_backbones.TaskShares(plain=0.5, tokens=0.0, words=0.0, repeat=0.0)
+    tasks = tiny_backbones.TextTasks(tokenizer, SENTENCES, 400, 3, shares)
     texts = [tokenizer.decode(tasks[index]["input_ids"]) for index in range(400)]
     corrected = sum("Correct the following" in text for text in texts)
     assert 150 < corrected < 250 and not any("Repeat" in text for text in texts)
 
 
 def test_character_ids():
-    ids = foundations.character_ids("One two's!")
-    assert "".join(foundations.CHARACTERS[i] for i in ids) == "one two's"
+    ids = tiny_backbones.character_ids("One two's!")
+    assert "".join(tiny_backbones.CHARACTERS[i] for i in ids) == "one two's"
 
 
 def test_ctc_heads_train_the_encoder_and_are_left_out(backbones, processor, waveforms):
     whisper = WhisperForConditionalGeneration.from_pretrained(backbones[0])
-    model = foundations.WhisperWithCTC(whisper, ctc_weight=1.0)
+    model = tiny_backbones.WhisperWithCTC(whisper, ctc_weight=1.0)
     texts = ["one", "one two", "three", "turn on"]
-    letters = [foundations.character_ids(text) for text in texts]
+    letters = [tiny_backbones.character_ids(text) for text in texts]
     batch = processor(audio=waveforms, text=texts)
     loss = model(**batch, characters=torch.nn.utils.rnn.pad_sequence(letters, True, padding_value=-100)).loss
     loss.backward()

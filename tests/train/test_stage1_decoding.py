@@ -16,7 +16,7 @@ from seam.data.dataset import batches_by_length
 from seam.data.manifest import read_manifest, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.train.sounds import TEXTS, changed, recipe, weights
-from seam.train import alignment, decoding, instruction, refinement
+from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
 
 
@@ -53,7 +53,7 @@ def test_batches_are_the_longest_first(manifest):
 
 
 def test_rows_hold_what_stage_1_hears_in_each_sound_alone(stage3, model, processor, manifest, tmp_path):
-    said = decoding.main(stage3())
+    said = stage1_decoding.main(stage3())
     assert said["train"] == said["validation"] == {"utterances": 8, "decoded": 8, "left": 0}
     utterances = read_manifest(manifest)
     durations = [utterances[row["id"]].duration for row in rows(tmp_path)]
@@ -72,7 +72,7 @@ def test_stage_3_trains_the_same_from_the_cache(llm_inputs, stage3, build_model,
     processor.save_pretrained(tmp_path / "model")
     model = str(tmp_path / "model")
     refinement.main(stage3(model=model, alignment_cache=None, training={"output_dir": str(tmp_path / "by itself")}))
-    decoding.main(stage3(model=model))
+    stage1_decoding.main(stage3(model=model))
     align, calls = SeamForSpeechRecognition.align, []
     monkeypatch.setattr(
         SeamForSpeechRecognition, "align", lambda *args, **kwargs: calls.append(1) or align(*args, **kwargs)
@@ -84,31 +84,31 @@ def test_stage_3_trains_the_same_from_the_cache(llm_inputs, stage3, build_model,
 
 
 def test_from_the_cache_of_tokens_no_audio_is_read(stage3, monkeypatch):
-    decoding.main(stage3())
+    stage1_decoding.main(stage3())
     monkeypatch.setattr(refinement.RefinementTrainer, "word_error_rates", lambda self: {})
     monkeypatch.setattr("seam.processing_seam.SeamProcessor.load_audio", lambda *_: pytest.fail("audio was read"))
     refinement.main(stage3(data={"keep_encoder_states": True}))
 
 
 def test_an_interrupted_run_goes_on(stage3, tmp_path, monkeypatch):
-    decoding.main(stage3())
+    stage1_decoding.main(stage3())
     whole = {row["id"]: row for row in rows(tmp_path)}
     path = tmp_path / "cache" / "train-0.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:20])  # four rows, and a half
     with pytest.raises(ValueError, match="cache holds 4 of the 8 utterances of the train set; the same `seam train"):
         refinement.main(stage3())
-    assert decoding.main(stage3())["train"] == {"utterances": 8, "decoded": 4, "left": 0}
+    assert stage1_decoding.main(stage3())["train"] == {"utterances": 8, "decoded": 4, "left": 0}
     assert {row["id"]: row for row in rows(tmp_path)} == whole and len(rows(tmp_path)) == 8
-    monkeypatch.setattr(decoding, "decode_stage1", lambda *args: pytest.fail("decoded") if args[3] else iter(()))
-    assert decoding.main(stage3())["train"]["decoded"] == 0
+    monkeypatch.setattr(stage1_decoding, "decode_stage1", lambda *args: pytest.fail("decoded") if args[3] else iter(()))
+    assert stage1_decoding.main(stage3())["train"]["decoded"] == 0
 
 
 def test_a_file_that_was_not_even_begun(stage3, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "train-0.jsonl").write_bytes(b'{"made_from": {"enco')
     (tmp_path / "cache" / "train-1.jsonl").write_bytes(b"")  # of a process that begins now
-    assert decoding.main(stage3())["train"]["decoded"] == 8 and len(rows(tmp_path)) == 8
+    assert stage1_decoding.main(stage3())["train"]["decoded"] == 8 and len(rows(tmp_path)) == 8
 
 
 def test_processes_share_the_work_and_take_over_what_one_left(stage3, tmp_path, monkeypatch):
@@ -116,29 +116,29 @@ def test_processes_share_the_work_and_take_over_what_one_left(stage3, tmp_path, 
     ready = stage3()  # its TrainingArguments would look for the other process
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    assert decoding.main(ready)["train"] == {"utterances": 8, "decoded": 3, "left": 5}
+    assert stage1_decoding.main(ready)["train"] == {"utterances": 8, "decoded": 3, "left": 5}
     monkeypatch.setenv("RANK", "0")
-    assert decoding.main(ready)["train"] == {"utterances": 8, "decoded": 5, "left": 0}
+    assert stage1_decoding.main(ready)["train"] == {"utterances": 8, "decoded": 5, "left": 0}
     ids = [{row["id"] for row in rows(tmp_path, f"train-{rank}")} for rank in (0, 1)]
     assert [len(one) for one in ids] == [5, 3] and ids[0] | ids[1] == set(range(8))
     (tmp_path / "cache" / "train-1.jsonl").unlink()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert decoding.main(ready)["train"] == {"utterances": 8, "decoded": 3, "left": 0}
+    assert stage1_decoding.main(ready)["train"] == {"utterances": 8, "decoded": 3, "left": 0}
     refinement.main(ready)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(ValueError, match="RANK is 1, but WORLD_SIZE is 1"):
-        decoding.main(ready)
+        stage1_decoding.main(ready)
 
 
 def test_a_file_has_one_writer(stage3, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(stage1_decoding, "LOCK_SECONDS", 0)
     (tmp_path / "cache").mkdir()
     with (
         FileLock(tmp_path / "cache" / "train-0.jsonl.lock"),
         pytest.raises(OSError, match="train-0.jsonl is being written by another process; torchrun and"),
     ):
-        decoding.main(stage3())
-    assert decoding.main(stage3())["train"]["decoded"] == 8
+        stage1_decoding.main(stage3())
+    assert stage1_decoding.main(stage3())["train"]["decoded"] == 8
 
 
 def test_torchrun_starts_the_processes(checkpoint, manifest, tmp_path):
@@ -158,11 +158,11 @@ def test_torchrun_starts_the_processes(checkpoint, manifest, tmp_path):
 
 
 def test_a_cache_of_anything_else_is_stale(stage3, build_model, processor, manifest, tmp_path):
-    decoding.main(stage3())
+    stage1_decoding.main(stage3())
     before = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
 
     def refused(what: str, **values):
-        for command in (decoding.main, refinement.main):
+        for command in (stage1_decoding.main, refinement.main):
             message = f"train-0.jsonl is stale: it was made from {what}. Delete it or give another folder"
             with pytest.raises(ValueError, match=message):
                 command(stage3(**values))
@@ -203,27 +203,27 @@ def test_what_has_no_part_in_stage_1_makes_nothing_stale(stage3, build_model, pr
     settings = {"encoder": backbones[0], "llm": backbones[1], "config": {"lora_rank": 4}}
     alignment.main(recipe(tmp_path / "1", manifest, 1, **settings))
     instruction.main(recipe(tmp_path / "2", manifest, 1, model=str(tmp_path / "1"), llm=backbones[1]))
-    decoding.main(stage3(model=str(tmp_path / "1")))
+    stage1_decoding.main(stage3(model=str(tmp_path / "1")))
     refinement.main(stage3(model=str(tmp_path / "2")))
     drafted = SeamForSpeechRecognition.from_pretrained(tmp_path / "2")
     drafted.add_draft_head(range(50)).save_pretrained(tmp_path / "drafted")
     processor.save_pretrained(tmp_path / "drafted")
-    assert decoding.main(stage3(model=str(tmp_path / "drafted")))["train"]["decoded"] == 0
+    assert stage1_decoding.main(stage3(model=str(tmp_path / "drafted")))["train"]["decoded"] == 0
 
 
 def test_a_draft_head_writes_the_same(stage3, build_model, processor, tmp_path):
-    decoding.main(stage3())
+    stage1_decoding.main(stage3())
     plain = {row["id"]: row for row in rows(tmp_path)}
     build_model().add_draft_head(range(50)).save_pretrained(tmp_path / "drafted")
     processor.save_pretrained(tmp_path / "drafted")
     for path in (tmp_path / "cache").glob("*.jsonl"):
         path.unlink()
-    decoding.main(stage3(model=str(tmp_path / "drafted")))
+    stage1_decoding.main(stage3(model=str(tmp_path / "drafted")))
     assert {row["id"]: row for row in rows(tmp_path)} == plain
 
 
 def test_recordings_may_lie_elsewhere(stage3, manifest, tmp_path):
-    decoding.main(stage3())
+    stage1_decoding.main(stage3())
     moved = tmp_path / "moved"
     moved.mkdir()
     for path in Path(manifest).parent.iterdir():
@@ -234,9 +234,9 @@ def test_recordings_may_lie_elsewhere(stage3, manifest, tmp_path):
 
 def test_an_incomplete_recipe_is_refused(stage3, build_model, processor, manifest, tmp_path):
     with pytest.raises(RecipeError, match="the recipe names no alignment_cache"):
-        decoding.main(stage3(alignment_cache=None))
+        stage1_decoding.main(stage3(alignment_cache=None))
     with pytest.raises(RecipeError, match="the recipe names no model"):
-        decoding.main(stage3(model=None))
+        stage1_decoding.main(stage3(model=None))
     with pytest.raises(FileNotFoundError, match="holds no train set; `seam train decode` with the same recipe"):
         refinement.main(stage3())
     with pytest.raises(RecipeError, match="^alignment_cache is no setting of seam train alignment, but of: refinement"):
@@ -245,13 +245,13 @@ def test_an_incomplete_recipe_is_refused(stage3, build_model, processor, manifes
     rival.save_pretrained(tmp_path / "rival")
     processor.save_pretrained(tmp_path / "rival")
     with pytest.raises(RecipeError, match="the bridge 'linear' has no Stage 1 to decode with"):
-        decoding.main(stage3(model=str(tmp_path / "rival")))
+        stage1_decoding.main(stage3(model=str(tmp_path / "rival")))
 
 
 def test_a_ctc_head_decodes_as_well(stage3, build_model, processor, tmp_path):
     build_model(bridge="ctc").save_pretrained(tmp_path / "ctc")
     processor.save_pretrained(tmp_path / "ctc")
-    decoding.main(stage3(model=str(tmp_path / "ctc")))
+    stage1_decoding.main(stage3(model=str(tmp_path / "ctc")))
     refinement.main(stage3(model=str(tmp_path / "ctc")))
 
 

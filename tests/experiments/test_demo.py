@@ -8,8 +8,8 @@ from seam.data.manifest import read_manifest
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.table import GUIDED, STAGE1
 from seam.evaluation.transcription import transcribe
+from seam.experiments import demo
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train import demo
 from seam.train.recipe import RecipeError, build
 
 pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
