@@ -170,9 +170,9 @@ def explain(
     """Show where Stage 1 listened for each token, how near it came, and what the LLM changed."""
     from transformers.utils.logging import disable_progress_bar
 
-    from seam.evaluation import explanation_text, transcription
+    from seam.evaluation import explanation_views, transcription
     from seam.evaluation.explanation import explain
-    from seam.evaluation.explanation_plot import write_picture
+    from seam.evaluation.explanation_views import write_picture
 
     disable_progress_bar()
     picture = out or Path(f"{audio.stem}.explain.png")
@@ -184,12 +184,12 @@ def explain(
         explanation = explain(*transcription.load_checkpoint(model, device_map="auto"), audio)
         write_picture(explanation, picture, title=audio.name)
     if as_json:
-        row = {"file": str(audio), "picture": str(picture), **explanation_text.record(explanation)}
+        row = {"file": str(audio), "picture": str(picture), **explanation_views.record(explanation)}
         print(json.dumps(row, ensure_ascii=False))
         return
     console = wide_console(markup=False, emoji=False, highlight=False)
-    console.print(explanation_text.table(explanation))
-    print(*explanation_text.summary(explanation), f"picture:    {picture}", sep="\n")
+    console.print(explanation_views.table(explanation))
+    print(*explanation_views.summary(explanation), f"picture:    {picture}", sep="\n")
 
 
 @app.command()

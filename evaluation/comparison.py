@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from seam.data.files import write_text
-from seam.evaluation.layout import plot_curves, plot_error_rates, rate_table
+from seam.evaluation.plots import plot_curves, plot_error_rates
 from seam.evaluation.scoring import utterance_errors
+from seam.evaluation.table import rate_table
 
 RESAMPLES = 2000
 INTERVALS = (

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from tqdm.auto import tqdm
 
 from seam.data.files import write_text
-from seam.evaluation import layout, scoring
+from seam.evaluation import plots, scoring
 from seam.evaluation.hypotheses import read_hypotheses
-from seam.evaluation.loops import is_loop
-from seam.evaluation.metadata import eval_result
-from seam.evaluation.rates import per_utterance, rates
+from seam.evaluation.scoring import is_loop
+from seam.evaluation.table import INTERVALS, rate_table
 
 ALL = "all test sets"
 MEANINGS = {
@@ -26,12 +26,8 @@ MEANINGS = {
     "whisper": "Whisper's own decoder",
 }
 NORMALIZERS = {"english": "Whisper's English normaliser", "basic": "Whisper's basic normaliser"}
-OWN_SYSTEMS = (
-    "full",
-    "full-noftg",
-    "stage1",
-    "whisper",
-)  # the first that was run is the model's own result, as on its card
+# The first of these that was run is the model's own result, as on its card.
+OWN_SYSTEMS = ("full", "full-noftg", "stage1", "whisper")
 WORST = 20
 
 
@@ -45,7 +41,7 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
         - `test_sets`: `utterances` of each, and `seconds` of what could be read, and `ALL` of them where there are
           several;
         - `systems`: by system and test set, what `score_system` returns;
-        - `rates`: by test set, what `seam.evaluation.rates.rates` returns.
+        - `rates`: by test set, what `seam.evaluation.report.rates` returns.
 
     Raises:
         FileNotFoundError: when there is no run; ValueError: when it is unfinished or damaged.
@@ -82,7 +78,7 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
     ):
         write_text(folder / name, text)
     wer, intervals = _error_rates(results, "english")
-    layout.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
+    plots.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
     if heard:
         _plot_rates(heard, results["rates"], folder / "rates.png")
     return results
@@ -97,7 +93,7 @@ def score_system(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
           `substitutions`, `words`; `cer` likewise, of `characters`, without interval;
         - `first_token`, `stage1_first_token`: percent of the utterances with a reference whose first token is the
           reference's, in the transcript and in what Stage 1 heard; `None` without any;
-        - `loops`, `empty`: percent of the utterances (see `seam.evaluation.loops`; an empty transcript of something);
+        - `loops`, `empty`: percent of the utterances (see `seam.evaluation.scoring`; an empty transcript of something);
         - `failed`: number of utterances whose audio could not be read;
         - `rtfx`: seconds of audio in a second of work; `None` without any audio.
     """
@@ -142,8 +138,8 @@ def markdown(results: dict[str, Any]) -> str:
     for normalizer, said in NORMALIZERS.items():
         wer, intervals = _error_rates(results, normalizer)
         words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
-        lines += [*layout.rate_table(f"WER %, {said}", wer, intervals, words), ""]
-    lines += [layout.INTERVALS, "; ".join(f"{system}: {MEANINGS[system]}" for system in systems) + ".", ""]
+        lines += [*rate_table(f"WER %, {said}", wer, intervals, words), ""]
+    lines += [INTERVALS, "; ".join(f"{system}: {MEANINGS[system]}" for system in systems) + ".", ""]
     lines += [
         "| test set | system | words | insertions | deletions | substitutions | CER % | first token right % "
         "| of Stage 1 % | loops % | empty % | RTFx |",
@@ -225,7 +221,7 @@ def _own_system(results: dict[str, Any]) -> str:
     return next(system for system in OWN_SYSTEMS if system in results["systems"])
 
 
-def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[layout.Rates, layout.Intervals]:
+def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[plots.Rates, plots.Intervals]:
     def pick(key: str):
         return {
             system: {name: scores["wer"][normalizer][key] for name, scores in named.items()}
@@ -251,7 +247,7 @@ def _plot_rates(sets: dict[str, list[dict[str, Any]]], means: dict[str, Any], pa
         for name, rows in sets.items()
     }
     marks = {name: {said: means[name][unit]["corpus"] for unit, said in units.items()} for name in panels}
-    layout.plot_histograms(panels, marks, "per second of audio", path)
+    plots.plot_histograms(panels, marks, "per second of audio", path)
 
 
 def _rounded(value):
@@ -261,3 +257,78 @@ def _rounded(value):
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list) else value
+
+
+ENDS = 2  # <BOA> and <EOA>: what Stage 1 spends on an utterance besides its tokens
+
+
+def rate(counts: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
+    """
+    Units per second of a test set, and how they are spread over its utterances.
+
+    Args:
+        counts: of units, by utterance.
+        seconds: of audio, by utterance.
+
+    Returns:
+        `corpus`: all units over all seconds, as the paper's 2.71 and 2.99; `mean`, `deviation`, `p5`, `median`, `p95`:
+        of the utterances' own rates.
+
+    Raises:
+        ValueError: without utterances.
+    """
+    if not len(counts):
+        raise ValueError("no rate of no utterances")
+    each = per_utterance(counts, seconds)
+    low, median, high = np.percentile(each, [5, 50, 95])
+    return {
+        "corpus": float(np.sum(counts) / np.sum(seconds)),
+        "mean": float(each.mean()),
+        "deviation": float(each.std()),
+        "p5": float(low),
+        "median": float(median),
+        "p95": float(high),
+    }
+
+
+def per_utterance(counts: Sequence[int], seconds: Sequence[float]) -> np.ndarray:
+    """Each utterance's own rate, of shape `(utterances,)`."""
+    return np.asarray(counts) / np.asarray(seconds)
+
+
+def rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """
+    The rates of what `seam.evaluation.hypotheses` wrote: `words` (as the transcript is spaced) and `tokens` of the
+    references, `embeddings` of the audio (one for each token of Stage 1), and the latter two with `<BOA>` and `<EOA>`
+    (`tokens_with_ends`, `embeddings_with_ends`).
+    """
+    seconds = [row["seconds"] for row in rows]
+    counts = {
+        "words": [len(row["reference"].split()) for row in rows],
+        "tokens": [len(row["reference_tokens"]) for row in rows],
+        "embeddings": [row["embeddings"] for row in rows],
+    }
+    for name in ("tokens", "embeddings"):
+        counts[f"{name}_with_ends"] = [count + ENDS for count in counts[name]]
+    return {name: rate(each, seconds) for name, each in counts.items()}
+
+
+TASK = "automatic-speech-recognition"
+
+
+def eval_result(test_set: str, metric: str, name: str, value: float) -> EvalResult:
+    """
+    Args:
+        test_set: its name for people; its identifier is made of it.
+        metric: the Hub's identifier, "wer" or "cer".
+        name: of the metric, for people.
+        value: in percent.
+    """
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=test_set.lower().replace(" ", "-"),
+        dataset_name=test_set,
+        metric_type=metric,
+        metric_name=name,
+        metric_value=round(value, 2),
+    )

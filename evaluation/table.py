@@ -1,17 +1,17 @@
 """The paper's Table 1 in small: every system on every test set, as JSON, Markdown and a plot."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from seam.data.files import write_text
-from seam.data.manifest import Utterance
-from seam.evaluation.layout import INTERVALS, plot_error_rates, rate_table
-from seam.evaluation.scoring import interval, total, utterance_errors
-from seam.evaluation.transcription import transcribe
+from seam.evaluation.plots import Intervals, Rates, plot_error_rates
+
+INTERVALS = (
+    "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times. They say nothing of other "
+    "speakers or of another training run."
+)
 
 WHISPER = "Whisper, its own decoder"
 STAGE1 = "SEAM w/o LLM (Stage 1)"
@@ -19,40 +19,26 @@ FULL = "SEAM full, w/o FTG"
 GUIDED = "SEAM full, w/ FTG"
 
 
-def compare_systems(
-    model, processor, whisper, whisper_processor, tests: dict[str, Sequence[Utterance]]
-) -> dict[str, Any]:
+def rate_table(heading: str, wer: Rates, intervals: Intervals, words: Mapping[str, int]) -> list[str]:
     """
-    Args:
-        model, processor: a trained SEAM.
-        whisper: `WhisperForConditionalGeneration` whose encoder SEAM uses.
-        whisper_processor: see `seam.evaluation.transcription.load_whisper`.
-        tests: test sets by name.
+    Lines of a Markdown table, a rate as `5.0 (3.7–6.4)` with its interval.
 
-    Returns:
-        `{"wer": {system: {test: percent}}, "interval": {system: {test: [low, high]}}, "words": {test: count},
-        "notes": [sentence]}`; the intervals are those of `seam.evaluation.scoring.interval`.
+    Args:
+        heading: of the column of systems.
+        wer, intervals: percent, and its lower and upper bound.
+        words: of each test set, in the order of the columns.
     """
-    wer: dict[str, dict[str, float]] = {name: {} for name in (WHISPER, STAGE1, FULL, GUIDED)}
-    intervals: dict[str, dict[str, list[float]]] = {name: {} for name in wer}
-    words = {}
-    for name, utterances in tqdm(sorted(tests.items()), desc="test sets"):
-        references = [utterance.text.lower() for utterance in utterances]
-        sources = [utterance.audio for utterance in utterances]
-        guided = transcribe(model, processor, sources, batch_size=32)
-        unguided = transcribe(model, processor, sources, batch_size=32, first_token_guidance=False)
-        hypotheses = {
-            WHISPER: [one.text for one in transcribe(whisper, whisper_processor, sources, batch_size=32)],
-            STAGE1: [one.stage1 for one in guided],
-            FULL: [one.text for one in unguided],
-            GUIDED: [one.text for one in guided],
-        }
-        for system, texts in hypotheses.items():
-            counts = utterance_errors(references, texts)
-            wer[system][name] = total(counts).rate
-            intervals[system][name] = list(interval(counts))
-            words[name] = total(counts).length
-    return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}
+    lines = [
+        f"| {heading} | " + " | ".join(f"{test} ({count} words)" for test, count in words.items()) + " |",
+        "|---|" + "---|" * len(words),
+    ]
+    for system, rates in wer.items():
+        cells = []
+        for test in words:
+            low, high = intervals[system][test]
+            cells.append(f"{rates[test]:.1f} ({low:.1f}–{high:.1f})")
+        lines.append(f"| {system} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def notes(wer: dict[str, dict[str, float]]) -> list[str]:

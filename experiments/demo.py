@@ -12,11 +12,13 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from tqdm.auto import tqdm
 from transformers import (
     AutoFeatureExtractor,
     AutoTokenizer,
@@ -28,16 +30,17 @@ from transformers import (
 )
 
 from seam.data.dataset import SpeechDataset, keep_in_memory
-from seam.data.manifest import read_manifest
-from seam.evaluation.card import write_card
-from seam.evaluation.table import compare_systems, write_table
-from seam.evaluation.transcription import load_checkpoint, load_whisper
+from seam.data.manifest import Utterance, read_manifest
+from seam.evaluation.scoring import interval, total, utterance_errors
+from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, notes, write_table
+from seam.evaluation.transcription import load_checkpoint, load_whisper, transcribe
 from seam.experiments import tiny_backbones
 from seam.experiments.grammar import VOCABULARY, sample
 from seam.experiments.speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_test_speech, make_training_speech
 from seam.experiments.steps import Parts
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
+from seam.publishing.card import write_card
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import StageRecipe, build, check_keys
 
@@ -322,7 +325,7 @@ def card_texts(speech: SpeechSettings, spoken: list[str]) -> dict[str, Any]:
         spoken: how much was made, by round: "31000 utterances, 12.98 h".
 
     Returns:
-        What `card.json` holds; see `seam.evaluation.card.CardTexts`.
+        What `card.json` holds; see `seam.publishing.card.CardTexts`.
     """
     data = f"{' and '.join(spoken)}: synthetic speech (espeak-ng)"
     licence = "synthetic speech: made with espeak-ng (GPL-3.0), of which nothing is in the checkpoint"
@@ -342,3 +345,39 @@ def card_texts(speech: SpeechSettings, spoken: list[str]) -> dict[str, Any]:
         "licences": {"encoder": own, "aligner": own, "language model": own, "training data": licence},
         "license": "apache-2.0",
     }
+
+
+def compare_systems(
+    model, processor, whisper, whisper_processor, tests: dict[str, Sequence[Utterance]]
+) -> dict[str, Any]:
+    """
+    Args:
+        model, processor: a trained SEAM.
+        whisper: `WhisperForConditionalGeneration` whose encoder SEAM uses.
+        whisper_processor: see `seam.evaluation.transcription.load_whisper`.
+        tests: test sets by name.
+
+    Returns:
+        `{"wer": {system: {test: percent}}, "interval": {system: {test: [low, high]}}, "words": {test: count},
+        "notes": [sentence]}`; the intervals are those of `seam.evaluation.scoring.interval`.
+    """
+    wer: dict[str, dict[str, float]] = {name: {} for name in (WHISPER, STAGE1, FULL, GUIDED)}
+    intervals: dict[str, dict[str, list[float]]] = {name: {} for name in wer}
+    words = {}
+    for name, utterances in tqdm(sorted(tests.items()), desc="test sets"):
+        references = [utterance.text.lower() for utterance in utterances]
+        sources = [utterance.audio for utterance in utterances]
+        guided = transcribe(model, processor, sources, batch_size=32)
+        unguided = transcribe(model, processor, sources, batch_size=32, first_token_guidance=False)
+        hypotheses = {
+            WHISPER: [one.text for one in transcribe(whisper, whisper_processor, sources, batch_size=32)],
+            STAGE1: [one.stage1 for one in guided],
+            FULL: [one.text for one in unguided],
+            GUIDED: [one.text for one in guided],
+        }
+        for system, texts in hypotheses.items():
+            counts = utterance_errors(references, texts)
+            wer[system][name] = total(counts).rate
+            intervals[system][name] = list(interval(counts))
+            words[name] = total(counts).length
+    return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}

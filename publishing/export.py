@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file
 
-from seam.evaluation.card import write_card
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.weights import backbone_record
+from seam.publishing.card import write_card
 
 # What training and evaluation left beside the weights, and the card is made from.
 RESULT_FILES = ("card.json", "table.json", "table.png", "results.json", "results.png")

@@ -10,8 +10,8 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
 
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402
 from seam.experiments import tiny_backbones  # noqa: E402
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402
 
 SENTENCES = ["turn on the light in the kitchen", "one two three", "the old goat eats the hay", "stop the music please"]
 WHISPER_SIZES = {

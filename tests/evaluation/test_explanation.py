@@ -24,8 +24,7 @@ from seam.evaluation.explanation import (
     own_text,
     places,
 )
-from seam.evaluation.explanation_plot import write_picture
-from seam.evaluation.explanation_text import decision, record, summary, table, visible
+from seam.evaluation.explanation_views import decision, record, summary, table, visible, write_picture
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
 

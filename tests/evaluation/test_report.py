@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
-from seam.evaluation.card import write_card
 from seam.evaluation.hypotheses import write_hypotheses
 from seam.evaluation.report import ALL, markdown, write_report
+from seam.publishing.card import write_card
 
 FILES = ["errors.md", "rates.png", "results.json", "results.md", "results.png", "results.yaml"]
 HEARD = [

@@ -2,11 +2,7 @@
 
 import json
 
-import soundfile
-
-from seam.data.manifest import Utterance
-from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, compare_systems, notes, write_table
-from seam.evaluation.transcription import Transcription, transcribe
+from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, notes, write_table
 
 WER = {
     WHISPER: {"seen": 1.0, "other": 50.0},
@@ -40,23 +36,3 @@ def test_a_rate_outside_of_its_interval_is_drawn(tmp_path):
     interval = {system: {test: [rate + 1, rate + 2] for test, rate in rates.items()} for system, rates in WER.items()}
     write_table({"wer": WER, "interval": interval, "words": {"seen": 1, "other": 1}, "notes": []}, tmp_path)
     assert (tmp_path / "table.png").stat().st_size > 5000
-
-
-def test_systems_are_compared_on_the_same_utterances(model, processor, waveforms, tmp_path, monkeypatch):
-    tests = {"tones": []}
-    for index, waveform in enumerate(waveforms):
-        soundfile.write(tmp_path / f"{index}.wav", waveform, 16000)
-        tests["tones"].append(Utterance(tmp_path / f"{index}.wav", "One two", len(waveform) / 16000))
-
-    def fake(given, *args, **kwargs):
-        if given is model:
-            return transcribe(given, *args, **kwargs)
-        return [Transcription(1.0, "", text, (), (), 0) for text in ["one two"] * (len(waveforms) - 1) + ["one"]]
-
-    monkeypatch.setattr("seam.evaluation.table.transcribe", fake)
-    table = compare_systems(model, processor, "whisper", None, tests)
-    assert table["words"] == {"tones": 2 * len(waveforms)}
-    assert table["wer"][WHISPER] == {"tones": 100 / (2 * len(waveforms))}
-    low, high = table["interval"][WHISPER]["tones"]
-    assert low == 0 and table["wer"][WHISPER]["tones"] < high < 50
-    assert set(table["wer"]) == set(table["interval"]) == {WHISPER, STAGE1, FULL, GUIDED}

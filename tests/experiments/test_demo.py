@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import soundfile
 
-from seam.data.manifest import read_manifest
+from seam.data.manifest import Utterance, read_manifest
 from seam.evaluation.scoring import word_errors
-from seam.evaluation.table import GUIDED, STAGE1
-from seam.evaluation.transcription import transcribe
+from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER
+from seam.evaluation.transcription import Transcription, transcribe
 from seam.experiments import demo
+from seam.experiments.demo import compare_systems
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import RecipeError, build
 
@@ -123,3 +125,23 @@ def test_parts_are_repeated_when_settings_change(tmp_path):
     run({"first": {"steps": 3}})
     assert done[5:] == ["first", "second", "third"]
     assert set(json.loads((tmp_path / "parts.json").read_text())) == {"first", "second", "third"}
+
+
+def test_systems_are_compared_on_the_same_utterances(model, processor, waveforms, tmp_path, monkeypatch):
+    tests = {"tones": []}
+    for index, waveform in enumerate(waveforms):
+        soundfile.write(tmp_path / f"{index}.wav", waveform, 16000)
+        tests["tones"].append(Utterance(tmp_path / f"{index}.wav", "One two", len(waveform) / 16000))
+
+    def fake(given, *args, **kwargs):
+        if given is model:
+            return transcribe(given, *args, **kwargs)
+        return [Transcription(1.0, "", text, (), (), 0) for text in ["one two"] * (len(waveforms) - 1) + ["one"]]
+
+    monkeypatch.setattr("seam.experiments.demo.transcribe", fake)
+    table = compare_systems(model, processor, "whisper", None, tests)
+    assert table["words"] == {"tones": 2 * len(waveforms)}
+    assert table["wer"][WHISPER] == {"tones": 100 / (2 * len(waveforms))}
+    low, high = table["interval"][WHISPER]["tones"]
+    assert low == 0 and table["wer"][WHISPER]["tones"] < high < 50
+    assert set(table["wer"]) == set(table["interval"]) == {WHISPER, STAGE1, FULL, GUIDED}

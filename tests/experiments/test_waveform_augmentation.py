@@ -51,7 +51,7 @@ def test_noise_stays_below_the_speech(tone):
 
 
 def test_the_voice_warp_keeps_the_tempo(tone):
-    from seam.data.augmentation import _warped
+    from seam.experiments.waveform_augmentation import _warped
 
     for factor in (0.88, 1.14):
         warped = _warped(tone, factor)

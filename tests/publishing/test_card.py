@@ -5,8 +5,8 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from seam.evaluation.card import write_card
 from seam.evaluation.table import GUIDED, STAGE1
+from seam.publishing.card import write_card
 
 TABLE = {
     "wer": {STAGE1: {"own voices": 12.5}, GUIDED: {"own voices": 12.345}},

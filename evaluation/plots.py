@@ -1,4 +1,4 @@
-"""Error rates as rows of Markdown and as bars, for every table of systems and test sets; histograms."""
+"""The pictures of reports: error rates by system and test set, their course in trainings, histograms."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -9,36 +9,9 @@ from matplotlib.figure import Figure
 
 from seam.data.files import replacing
 
-INTERVALS = (
-    "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times. They say nothing of other "
-    "speakers or of another training run."
-)
-
 # {system: {test set: value}}
 Rates = Mapping[str, Mapping[str, float]]
 Intervals = Mapping[str, Mapping[str, Sequence[float]]]
-
-
-def rate_table(heading: str, wer: Rates, intervals: Intervals, words: Mapping[str, int]) -> list[str]:
-    """
-    Lines of a Markdown table, a rate as `5.0 (3.7–6.4)` with its interval.
-
-    Args:
-        heading: of the column of systems.
-        wer, intervals: percent, and its lower and upper bound.
-        words: of each test set, in the order of the columns.
-    """
-    lines = [
-        f"| {heading} | " + " | ".join(f"{test} ({count} words)" for test, count in words.items()) + " |",
-        "|---|" + "---|" * len(words),
-    ]
-    for system, rates in wer.items():
-        cells = []
-        for test in words:
-            low, high = intervals[system][test]
-            cells.append(f"{rates[test]:.1f} ({low:.1f}–{high:.1f})")
-        lines.append(f"| {system} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def plot_error_rates(wer: Rates, intervals: Intervals, tests: Sequence[str], path: Path) -> None:

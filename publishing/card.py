@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from seam.data.files import replacing
 from seam.evaluation import report
-from seam.evaluation.metadata import TASK, eval_result
+from seam.evaluation.report import TASK, eval_result
 from seam.evaluation.table import GUIDED, markdown
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"

@@ -6,7 +6,7 @@ import pytest
 from transformers import WhisperFeatureExtractor
 
 from seam.data.manifest import CASINGS
-from seam.evaluation.rates import per_utterance, rate, rates
+from seam.evaluation.report import per_utterance, rate, rates
 from seam.modeling_seam import SeamProcessor
 from seam.tests import qwen
 
