@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from seam.__main__ import CHECKPOINT, app
 from seam.data.manifest import read_manifest
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The stand-in for the Hub, with the real client. The client runs in processes of its own: see `hub.py`."""
+"""The stand-in for the Hub, with the real client. The client runs in processes of its own: see `helpers/hub_stub.py`."""
 
 import hashlib
 import http.client
@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from seam.tests.hub import TOKEN, LocalHub
+from seam.tests.helpers.hub_stub import TOKEN, LocalHub
 
 HEAD = """
     from pathlib import Path

@@ -16,7 +16,7 @@ import pytest
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.tests.hub_cache import add_to_cache
+from seam.tests.helpers.hub_cache import add_to_cache
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "c" * 40

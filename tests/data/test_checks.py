@@ -5,7 +5,7 @@ import pytest
 
 from seam.data import checks
 from seam.data.manifest import read_manifest
-from seam.tests.data.sounds import tone
+from seam.tests.helpers.sounds import tone
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from seam.data.checks import Recording, check
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 
 def of(path, text="hello there", segment=None, cut_to=None, rate=None, max_seconds=30.0):

@@ -11,7 +11,7 @@ from seam.data.corpora import librispeech
 from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
 from seam.data.manifest import read_manifest
 from seam.data.prepare import load_tokenizer, prepare
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 
 def left_out(summary) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from seam.data.bad_audio import Skipped
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, write_manifest
 from seam.data.streaming import SpeechStream
-from seam.tests.data.shards import tone, write_shard
+from seam.tests.helpers.tar_shards import tone, write_shard
 
 COUNT = 23
 WORDS = ["one", "two", "three", "light", "stop", "music", "goat", "hay", "kitchen", "turn"]

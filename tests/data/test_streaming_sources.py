@@ -9,7 +9,7 @@ import soundfile
 
 from seam.data.manifest import write_manifest
 from seam.data.streaming import expand, utterances_in
-from seam.tests.data.shards import add, flac, tone, write_shard
+from seam.tests.helpers.tar_shards import add, flac, tone, write_shard
 
 TEXTS = {0: "one", 1: "two – zwei", 2: "three", 3: "four"}
 

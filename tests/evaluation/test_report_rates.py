@@ -8,7 +8,7 @@ from transformers import WhisperFeatureExtractor
 from seam.data.manifest import CASINGS
 from seam.evaluation.report import per_utterance, rate, rates
 from seam.modeling_seam import SeamProcessor
-from seam.tests import qwen
+from seam.tests.helpers import qwen
 
 
 def test_a_test_sets_rate_is_not_the_mean_of_its_utterances_rates():

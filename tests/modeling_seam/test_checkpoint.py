@@ -17,7 +17,7 @@ from transformers import AutoModelForSpeechSeq2Seq
 
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.checkpoint import STAGING
-from seam.tests.hub_cache import add_to_cache
+from seam.tests.helpers.hub_cache import add_to_cache
 
 TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
 COMMITS = {"encoder": "a" * 40, "llm": "b" * 40}

@@ -9,7 +9,7 @@ import pytest
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
-from seam.tests.hub import LocalHub
+from seam.tests.helpers.hub_stub import LocalHub
 
 ROOT = Path(__file__).parents[2]
 PUSH = """

@@ -8,7 +8,7 @@ import pytest
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.publishing.export import export
-from seam.tests.hub import LocalHub
+from seam.tests.helpers.hub_stub import LocalHub
 
 RECORDING = str(RECORDINGS / "audio" / "000000.wav")
 LOAD_BY_ID = f"""

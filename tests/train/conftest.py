@@ -1,7 +1,7 @@
 import pytest
 from transformers import Trainer
 
-from seam.tests.train.sounds import Killed, write_sounds
+from seam.tests.helpers.training_sounds import Killed, write_sounds
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from seam.tests.train.sounds import recipe, write_sounds
+from seam.tests.helpers.training_sounds import recipe, write_sounds
 from seam.train import alignment
 
 

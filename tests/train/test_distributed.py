@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from seam.tests.train import rank_stages
-from seam.tests.train.sounds import TEXTS, changed, weights
+from seam.tests.helpers import rank_stages
+from seam.tests.helpers.training_sounds import TEXTS, changed, weights
 from seam.train.distributed import of_all_ranks, own_share, shared_out, whole
 
-HERE = Path(__file__).parent
+RANK_STAGES = Path(rank_stages.__file__)
 RECIPES = HERE.parents[1] / "recipes"
 STAGES = ["alignment", "draft", "instruction", "refinement"]
 
@@ -27,7 +27,7 @@ def one_process(tmp_path_factory, manifest, backbones) -> Path:
 
 
 def run_two(folder: Path, launcher: list[str], *arguments: str) -> Path:
-    command = [sys.executable, "-m", *launcher, str(HERE / "rank_stages.py"), str(folder), *arguments]
+    command = [sys.executable, "-m", *launcher, str(RANK_STAGES), str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-14000:]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from seam.__main__ import app
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.tests.train.sounds import TEXTS, changed, recipe, weights
+from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, draft, instruction
 from seam.train.recipe import RecipeError
 

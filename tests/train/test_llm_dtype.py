@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.tests.train.sounds import changed, recipe
+from seam.tests.helpers.training_sounds import changed, recipe
 from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
 

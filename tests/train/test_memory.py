@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from seam.modeling_seam.nearest import NearestToken
 from seam.tests.conftest import SENTENCES, WHISPER_SIZES
-from seam.tests.train.sounds import changed, recipe, weights
+from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.inputs import llm_adapters
 from seam.train.recipe import RecipeError

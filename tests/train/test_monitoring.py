@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import Trainer
 
 from seam.data.dataset import SpeechReader
-from seam.tests.train.sounds import TEXTS, recipe
+from seam.tests.helpers.training_sounds import TEXTS, recipe
 from seam.train import alignment, instruction, monitoring, refinement, resumable_trainer
 from seam.train.monitoring import Progress, Throughput, write_curves
 from seam.train.recipe import RecipeError

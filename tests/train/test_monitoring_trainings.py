@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 from transformers import TrainerCallback
 
-from seam.tests.train import sounds
-from seam.tests.train.sounds import Killed, changed, weights
+from seam.tests.helpers import training_sounds
+from seam.tests.helpers.training_sounds import Killed, changed, weights
 from seam.train import alignment, draft, instruction
 from seam.train.checkpoints import numbered
 from seam.train.recipe import RecipeError, StageRecipe, build, check_stage
@@ -37,7 +37,7 @@ def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
     """By stage, what it begins with."""
     folder = str(tmp_path_factory.mktemp("before"))
     new = {"encoder": backbones[0], "llm": backbones[1], "config": {"lora_rank": 4, "lora_dropout": 0.2}}
-    alignment.main(sounds.recipe(folder, manifest, 20, **new))
+    alignment.main(training_sounds.recipe(folder, manifest, 20, **new))
     return {
         "alignment": new,
         "instruction": {"model": folder, "llm": backbones[1]},
@@ -56,7 +56,9 @@ def said(monkeypatch):
 def run(folder, manifest, steps, before, stage="alignment", **training):
     values = {key: training.pop(key) for key in ("early_stopping_patience",) if key in training}
     training = {**BEST, **training}
-    return STAGES[stage].main(sounds.recipe(folder, manifest, steps, training=training, **values, **before[stage]))
+    return STAGES[stage].main(
+        training_sounds.recipe(folder, manifest, steps, training=training, **values, **before[stage])
+    )
 
 
 def state(folder: Path) -> dict:

@@ -15,8 +15,8 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, Trainer
 
-from seam.tests.train import sounds
-from seam.tests.train.sounds import Killed, changed, weights, write_sounds
+from seam.tests.helpers import training_sounds
+from seam.tests.helpers.training_sounds import Killed, changed, weights, write_sounds
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.checkpoints import RECORD, UNFINISHED, discard_old, is_whole, last_checkpoint, numbered
 from seam.train.recipe import RecipeError
@@ -37,7 +37,7 @@ AS_IT_WAS_RUN = ("runtime", "per_second", "hours_per_hour", "utilisation")
 
 def recipe(output_dir, manifest, steps, data=None, **values):
     """Evaluated on one utterance: what is not known by heart is decoded at length."""
-    return sounds.recipe(output_dir, manifest, steps, data={"validation_limit": 1, **(data or {})}, **values)
+    return training_sounds.recipe(output_dir, manifest, steps, data={"validation_limit": 1, **(data or {})}, **values)
 
 
 @pytest.fixture(scope="module")

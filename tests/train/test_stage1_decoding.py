@@ -15,7 +15,7 @@ from seam.__main__ import app
 from seam.data.dataset import batches_by_length
 from seam.data.manifest import read_manifest, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.tests.train.sounds import TEXTS, changed, recipe, weights
+from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
 

@@ -12,7 +12,7 @@ from transformers import Qwen3ForCausalLM, WhisperModel
 from seam.data.manifest import read_manifest, write_manifest
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.tests.train.sounds import changed, recipe, weights
+from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import RecipeError
 from seam.train.refinement import perturb

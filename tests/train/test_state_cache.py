@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from seam.data.dataset import SpeechDataset, keep_encoder_states
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.tests.train.sounds import TEXTS, changed, recipe, weights
+from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement, state_cache
 from seam.train import state_cache as shards_module
 from seam.train.recipe import RecipeError

@@ -9,7 +9,7 @@ import torch
 from seam.data.dataset import SpeechDataset
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.tests.train.sounds import recipe
+from seam.tests.helpers.training_sounds import recipe
 from seam.train import instruction
 from seam.train.recipe import RecipeError, check_stage
 from seam.train.state_cache import aligned_on_disk

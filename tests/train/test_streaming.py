@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from seam.tests.train.sounds import changed, recipe, weights
+from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.recipe import RecipeError
 

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, trainer
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.experiments import tiny_backbones
 from seam.tests.conftest import QWEN_SIZES, WHISPER_SIZES
-from seam.tests.train.sounds import recipe
+from seam.tests.helpers.training_sounds import recipe
 from seam.train import alignment
 
 BATCH, BUFFER, PASSES = 16, 500, 4

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from seam.data.dataset import SpeechDataset
-from seam.tests.train.sounds import changed, recipe, weights
+from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from seam.data.dataset import SpeechCollator
 from seam.data.manifest import read_manifest
-from seam.tests.train.sounds import recipe
+from seam.tests.helpers.training_sounds import recipe
 from seam.train import alignment, refinement
 from seam.train.inputs import length_batches
 from seam.train.recipe import RecipeError

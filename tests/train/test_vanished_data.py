@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import Trainer
 
-from seam.tests.train.sounds import changed, recipe, weights, write_sounds
+from seam.tests.helpers.training_sounds import changed, recipe, weights, write_sounds
 from seam.train import alignment, state_cache
 from seam.train.checkpoints import last_checkpoint
 from seam.train.recipe import RecipeError

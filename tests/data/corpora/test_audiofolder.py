@@ -9,7 +9,7 @@ from seam.data.corpora import audiofolder
 from seam.data.corpora.found import Found, LeftOut
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.data.prepare import prepare
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 
 def write_lines(path, *rows):

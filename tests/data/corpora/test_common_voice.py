@@ -8,7 +8,7 @@ import soundfile
 from seam.data.corpora import common_voice
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 HEADER = (
     "client_id\tpath\tsentence_id\tsentence\tsentence_domain\tup_votes\tdown_votes\tage\tgender\taccents\tvariant\t"

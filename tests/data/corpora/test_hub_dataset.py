@@ -9,7 +9,7 @@ import soundfile
 from seam.data.corpora import hub_dataset
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 CARD = """\
 ---

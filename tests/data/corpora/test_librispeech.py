@@ -8,7 +8,7 @@ from seam.data.corpora import librispeech
 from seam.data.corpora.found import Found, LeftOut
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
-from seam.tests.data.sounds import tone, write
+from seam.tests.helpers.sounds import tone, write
 
 
 @pytest.fixture

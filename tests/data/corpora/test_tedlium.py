@@ -10,7 +10,7 @@ from seam.data.corpora import tedlium
 from seam.data.corpora.found import Found
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
-from seam.tests.data.sounds import tone, write_sph
+from seam.tests.helpers.sounds import tone, write_sph
 
 STM = """\
 ;; LABEL "o" "Overall" "Overall results"

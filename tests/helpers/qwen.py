@@ -7,7 +7,7 @@ from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 # One line a token: its bytes in base64, and its rank. From the PyPI package `dashscope`, dashscope/resources/.
-RANKS = Path(__file__).resolve().parents[1] / ".venv" / "qwen.tiktoken"
+RANKS = Path(__file__).resolve().parents[2] / ".venv" / "qwen.tiktoken"
 START, END = "<|im_start|>", "<|im_end|>"
 
 

@@ -14,7 +14,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 
-from seam.tests.train.sounds import recipe
+from seam.tests.helpers.training_sounds import recipe
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.trainer import StageTrainer
 
