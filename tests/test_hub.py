@@ -1,4 +1,4 @@
-"""The stand-in for the Hub, with the real client. The client runs in processes of its own: see `helpers/hub_stub.py`."""
+"""The stand-in for the Hub, with the real client, which runs in processes of its own: see `helpers/hub_stub.py`."""
 
 import hashlib
 import http.client

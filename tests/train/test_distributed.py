@@ -15,7 +15,7 @@ from seam.tests.helpers.training_sounds import TEXTS, changed, weights
 from seam.train.distributed import of_all_ranks, own_share, shared_out, whole
 
 RANK_STAGES = Path(rank_stages.__file__)
-RECIPES = HERE.parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 STAGES = ["alignment", "draft", "instruction", "refinement"]
 
 
