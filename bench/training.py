@@ -24,8 +24,7 @@ import peft
 import transformers
 import typer
 
-from seam.bench.command import check_machine, named_parts, publish
-from seam.bench.report import measured_on
+from seam.bench.common import check_machine, measured_on, named_parts, publish
 from seam.bench.steps.models import SIZES, sizes_of
 from seam.bench.steps.parts import PARTS, Findings
 from seam.bench.steps.plot import write_plot

@@ -15,7 +15,7 @@ import torch
 import transformers
 from accelerate import PartialState
 
-from seam.bench.loops.timing import peak, reset_peak
+from seam.bench.common import peak, reset_peak
 from seam.bench.steps.clock import train
 from seam.bench.steps.systems import BUILDERS, Setting
 from seam.data.manifest import read_manifest

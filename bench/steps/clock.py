@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback
 
-from seam.bench.loops.timing import synchronize
+from seam.bench.common import synchronize
 
 # Of each training, which are not timed: the first one makes the optimizer's state, and its operations are counted.
 WARM_UP_STEPS = 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from seam.bench.loops.roofline import measure_machine
+from seam.bench.common import measure_machine
 from seam.bench.steps import models
 from seam.bench.steps.alone import run_alone
 from seam.bench.steps.clock import trained_in_turn

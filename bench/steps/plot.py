@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from seam.bench.report import save_plot
+from seam.bench.common import save_plot
 from seam.bench.steps.tables import GREATEST, LEAST
 
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from seam.bench.report import machine
+from seam.bench.common import machine
 
 # What is aimed at. Speeds: the least ratio; memory: the greatest.
 LEAST = {

@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import torch
 
-from seam.bench.loops import profile
-from seam.bench.loops.profile import LAYERS, LOOKUP, REST, SPEECH, components, lookup_share
+from seam.bench.inference import profiling
+from seam.bench.inference.profiling import LAYERS, LOOKUP, REST, SPEECH, components, lookup_share
 
 
 def test_a_component_is_counted_without_those_inside_it(monkeypatch):
     clock = SimpleNamespace(now=0)
-    monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(profiling, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     def takes(seconds):
         clock.now += seconds

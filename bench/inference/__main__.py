@@ -8,9 +8,9 @@ prompts that SEAM gives it; (c) SEAM's loops, plain and checking drafts, and sum
 same number of tokens: nothing ends by itself. Sizes paper and small are those of `recipes`, in bf16; tiny is in fp32.
 
 Drafts are the plain loop's own text with so many tokens replaced, left out or put in, others in each repeat.
-Predictions of Stage 1 lie as near to an embedding as trained ones (see `loops/models.py`); `lookup_share_random` is the
-case where they do not. `seam_*` are sums of the parts of a system; in `seam_draft_*` Stage 1 checks a draft, too, and
-the time of the draft head counts. Each part (`--only`) is measured by itself; `linearity` writes four times as many
+Predictions of Stage 1 lie as near to an embedding as trained ones (see `synthetic_model.py`); `lookup_share_random` is
+the case where they do not. `seam_*` are sums of the parts of a system; in `seam_draft_*` Stage 1 checks a draft, too,
+and the time of the draft head counts. Each part (`--only`) is measured by itself; `linearity` writes four times as many
 tokens, of an utterance that is four times as long for the LLM.
 
 At paper size on two cores a batch of one takes half an hour and 15 GB of memory. Stock `generate` of the LLM copies its
@@ -26,14 +26,11 @@ import torch
 import transformers
 import typer
 
-from seam.bench.command import check_machine, named_parts, publish
-from seam.bench.loops.models import SIZES, build, lookup, stock_whisper
-from seam.bench.loops.parts import LENGTHS, LLM_PARTS, PARTS, PARTS_OF_ALL, Findings, Setting
-from seam.bench.loops.plot import write_plot
-from seam.bench.loops.roofline import measure_machine
-from seam.bench.loops.systems import Speech
-from seam.bench.loops.tables import print_findings
-from seam.bench.report import measured_on
+from seam.bench.common import check_machine, measure_machine, measured_on, named_parts, publish
+from seam.bench.inference.decoding_loops import Speech
+from seam.bench.inference.decoding_measurements import LENGTHS, LLM_PARTS, PARTS, PARTS_OF_ALL, Findings, Setting
+from seam.bench.inference.decoding_results import print_findings, write_plot
+from seam.bench.inference.synthetic_model import SIZES, build, lookup, stock_whisper
 
 
 @torch.no_grad()

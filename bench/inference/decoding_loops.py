@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from seam.bench.loops.models import period_of, random_projection, successors
+from seam.bench.inference.synthetic_model import period_of, random_projection, successors
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.aligner_decoding import checked_alignment, greedy_alignment
 from seam.modeling_seam.llm_decoding import PromptPrefix, Row, write

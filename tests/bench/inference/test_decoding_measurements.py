@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seam.bench.loops.checks import compare, in_bf16_steps
+from seam.bench.inference.decoding_measurements import compare, in_bf16_steps
 
 
 def test_steps_between_bf16_numbers():

@@ -3,7 +3,7 @@
 import kaldialign
 import pytest
 
-from seam.bench.loops.systems import corrupt
+from seam.bench.inference.decoding_loops import corrupt
 
 
 @pytest.mark.parametrize(("agreement", "errors"), [(1.0, 0), (0.98, 2), (0.96, 4), (0.9, 9)])

@@ -8,8 +8,9 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from seam.bench import inference
-from seam.bench.loops import parts, roofline
+from seam.bench import common
+from seam.bench.inference import __main__ as inference
+from seam.bench.inference import decoding_measurements
 
 # That every batch size must have.
 METRICS = {"stage1_vs_whisper", "llm_vs_plain", "seam_vs_whisper", "seam_draft_vs_whisper", "lookup_share"}
@@ -26,10 +27,10 @@ def folder(tmp_path_factory):
     """With `loops.json` and `loops.png` of two batch sizes, all parts."""
     folder = tmp_path_factory.mktemp("inference")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(parts, "CALLS", 12)
-        monkeypatch.setattr(parts, "WARM_UP_CALLS", 4)
-        monkeypatch.setattr(roofline, "BYTES", 2**20)
-        monkeypatch.setattr(roofline, "SIDE", 64)
+        monkeypatch.setattr(decoding_measurements, "CALLS", 12)
+        monkeypatch.setattr(decoding_measurements, "WARM_UP_CALLS", 4)
+        monkeypatch.setattr(common, "BYTES", 2**20)
+        monkeypatch.setattr(common, "SIDE", 64)
         files = f"--json {folder / 'loops.json'} --plot {folder / 'loops.png'}"
         result = run(*f"--size tiny --batch 1,3 --tokens 25 --repeats 2 --active 200 {files}".split())
     assert result.exit_code == 0, result.output
@@ -136,8 +137,8 @@ def test_bad_arguments_are_named_before_anything_is_built(monkeypatch, arguments
     ],
 )
 def test_a_part_by_itself(part, metrics, tmp_path, monkeypatch):
-    monkeypatch.setattr(roofline, "BYTES", 2**20)
-    monkeypatch.setattr(roofline, "SIDE", 64)
+    monkeypatch.setattr(common, "BYTES", 2**20)
+    monkeypatch.setattr(common, "SIDE", 64)
     result = run(*f"--size tiny --batch 2 --tokens 8 --repeats 1 --only {part} --json {tmp_path / 'part.json'}".split())
     assert result.exit_code == 0, result.output
     assert {row["metric"] for row in json.loads((tmp_path / "part.json").read_text())["rows"]} == metrics

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from seam.bench.loops.models import build, lookup, random_projection, stock_whisper, successors
-from seam.bench.loops.systems import Speech, Utterances
+from seam.bench.inference.decoding_loops import Speech, Utterances
+from seam.bench.inference.synthetic_model import build, lookup, random_projection, stock_whisper, successors
 
 
 @pytest.fixture(scope="module")
