@@ -5,10 +5,11 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from seam.bench.steps import models, parts
-from seam.bench.steps.clock import Training
-from seam.bench.steps.speech import write_speech
-from seam.bench.steps.systems import BUILDERS, ChatData, Setting, WhisperData, speech
+from seam.bench.training import training_measurements
+from seam.bench.training.baselines import ChatData, WhisperData
+from seam.bench.training.step_timing import Training
+from seam.bench.training.trainer_builders import BUILDERS, speech
+from seam.bench.training.training_setup import Setting, sizes_of, write_speech
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +66,18 @@ def test_stage_2_and_its_peer_train_and_read_as_much(setting):
 
 def test_other_batches_are_no_comparison(setting, monkeypatch):
     given = {"stage_1": [[[1, 2]]], "whisper": [[[1, 3]]]}
-    monkeypatch.setattr(parts, "BUILDERS", dict.fromkeys(given, lambda setting: None))
+    monkeypatch.setattr(training_measurements, "BUILDERS", dict.fromkeys(given, lambda setting: None))
     monkeypatch.setattr(
-        parts, "trained_in_turn", lambda *_: {name: [Training(1.0, batches, 1)] for name, batches in given.items()}
+        training_measurements,
+        "trained_in_turn",
+        lambda *_: {name: [Training(1.0, batches, 1)] for name, batches in given.items()},
     )
     with pytest.raises(RuntimeError, match="whisper was given other batches than stage_1"):
-        parts.in_turn(setting, parts.Findings(), "stage_1", ["stage_1", "whisper"], 1)
+        training_measurements.in_turn(setting, training_measurements.Findings(), "stage_1", ["stage_1", "whisper"], 1)
 
 
 def test_the_sizes_of_the_recipes():
-    small, paper = models.sizes_of("small"), models.sizes_of("paper")
+    small, paper = sizes_of("small"), sizes_of("paper")
     assert (small.whisper.d_model, small.whisper.decoder_layers, small.llm.hidden_size) == (1024, 24, 1024)
     assert (paper.whisper.d_model, paper.whisper.decoder_layers, paper.llm.hidden_size) == (1280, 32, 2560)
     assert small.window == paper.window == 30 and paper.fields["lora_rank"] == 32

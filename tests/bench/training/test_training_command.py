@@ -9,7 +9,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from seam.bench import training
+from seam.bench.training import __main__ as training
 
 STAGE_1 = {"stage1_vs_peer", "stage1_cached_vs_peer", "stage1_cold_cache_vs_peer"}
 STAGE_1 |= {"stage1_vs_peer_with_table", "stage1_cached_vs_peer_with_table"}

@@ -1,24 +1,27 @@
-"""The models of `bench.training`, with random weights: SEAM's stages, and peers of equal sizes."""
+"""What the trainings of `bench.training` start from: sizes, recordings, tokenizer, and SEAM's models at random."""
 
+import random
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    TrainingArguments,
     WhisperConfig,
     WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
 )
 
-from seam.bench.steps.speech import TEXTS
+from seam.__main__ import RECORDINGS
 from seam.configuration_seam import SeamConfig
+from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
@@ -29,6 +32,33 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = ("tiny", "base", "small", "paper")
 STATES_PER_SECOND = 50  # of the encoder
 IDS = 400  # that the tokenizer uses; the models' vocabularies are as large as real ones
+
+SHIPPED = read_manifest(RECORDINGS / "manifest.jsonl")
+TEXTS = [utterance.text for utterance in SHIPPED]
+
+
+def write_speech(folder: Path, count: int, window: float) -> list[Utterance]:
+    """
+    Write recordings of which none is longer than the window and each holds as much of others as fits into it, and their
+    `manifest.jsonl`.
+
+    Args:
+        count: number of recordings.
+        window: seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    utterances = []
+    for number in range(count):
+        order, parts, left = random.Random(number), [], window
+        while fitting := [one for one in SHIPPED if one.duration <= left]:
+            parts.append(order.choice(fitting))
+            left -= parts[-1].duration
+        sounds = [soundfile.read(part.audio, dtype="float32") for part in parts]
+        ((rate,),) = ({one for _, one in sounds},)
+        path, waveform = folder / f"{number}.wav", np.concatenate([sound for sound, _ in sounds])
+        soundfile.write(path, waveform, rate)
+        utterances.append(Utterance(path, " ".join(part.text for part in parts), len(waveform) / rate))
+    return read_manifest(write_manifest(folder / "manifest.jsonl", utterances))
 
 
 @dataclass
@@ -108,33 +138,63 @@ def seam(sizes: Sizes, processor: SeamProcessor, alignment_only: bool) -> SeamFo
     return SeamForSpeechRecognition(config)
 
 
-def whisper_peer(
-    sizes: Sizes, tokenizer: PreTrainedTokenizerFast, trains_table: bool
-) -> WhisperForConditionalGeneration:
+@dataclass
+class Setting:
     """
-    Stage 1's peer: a Whisper whose encoder is frozen.
-
     Args:
-        trains_table: whether its vocabulary table, which the aligner has no counterpart of, is trained with its layers,
-            as fine-tuning does; without it both sides train as much.
+        size: one of `SIZES`.
+        device: `cpu` or `cuda`.
+        batch: utterances of a step of one process.
+        steps: of a training.
+        utterances: what is heard, as many as the steps take.
+        folder: to write to.
     """
-    config = WhisperConfig(**sizes.whisper.to_dict())
-    start, end = tokenizer.convert_tokens_to_ids([tiny_backbones.START, tiny_backbones.END])
-    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
-    model = WhisperForConditionalGeneration(config)
-    model.freeze_encoder()
-    model.get_input_embeddings().requires_grad_(trains_table)
-    return model
 
+    size: str
+    device: str
+    batch: int
+    steps: int
+    utterances: list[Utterance]
+    folder: Path
 
-def peft_peer(sizes: Sizes) -> PeftModel:
-    """Stage 2's peer: the language model with the same LoRA."""
-    fields = sizes.fields
-    lora = LoraConfig(
-        r=fields["lora_rank"],
-        lora_alpha=fields["lora_alpha"],
-        lora_dropout=fields["lora_dropout"],
-        target_modules=fields["lora_target_modules"],
-        task_type="CAUSAL_LM",
-    )
-    return get_peft_model(AutoModelForCausalLM.from_config(sizes.llm), lora)
+    @cached_property
+    def sizes(self) -> Sizes:
+        return sizes_of(self.size)
+
+    @cached_property
+    def processor(self) -> SeamProcessor:
+        return processor(self.sizes)
+
+    @cached_property
+    def alignment_model(self) -> SeamForSpeechRecognition:
+        """Of all systems that train Stage 1."""
+        return seam(self.sizes, self.processor, alignment_only=True).to(self.device)
+
+    @cached_property
+    def model(self) -> SeamForSpeechRecognition:
+        """Of all systems that train Stages 2 and 3."""
+        return seam(self.sizes, self.processor, alignment_only=False).to(self.device)
+
+    def arguments(self, cls: type[TrainingArguments] = TrainingArguments) -> TrainingArguments:
+        """With the optimizer of our recipes."""
+        return cls(
+            output_dir=str(self.folder / "training"),
+            max_steps=self.steps,
+            per_device_train_batch_size=self.batch,
+            learning_rate=5e-4,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            warmup_steps=2000,
+            lr_scheduler_type="cosine",
+            optim="adamw_torch_fused",
+            bf16=self.sizes.dtype == torch.bfloat16,
+            use_cpu=self.device == "cpu",
+            # On a CPU all cores compute: what reads in another process takes as much from them.
+            dataloader_num_workers=8 if self.device == "cuda" else 0,
+            train_sampling_strategy="sequential",
+            remove_unused_columns=False,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from seam.bench.common import measure_machine
-from seam.bench.steps import models
-from seam.bench.steps.alone import run_alone
-from seam.bench.steps.clock import trained_in_turn
-from seam.bench.steps.systems import BUILDERS, Setting, aligned_embeds, encoder_states
+from seam.bench.training.step_timing import run_alone, trained_in_turn
+from seam.bench.training.trainer_builders import BUILDERS, aligned_embeds, encoder_states
+from seam.bench.training.training_setup import Setting, seam
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train import stage1_decoding
 from seam.train.recipe import DataSettings, StageRecipe
@@ -134,7 +133,7 @@ def caches(setting: Setting, findings: Findings, repeats: int):
     """`seam train decode` of Stage 1, of `DECODED_TOKENS` tokens: cold, and when all is there."""
     whisper = setting.sizes.whisper
     positions, whisper.max_target_positions = whisper.max_target_positions, DECODED_TOKENS + 1
-    model = models.seam(setting.sizes, setting.processor, alignment_only=True)
+    model = seam(setting.sizes, setting.processor, alignment_only=True)
     whisper.max_target_positions = positions
     folder, manifest = setting.folder / "stage_1", str(setting.folder / "speech" / "manifest.jsonl")
     model.save_pretrained(folder)

@@ -1,9 +1,12 @@
-"""The findings of `bench.training` for the terminal."""
+"""The findings of `bench.training` for the terminal, and their picture."""
 
+from pathlib import Path
+
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from seam.bench.common import machine
+from seam.bench.common import machine, save_plot
 
 # What is aimed at. Speeds: the least ratio; memory: the greatest.
 LEAST = {
@@ -52,3 +55,22 @@ def print_findings(report: dict, console: Console) -> None:
             else " (utilisation is for a GPU: without one it is left out unless it is named)"
         )
         console.print(f"Not measured: {', '.join(report['skipped'])}{why}.")
+
+
+def write_plot(report: dict, path: Path) -> None:
+    """Write a PNG: the ratios with their ranges, and the targets as bars."""
+    rows = [row for row in report["rows"] if "utilisation" not in row["metric"]]
+    figure = Figure(figsize=(10, 1.5 + 0.4 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        reach = [[row["ratio"] - row["least"]], [row["greatest"] - row["ratio"]]]
+        axes.errorbar(row["ratio"], place, xerr=reach, color="C0", marker="o", capsize=3)
+        for targets, colour in ((LEAST, "C2"), (GREATEST, "C3")):
+            if row["metric"] in targets:
+                axes.plot(targets[row["metric"]], place, color=colour, marker="|", markersize=16, markeredgewidth=2)
+    axes.axvline(1, color="grey", lw=0.8)
+    axes.set(xlim=(0, None), xlabel="ratio (green bar: at least; red bar: at most)")
+    axes.set_yticks(range(len(rows)), [row["metric"] for row in rows])
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3)
+    save_plot(figure, report, f"batch {report['batch']}", path)

@@ -8,10 +8,10 @@ aligner's sizes; Stage 2 against transformers' `Trainer` with PEFT's LoRA on the
 many tokens. Recordings that fill the encoder's window, batches, optimizer and precision are the same; all are trained
 through `Trainer.train`, in turn, a few steps at a time. Ratios are of steps a second: above 1, SEAM is faster.
 
-Sizes: see `steps/models.py`. `stage1_vs_peer` is against a Whisper whose vocabulary table is frozen, so that both train
-as many layers; `..._with_table` against one that trains it, too, as fine-tuning does. `..._cached` reads the encoder's
-states from disk (`data.encoder_states`). Each part (`--only`) is measured by itself; peak memory and several processes
-in processes of their own.
+Sizes: see `training_setup.py`. `stage1_vs_peer` is against a Whisper whose vocabulary table is frozen, so that both
+train as many layers; `..._with_table` against one that trains it, too, as fine-tuning does. `..._cached` reads the
+encoder's states from disk (`data.encoder_states`). Each part (`--only`) is measured by itself; peak memory and several
+processes in processes of their own.
 """
 
 import statistics
@@ -25,12 +25,9 @@ import transformers
 import typer
 
 from seam.bench.common import check_machine, measured_on, named_parts, publish
-from seam.bench.steps.models import SIZES, sizes_of
-from seam.bench.steps.parts import PARTS, Findings
-from seam.bench.steps.plot import write_plot
-from seam.bench.steps.speech import write_speech
-from seam.bench.steps.systems import Setting
-from seam.bench.steps.tables import print_findings
+from seam.bench.training.training_measurements import PARTS, Findings
+from seam.bench.training.training_results import print_findings, write_plot
+from seam.bench.training.training_setup import SIZES, Setting, sizes_of, write_speech
 
 
 def measure(

@@ -1,0 +1,134 @@
+"""What SEAM's stages are measured against: transformers' fine-tuning of a Whisper and PEFT's LoRA, of equal sizes."""
+
+from collections.abc import Callable
+
+import soundfile
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerFast,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
+
+from seam.bench.training.training_setup import Setting, Sizes, feature_extractor, tokenizer
+from seam.experiments import tiny_backbones
+
+
+def whisper_peer(
+    sizes: Sizes, tokenizer: PreTrainedTokenizerFast, trains_table: bool
+) -> WhisperForConditionalGeneration:
+    """
+    Stage 1's peer: a Whisper whose encoder is frozen.
+
+    Args:
+        trains_table: whether its vocabulary table, which the aligner has no counterpart of, is trained with its layers,
+            as fine-tuning does; without it both sides train as much.
+    """
+    config = WhisperConfig(**sizes.whisper.to_dict())
+    start, end = tokenizer.convert_tokens_to_ids([tiny_backbones.START, tiny_backbones.END])
+    config.decoder_start_token_id, config.eos_token_id, config.pad_token_id = start, end, tokenizer.pad_token_id
+    model = WhisperForConditionalGeneration(config)
+    model.freeze_encoder()
+    model.get_input_embeddings().requires_grad_(trains_table)
+    return model
+
+
+# ---- Stage 1's peer ----
+
+
+class WhisperData(Dataset):
+    """
+    Recordings for Whisper, read in every step, as Stage 1 reads them. Labels are the transcript and an end, as those of
+    Stage 1: the decoder has as many positions.
+    """
+
+    def __init__(self, setting: Setting):
+        self.utterances = setting.utterances
+        self.tokenizer = tokenizer()
+        self.feature_extractor = feature_extractor(setting.sizes)
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        utterance = self.utterances[index]
+        waveform, rate = soundfile.read(utterance.audio, dtype="float32")
+        features = self.feature_extractor(waveform, sampling_rate=rate, return_tensors="pt").input_features[0]
+        labels = [*self.tokenizer(utterance.text.lower()).input_ids, self.tokenizer.eos_token_id]
+        return {"input_features": features, "labels": torch.tensor(labels)}
+
+
+def collate_whisper(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {
+        "input_features": torch.stack([item["input_features"] for item in items]),
+        "labels": pad_sequence([item["labels"] for item in items], True, padding_value=-100),
+    }
+
+
+def whisper(setting: Setting, trains_table: bool) -> Callable[[], Trainer]:
+    """transformers' own fine-tuning of a Whisper with a frozen encoder; `trains_table`: see `whisper_peer`."""
+    model, dataset = whisper_peer(setting.sizes, tokenizer(), trains_table), WhisperData(setting)
+    return lambda: Seq2SeqTrainer(
+        model=model,
+        args=setting.arguments(Seq2SeqTrainingArguments),
+        data_collator=collate_whisper,
+        train_dataset=dataset,
+    )
+
+
+def peft_peer(sizes: Sizes) -> PeftModel:
+    """Stage 2's peer: the language model with the same LoRA."""
+    fields = sizes.fields
+    lora = LoraConfig(
+        r=fields["lora_rank"],
+        lora_alpha=fields["lora_alpha"],
+        lora_dropout=fields["lora_dropout"],
+        target_modules=fields["lora_target_modules"],
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(AutoModelForCausalLM.from_config(sizes.llm), lora)
+
+
+# ---- Stage 2's peer ----
+
+
+class ChatData(Dataset):
+    """
+    Chats for the language model alone, of as many tokens as it reads in Stage 2: the prompt with the transcript in the
+    place of the aligner's embeddings, and the transcript again with its end, of which the labels are.
+    """
+
+    def __init__(self, setting: Setting):
+        prompt = setting.processor.prompt_ids()
+        place = prompt.index(setting.processor.audio_token_id)
+        self.before, self.after = prompt[:place], prompt[place + 1 :]
+        self.texts = [utterance.text.lower() for utterance in setting.utterances]
+        self.tokenizer = tokenizer()
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        transcript = self.tokenizer(self.texts[index]).input_ids
+        prompt, reply = [*self.before, *transcript, *self.after], [*transcript, self.tokenizer.eos_token_id]
+        ids = prompt + reply
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(prompt) + reply}
+
+
+def peft(setting: Setting) -> Callable[[], Trainer]:
+    """PEFT's own LoRA fine-tuning of the language model."""
+    model, dataset = peft_peer(setting.sizes), ChatData(setting)
+    return lambda: Trainer(
+        model=model,
+        args=setting.arguments(),
+        data_collator=DataCollatorForSeq2Seq(dataset.tokenizer),
+        train_dataset=dataset,
+    )
