@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, WhisperConfig
 
+from seam.bench.full_size import qwen3_tensors, whisper_tensors, write_published
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.backbones import load_embedding_table
 from seam.tests.conftest import QWEN_SIZES, WHISPER_SIZES
-from seam.tests.published import qwen3_tensors, whisper_tensors, write_published
 
 # Whisper-large-v2's encoder and decoder, Qwen3-4B and Qwen3-0.6B have so many tensors.
 WHISPER_LARGE_V2_TENSORS = 1259
