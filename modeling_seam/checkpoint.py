@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -445,15 +445,28 @@ class SeamCheckpointMixin:
 def with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
     """Add the LoRA adapters of the config (Section 4.2), in place. They must exist before weights are loaded."""
     if config.lora_rank:
-        language_model.add_adapter(
-            LoraConfig(
-                r=config.lora_rank,
-                lora_alpha=config.lora_alpha,
-                lora_dropout=config.lora_dropout,
-                target_modules=list(config.lora_target_modules),
-            )
+        adapter = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=config.lora_dropout,
+            target_modules=list(config.lora_target_modules),
+            base_model_name_or_path=language_model.name_or_path,
         )
+        # As `language_model.add_adapter` does, which refuses any peft older than the newest: transformers 5.24 one that
+        # is not released.
+        inject_adapter_in_model(adapter, language_model)
+        language_model._hf_peft_config_loaded = True
     return language_model
+
+
+def save_lora(language_model: PreTrainedModel, folder: Path) -> None:
+    """Write the LoRA adapters as a folder that `peft` loads onto the language model."""
+    folder.mkdir(parents=True)
+    weights = get_peft_model_state_dict(language_model)
+    weights = {f"base_model.model.{key}": weight.contiguous() for key, weight in weights.items()}
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    language_model.peft_config["default"].save_pretrained(folder)
+    language_model.generation_config.save_pretrained(folder)
 
 
 def take_off_lora(language_model: PreTrainedModel, fold_in: bool) -> None:

@@ -10,6 +10,7 @@ from transformers.utils import cached_file
 
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.checkpoint import save_lora
 from seam.modeling_seam.weights import backbone_record
 from seam.publishing.card import write_card
 
@@ -70,7 +71,7 @@ def export(
             if found is not None:
                 shutil.copyfile(found, staging / name)
         if adapter:
-            seam.language_model.save_pretrained(staging / "adapter")
+            save_lora(seam.language_model, staging / "adapter")
         write_card(seam, processor, staging, model_id or target.name)
         if light:
             _check_same(seam, staging)

@@ -85,7 +85,9 @@ def replace(model):
 
 
 def switch_off(model):
-    model.language_model.disable_adapters()
+    for module in model.language_model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(False)
 
 
 def scale(model):
