@@ -1,4 +1,4 @@
-"""Several processes (ranks) at one training: what each does its share of, and a model that is spread over them."""
+"""Share the work of a training among several processes (ranks), and gather what they make or hold."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -15,8 +15,8 @@ from seam.train.recipe import RecipeError
 T = TypeVar("T")
 
 
-def of_all_ranks(value: T) -> list[T]:
-    """Every rank's value, in the order of the ranks; all ranks must come here. A single process is its only rank."""
+def all_gather(value: T) -> list[T]:
+    """Return every rank's value, in the order of the ranks; every rank must call this. Alone, a process is rank 0."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -24,40 +24,43 @@ def of_all_ranks(value: T) -> list[T]:
     return values
 
 
-def own_share(items: Sequence[T]) -> Sequence[T]:
-    """Every n-th of the items, of n ranks: together they have each item once."""
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """Return this rank's share: of n ranks every n-th item, so that together they have each item once."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return items
     return items[distributed.get_rank() :: distributed.get_world_size()]
 
 
-def shared_out(work: Callable[[Sequence], Sequence[T]], items: Sequence) -> list[T]:
+def map_over_ranks(function: Callable[[Sequence], Sequence[T]], items: Sequence) -> list[T]:
     """
-    What `work` makes of the items, in their order, on every rank; each does only its share of it.
+    Apply a function to items, of which each rank takes its share, and return all results in order on every rank.
 
     Args:
-        work: returns one result for each item that it is given. Tensors among them must be on the CPU.
+        function: returns one result for each item that it is given. Tensors among them must be on the CPU.
+        items: the same on all ranks.
     """
-    shares = of_all_ranks(list(work(own_share(items))))
+    shards = all_gather(list(function(shard(items))))
     results: list[Any] = [None] * len(items)
-    for rank, share in enumerate(shares):
-        results[rank :: len(shares)] = share
+    for rank, results_of_rank in enumerate(shards):
+        results[rank :: len(shards)] = results_of_rank
     return results
 
 
-def whole(model: SeamForSpeechRecognition) -> SeamForSpeechRecognition:
+def unsharded(model: SeamForSpeechRecognition) -> SeamForSpeechRecognition:
     """
-    A model that this rank can run by itself, as often as it likes: the given one or, of one that FSDP2 has spread over
-    the ranks, a copy with all weights. All ranks must come here.
+    Return a model that this rank can run without the others.
+
+    It is the given one, or, where FSDP2 has sharded that over the ranks, a copy that holds all weights. Every rank must
+    call this.
     """
     if not isinstance(model, FSDPModule):
         return model
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    with torch.device("meta"):  # the shell only
+    with torch.device("meta"):  # without weights, which follow
         copy = SeamForSpeechRecognition(model.config)
     copy.load_state_dict(weights, assign=True)
     copy.tie_weights()
-    for name, buffer in model.named_buffers():  # some are not saved with the weights
+    for name, buffer in model.named_buffers():  # the state dict leaves some of them out
         module, _, last = name.rpartition(".")
         copy.get_submodule(module).register_buffer(last, buffer, persistent=False)
     copy.generation_config = model.generation_config
@@ -66,12 +69,17 @@ def whole(model: SeamForSpeechRecognition) -> SeamForSpeechRecognition:
 
 
 def prepare_for_fsdp(plugin: FullyShardedDataParallelPlugin, model: SeamForSpeechRecognition) -> None:
-    """What FSDP2 must know of the model. Raises `RecipeError` for settings with which it cannot be trained."""
+    """
+    Tell FSDP2 which parts of the model to wrap, and which to leave alone.
+
+    Raises:
+        RecipeError: for settings of FSDP with which the model cannot be trained.
+    """
     if plugin.fsdp_version != 2 or plugin.cpu_ram_efficient_loading:
         raise RecipeError(
             "FSDP: accepted are fsdp_version 2 and fsdp_cpu_ram_efficient_loading false, as in recipes/accelerate."
         )
-    # Stage 1 looks into the frozen table from outside of its own forward pass, where FSDP2 would show a share of it.
+    # The lookup reads the frozen table outside the table's own forward pass, where FSDP2 would show one shard of it.
     plugin.ignored_modules = [model.get_input_embeddings()]
     if plugin.transformer_cls_names_to_wrap is None:
         kinds = {type(module).__name__ for module in model.modules()}

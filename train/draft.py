@@ -17,7 +17,7 @@ from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.scoring import token_errors, word_errors
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.distributed import shared_out
+from seam.train.distributed import map_over_ranks
 from seam.train.inputs import read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
@@ -69,7 +69,7 @@ class DraftTrainer(StageTrainer):
         """
         casing = CASINGS[self.data.casing]
         references = [casing(utterance.text) for utterance in self.validation]
-        heard, drafts = zip(*shared_out(self._decode, range(len(self.eval_dataset))), strict=True)
+        heard, drafts = zip(*map_over_ranks(self._decode, range(len(self.eval_dataset))), strict=True)
         decode = self.processing_class.batch_decode
         return {
             "stage1_wer": word_errors(references, decode(heard)).rate,

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerCallback
 
 from seam.data.files import replacing
-from seam.train.distributed import of_all_ranks
+from seam.train.distributed import all_gather
 
 FRAMES_PER_STATE = 2  # the encoder's second convolution halves the mel frames
 
@@ -81,7 +81,7 @@ class Throughput(TrainerCallback):
           waited longest: the others wait for it in turn.
         """
         seconds = perf_counter() - self._begun - self._not_counted
-        ranks = of_all_ranks((float(self._frames), float(self._tokens), seconds, self._waited))
+        ranks = all_gather((float(self._frames), float(self._tokens), seconds, self._waited))
         frames, tokens, seconds, waited = zip(*ranks, strict=True)
         self._begin()
         speed = {"tokens_per_second": sum(tokens) / max(seconds), "utilisation": 100 * (1 - max(waited) / max(seconds))}

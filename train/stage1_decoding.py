@@ -26,7 +26,7 @@ from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.backbones import EmbeddingTable
 from seam.train import cache_keys
-from seam.train.distributed import shared_out
+from seam.train.distributed import map_over_ranks
 from seam.train.inputs import check_fits, read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 
@@ -72,7 +72,7 @@ def decode_all(model, processor, dataset: Dataset, utterances: Sequence[Utteranc
         decoded = decode_stage1(model, processor, dataset, batches)
         return list(tqdm(decoded, desc="Stage 1 decoding", total=len(batches), leave=False))
 
-    decoded = shared_out(decode, batches_by_length([utterance.duration for utterance in utterances], batch_size))
+    decoded = map_over_ranks(decode, batches_by_length([utterance.duration for utterance in utterances], batch_size))
     return sorted(chain.from_iterable(decoded), key=lambda heard: heard[0])
 
 

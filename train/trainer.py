@@ -16,7 +16,7 @@ from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.checkpoints import read_trained
-from seam.train.distributed import of_all_ranks, own_share, prepare_for_fsdp, shared_out, whole
+from seam.train.distributed import all_gather, map_over_ranks, prepare_for_fsdp, shard, unsharded
 from seam.train.monitoring import Progress, Throughput
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 from seam.train.resumable_trainer import ResumableTrainer
@@ -154,7 +154,7 @@ class StageTrainer(ResumableTrainer, ABC):
         """This rank's share of the held-out utterances."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return DataLoader(
-            Subset(dataset, own_share(range(len(dataset)))),
+            Subset(dataset, shard(range(len(dataset)))),
             self.args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -177,14 +177,14 @@ class StageTrainer(ResumableTrainer, ABC):
             tokens += count
             utterances += len(inputs["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        loss_sum, tokens, utterances = map(sum, zip(*of_all_ranks((loss_sum, tokens, utterances)), strict=True))
+        loss_sum, tokens, utterances = map(sum, zip(*all_gather((loss_sum, tokens, utterances)), strict=True))
         metrics = {"loss": loss_sum / tokens, **self.word_error_rates()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=utterances)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         # Each rank evaluates its own share, with as many passes as that takes.
-        self.evaluated = whole(self.model).eval()
+        self.evaluated = unsharded(self.model).eval()
         with torch.no_grad(), self.throughput.paused():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         self.evaluated = None
@@ -205,7 +205,7 @@ class StageTrainer(ResumableTrainer, ABC):
             progress=self.is_world_process_zero() and not self.args.disable_tqdm,
             use_llm=self.use_llm,
         )
-        results = shared_out(decode, [utterance.audio for utterance in self.validation])
+        results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
         rates = {}
         if self.evaluated.aligner.writes_tokens:
             rates["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate

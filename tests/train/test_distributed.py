@@ -12,7 +12,7 @@ import torch
 
 from seam.tests.helpers import rank_stages
 from seam.tests.helpers.training_sounds import TEXTS, changed, weights
-from seam.train.distributed import of_all_ranks, own_share, shared_out, whole
+from seam.train.distributed import all_gather, map_over_ranks, shard, unsharded
 
 RANK_STAGES = Path(rank_stages.__file__)
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -125,7 +125,7 @@ def test_one_rank_saves_and_nothing_is_left_over(two_processes):
 
 
 def test_a_single_process_is_its_only_rank(model):
-    assert of_all_ranks("mine") == ["mine"]
-    assert own_share([1, 2, 3]) == [1, 2, 3]
-    assert shared_out(lambda items: [2 * item for item in items], range(3)) == [0, 2, 4]
-    assert whole(model) is model
+    assert all_gather("mine") == ["mine"]
+    assert shard([1, 2, 3]) == [1, 2, 3]
+    assert map_over_ranks(lambda items: [2 * item for item in items], range(3)) == [0, 2, 4]
+    assert unsharded(model) is model

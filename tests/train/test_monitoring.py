@@ -89,7 +89,7 @@ def test_starting_the_workers_is_waiting(clock):
 
 def test_ranks_are_added_and_the_one_that_waited_longest_counts(clock, monkeypatch):
     speed = Throughput(0.01)
-    monkeypatch.setattr(monitoring, "of_all_ranks", lambda mine: [mine, (300.0, 10.0, 8.0, 6.0)])
+    monkeypatch.setattr(monitoring, "all_gather", lambda mine: [mine, (300.0, 10.0, 8.0, 6.0)])
     list(speed.batches(iter([batch([500], 30)])))
     clock.now += 10
     assert speed.measured() == pytest.approx({"audio_hours_per_hour": 0.5, "tokens_per_second": 4.0, "utilisation": 40})
