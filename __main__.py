@@ -210,11 +210,11 @@ def evaluate(
     """Decode test sets with every system, raw, and score them."""
     from transformers.utils.logging import disable_progress_bar
 
-    from seam.evaluation.hypotheses import write_hypotheses
+    from seam.evaluation.decoding import decode_test_sets
 
     disable_progress_bar()
     with one_sentence_errors():
-        write_hypotheses(
+        decode_test_sets(
             model,
             data,
             out,

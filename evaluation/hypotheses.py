@@ -1,180 +1,65 @@
 """
-Decode test sets with every system and keep what it wrote, raw: `run.json` and one JSON Lines file a system, which an
-interrupted run continues. Scoring is a step of its own (`seam.evaluation.report`).
+The systems that are evaluated, and what a run of `seam.evaluation.decoding` left of them: `run.json` and one JSON Lines
+file for each system. Neither a model nor torch is needed to read them.
 """
 
-import hashlib
 import json
-import os
-import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
-
-from seam.data.dataset import batches_by_length
-from seam.data.files import read_rows, repair, write_text
-from seam.data.manifest import CASINGS, Utterance, read_manifest
-from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
-from seam.modeling_seam import SeamConfig
-from seam.modeling_seam.bridges import BRIDGES
-from seam.modeling_seam.weights import read_fingerprint, weight_files
-from seam.processing_seam import FILES
-
-SYSTEMS = {
-    "stage1": {"use_llm": False},
-    "full": {"use_llm": True, "first_token_guidance": True},
-    "full-noftg": {"use_llm": True, "first_token_guidance": False},
-    "whisper": {},
-}
-"""
-The paper's ablation (Table 1), as arguments of `generate`: no LLM; with First Token Guidance; without it. And a
-Whisper's own decoder.
-"""
-# What two runs must share for their hypotheses to stand in one folder. The batch size is part of the speed.
-IDENTITY = ("model", "data", "casing", "batch_size")
+from seam.data.files import read_rows
 
 
 @dataclass(frozen=True)
-class Item:
+class System:
     """
-    An utterance of a run.
+    One way to transcribe, which is evaluated by itself.
 
     Args:
-        id: its place among all utterances of the run.
-        audio: path of the recording relative to its manifest.
-        test_set: corpus and split, or the manifest's name where it states neither.
-        utterance: as the manifest has it.
+        description: in reports.
+        row: heading of its row in the demo's table.
+        suffix: what `seam compare` adds to a training's label for this system's row; empty where it adds nothing.
+        generate: its arguments of `generate`.
     """
 
-    id: int
-    audio: str
-    test_set: str
-    utterance: Utterance
+    description: str
+    row: str
+    suffix: str = ""
+    generate: Mapping[str, bool] = field(default_factory=dict)
 
 
-def write_hypotheses(
-    model: str,
-    manifests: Sequence[str | Path],
-    folder: str | Path,
-    systems: Sequence[str] | None = None,
-    batch_size: int = 16,
-    casing: str = "lower",
-    split: str | None = None,
-    progress: bool = False,
-) -> None:
-    """
-    Write `folder/run.json` and `folder/hypotheses/SYSTEM.jsonl`, or finish them. A row has
-
-    - `id`, `audio`, `test_set`, `corpus`, `split`, `speaker`, `reference`: see [`Item`]; the text is unchanged;
-    - `seconds`: of audio; `wall_seconds`: of work, its share of its batch's by length: reading, features, generation
-      and decoding, nothing of the other systems, and not the first batch's warm-up;
-    - `text`, `tokens`: the raw hypothesis and its ids; `stage1`, `stage1_tokens`: what Stage 1 heard on the way;
-    - `embeddings`: number of them that the language model was given, or Stage 1 made;
-    - `reference_tokens`: ids of the reference in the given casing, as the model is trained on them;
-    - `error`: why the audio could not be read, where that is so: its hypothesis is empty then, and its time 0.
-
-    Every system decodes by itself. Batches are of one test set each, the longest first: they are padded little, and
-    what does not fit into memory fails at once. Rows are written batch by batch; what is there is not decoded again.
-
-    Args:
-        model: folder or Hub id of the checkpoint.
-        manifests: what `seam.data.manifest.read_manifest` reads.
-        systems: names of `SYSTEMS`; by default all that the checkpoint has.
-        batch_size: pieces of audio decoded at once.
-        casing: of the reference's ids, one of `seam.data.manifest.CASINGS`.
-        split: keep only this one.
-
-    Raises:
-        ValueError: for unknown systems or casings, and for a folder that holds another run; FileNotFoundError: for a
-            missing manifest. Both before the model is loaded. ValueError: for systems that need the LLM, of a
-            checkpoint of Stage 1 alone.
-    """
-    for system in systems or ():
-        if system not in SYSTEMS:
-            raise ValueError(f"unknown system {system!r}; known: {', '.join(SYSTEMS)}.")
-    if casing not in CASINGS:
-        raise ValueError(f"casing is {casing!r}; accepted: {', '.join(CASINGS)}.")
-    folder = Path(folder)
-    items, data = _read_items(manifests, split)
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except OSError as error:
-        raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
-    systems = _systems(model, config, systems)
-    run = {"data": data, "casing": casing, "batch_size": batch_size, "model": _identify(model)}
-    older = {"systems": [], "hardware": []}
-    if any((folder / "hypotheses").glob("*.jsonl")):
-        older = _read_run(folder)
-        _check_same_run(folder, older, run)
-    pending = {}
-    for system in systems:
-        done = {row["id"] for row in repair(_rows_path(folder, system))}
-        left = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
-        pending[system] = [batch for batch in left if batch]
-    if not any(pending.values()):
-        return
-
-    load = load_whisper if config.model_type == "whisper" else load_checkpoint
-    seam, processor = load(model, device_map="auto")
-    run |= {
-        "dtype": str(seam.dtype).removeprefix("torch."),
-        "systems": [name for name in SYSTEMS if name in {*older["systems"], *systems}],
-        "hardware": list(dict.fromkeys([*older["hardware"], _hardware(seam)])),
-        "software": f"torch {torch.__version__}, transformers {transformers.__version__}",
-    }
-    (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
-    write_text(folder / "run.json", json.dumps(run, indent=1) + "\n")
-    for system in systems:
-        with (
-            _rows_path(folder, system).open("a", encoding="utf-8") as file,
-            tqdm(
-                desc=system,
-                unit="utterance",
-                total=len(items),
-                initial=len(items) - sum(map(len, pending[system])),
-                disable=not progress,
-            ) as bar,
-        ):
-            seconds = wall = 0.0
-            for rows in _decode(seam, processor, pending[system], SYSTEMS[system], batch_size, CASINGS[casing]):
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-                file.flush()
-                for row in rows:
-                    if "error" in row:
-                        bar.write(f"not decoded: {row['error']}", file=sys.stderr)
-                    else:
-                        seconds, wall = seconds + row["seconds"], wall + row["wall_seconds"]
-                bar.update(len(rows))
-                bar.set_postfix_str(f"RTFx {seconds / wall:.1f}" if wall else "")
-
-
-def _systems(name: str, config: PreTrainedConfig, systems: Sequence[str] | None) -> Sequence[str]:
-    """The systems asked for, or all that the checkpoint has. Raises `ValueError` for one that it does not have."""
-    if config.model_type == "whisper":
-        has, what = ("whisper",), "is a Whisper"
-    elif config.model_type != "seam":
-        raise ValueError(f"{name} is a checkpoint of architecture {config.model_type!r}; accepted: seam, whisper.")
-    elif config.alignment_only:
-        has, what = ("stage1",), "holds Stage 1 without the LLM"
-    elif config.bridge != "aligner" and not BRIDGES[config.bridge].writes_tokens:
-        has, what = ("full",), f"has no Stage 1 (bridge {config.bridge!r})"
-    else:
-        has, what = ("stage1", "full", "full-noftg"), "has no decoder of a Whisper"
-    if not set(systems or has) <= set(has):
-        raise ValueError(f"{name} {what}; accepted: --systems {','.join(has)}.")
-    return systems or has
+SYSTEMS = {
+    "stage1": System(
+        description="Stage 1 without the LLM",
+        row="SEAM w/o LLM (Stage 1)",
+        suffix="Stage 1",
+        generate={"use_llm": False},
+    ),
+    "full": System(
+        description="the full model, with First Token Guidance",
+        row="SEAM full, w/ FTG",
+        suffix="with FTG",
+        generate={"use_llm": True, "first_token_guidance": True},
+    ),
+    "full-noftg": System(
+        description="the full model without it",
+        row="SEAM full, w/o FTG",
+        suffix="without FTG",
+        generate={"use_llm": True, "first_token_guidance": False},
+    ),
+    "whisper": System(description="Whisper's own decoder", row="Whisper, its own decoder"),
+}
+"""By the name that `seam evaluate --systems` takes, in the order in which they are decoded."""
+# The rows of the paper's Table 1. The last of these that was run is the model's own result, as on its card.
+TABLE_1 = ("whisper", "stage1", "full-noftg", "full")
 
 
 def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """
+    Read a finished run.
+
     Returns:
         `run.json`, and the rows of every system in the order of the manifests.
 
@@ -182,11 +67,11 @@ def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[
         FileNotFoundError: when there is no run; ValueError: when it was not finished, or a file is damaged.
     """
     folder = Path(folder)
-    run = _read_run(folder)
+    run = read_run(folder)
     utterances = sum(manifest["utterances"] for manifest in run["data"])
     systems = {}
     for system in run["systems"]:
-        path = _rows_path(folder, system)
+        path = rows_path(folder, system)
         rows = sorted(read_rows(path), key=lambda row: row["id"]) if path.is_file() else []
         if [row["id"] for row in rows] != list(range(utterances)):
             count = len({row["id"] for row in rows})
@@ -199,133 +84,8 @@ def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[
     return run, systems
 
 
-def _decode(
-    model, processor, batches: Iterable[Sequence[Item]], arguments: dict[str, bool], batch_size: int, casing
-) -> Iterator[list[dict[str, Any]]]:
-    """Rows, batch by batch."""
-    warm = False
-    for batch in batches:
-        if not warm:  # what is made on the first call only, such as kernels, is no part of the speed
-            _transcribe_readable(model, processor, batch, batch_size, max_new_tokens=2, **arguments)
-            warm = True
-        start = time.perf_counter()
-        results, errors = _transcribe_readable(model, processor, batch, batch_size, **arguments)
-        wall = time.perf_counter() - start
-        seconds = sum(result.seconds for result in results.values())
-        rows = []
-        for item in batch:
-            utterance = item.utterance
-            result = results.get(item.id, Transcription(utterance.duration, "", "", (), (), 0))
-            row = {
-                "id": item.id,
-                "audio": item.audio,
-                "test_set": item.test_set,
-                "corpus": utterance.corpus,
-                "split": utterance.split,
-                "speaker": utterance.speaker,
-                "reference": utterance.text,
-                **asdict(result),
-                "wall_seconds": wall * result.seconds / seconds if item.id in results else 0.0,
-                "reference_tokens": _reference_tokens(processor, casing(utterance.text)),
-            }
-            rows.append({**row, "error": errors[item.id]} if item.id in errors else row)
-        yield rows
-
-
-def _transcribe_readable(model, processor, batch: Sequence[Item], batch_size: int, **arguments):
-    """Transcriptions and, where the audio cannot be read, the reasons, both by id."""
-    waveforms, errors = {}, {}
-    for item in batch:
-        try:
-            waveforms[item.id] = processor.load_audio(item.utterance.audio)
-        except (ValueError, OSError) as error:
-            errors[item.id] = str(error)
-    results = transcribe(model, processor, list(waveforms.values()), batch_size, **arguments)
-    return dict(zip(waveforms, results, strict=True)), errors
-
-
-def _reference_tokens(processor, text: str) -> list[int]:
-    return processor.transcript_ids(text) if text.strip() else []
-
-
-def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[list[Item], list[dict[str, Any]]]:
-    """All utterances, and what a run keeps of each manifest."""
-    items, data, unlabelled = [], [], {}
-    for manifest in map(Path, manifests):
-        utterances = read_manifest(manifest, split=split)
-        folder = manifest if manifest.is_dir() else manifest.parent
-        digest = hashlib.sha256()
-        for utterance in utterances:
-            test_set = " ".join(dict.fromkeys(filter(None, (utterance.corpus, utterance.split))))
-            if not test_set:
-                test_set = folder.resolve().name if folder == manifest else manifest.stem
-                if unlabelled.setdefault(test_set, manifest) != manifest:
-                    raise ValueError(
-                        f"{unlabelled[test_set]} and {manifest} state no corpus and have one name: rename one of them."
-                    )
-            audio = os.path.relpath(utterance.audio, folder)
-            items.append(Item(len(items), audio, test_set, utterance))
-            digest.update(json.dumps([audio, test_set, utterance.text, utterance.duration]).encode())
-        name = folder.resolve().name if folder == manifest else f"{folder.resolve().name}/{manifest.name}"
-        data.append({"manifest": name, "utterances": len(utterances), "sha256": digest.hexdigest()})
-    return items, data
-
-
-def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
-    for test_set in dict.fromkeys(item.test_set for item in items):
-        members = [item for item in items if item.test_set == test_set]
-        for batch in batches_by_length([item.utterance.duration for item in members], batch_size):
-            yield [members[place] for place in batch]
-
-
-def _identify(name: str) -> dict[str, str]:
-    """
-    A checkpoint by its name, a Hub id or a folder's without where it lies, and by all that decides what it writes:
-    settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading compares.
-    """
-    digest = hashlib.sha256()
-    for file in ("config.json", "generation_config.json", *FILES):
-        path = cached_file(
-            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        digest.update(b"absent" if path is None else hashlib.sha256(Path(path).read_bytes()).digest())
-    if SeamConfig.get_config_dict(name)[0].get("model_type") != "seam":  # config.json says nothing of the weights
-        digest.update(read_fingerprint(weight_files(name))[0].encode())
-    folder = Path(name)
-    return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": digest.hexdigest()}
-
-
-def _check_same_run(folder: Path, older: dict[str, Any], run: dict[str, Any]) -> None:
-    """Names and places may change, checkpoint and texts may not."""
-
-    def identity(of: dict[str, Any], key: str):
-        if key == "model":
-            return of[key]["sha256"]
-        return [manifest["sha256"] for manifest in of[key]] if key == "data" else of[key]
-
-    def said(of: dict[str, Any], key: str) -> str:
-        if key == "model":
-            return of[key]["name"]
-        return ", ".join(manifest["manifest"] for manifest in of[key]) if key == "data" else str(of[key])
-
-    for key in IDENTITY:
-        if identity(older, key) != identity(run, key):
-            before, now = said(older, key), said(run, key)
-            change = f"{before}, now {now}" if before != now else f"{before}, with other content than now"
-            raise ValueError(f"{folder} holds hypotheses of another run ({key}: {change}); give another folder.")
-
-
-def _hardware(model) -> str:
-    devices = {parameter.device for parameter in model.parameters()}
-    names = sorted(torch.cuda.get_device_name(device) for device in devices if device.type == "cuda")
-    return " + ".join(names) if names else f"CPU (threads: {torch.get_num_threads()})"
-
-
-def _rows_path(folder: Path, system: str) -> Path:
-    return folder / "hypotheses" / f"{system}.jsonl"
-
-
-def _read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the content of `run.json`. Raises as [`read_hypotheses`] does."""
     path = folder / "run.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} holds no run of `seam evaluate`.")
@@ -333,3 +93,8 @@ def _read_run(folder: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def rows_path(folder: Path, system: str) -> Path:
+    """Return the path of a system's hypotheses."""
+    return folder / "hypotheses" / f"{system}.jsonl"

@@ -14,20 +14,12 @@ from tqdm.auto import tqdm
 
 from seam.data.files import write_text
 from seam.evaluation import plots, scoring
-from seam.evaluation.hypotheses import read_hypotheses
+from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
 from seam.evaluation.scoring import is_loop
 from seam.evaluation.table import INTERVALS, rate_table
 
 ALL = "all test sets"
-MEANINGS = {
-    "stage1": "Stage 1 without the LLM",
-    "full": "the full model, with First Token Guidance",
-    "full-noftg": "the full model without it",
-    "whisper": "Whisper's own decoder",
-}
 NORMALIZERS = {"english": "Whisper's English normaliser", "basic": "Whisper's basic normaliser"}
-# The first of these that was run is the model's own result, as on its card.
-OWN_SYSTEMS = ("full", "full-noftg", "stage1", "whisper")
 WORST = 20
 
 
@@ -139,7 +131,7 @@ def markdown(results: dict[str, Any]) -> str:
         wer, intervals = _error_rates(results, normalizer)
         words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
         lines += [*rate_table(f"WER %, {said}", wer, intervals, words), ""]
-    lines += [INTERVALS, "; ".join(f"{system}: {MEANINGS[system]}" for system in systems) + ".", ""]
+    lines += [INTERVALS, "; ".join(f"{system}: {SYSTEMS[system].description}" for system in systems) + ".", ""]
     lines += [
         "| test set | system | words | insertions | deletions | substitutions | CER % | first token right % "
         "| of Stage 1 % | loops % | empty % | RTFx |",
@@ -218,7 +210,7 @@ def _percent(flags: Sequence[bool]) -> float | None:
 
 
 def _own_system(results: dict[str, Any]) -> str:
-    return next(system for system in OWN_SYSTEMS if system in results["systems"])
+    return next(system for system in reversed(TABLE_1) if system in results["systems"])
 
 
 def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[plots.Rates, plots.Intervals]:

@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from seam.data.files import write_text
+from seam.evaluation.hypotheses import SYSTEMS
 from seam.evaluation.plots import Intervals, Rates, plot_error_rates
 
 INTERVALS = (
     "In parentheses: 95 % confidence intervals, by resampling the utterances 1000 times. They say nothing of other "
     "speakers or of another training run."
 )
-
-WHISPER = "Whisper, its own decoder"
-STAGE1 = "SEAM w/o LLM (Stage 1)"
-FULL = "SEAM full, w/o FTG"
-GUIDED = "SEAM full, w/ FTG"
 
 
 def rate_table(heading: str, wer: Rates, intervals: Intervals, words: Mapping[str, int]) -> list[str]:
@@ -45,6 +41,7 @@ def notes(wer: dict[str, dict[str, float]]) -> list[str]:
     """One honest sentence per comparison that the paper makes: whether the LLM and FTG help here, and where."""
 
     def verdict(what: str, before: str, after: str) -> str:
+        before, after = SYSTEMS[before].row, SYSTEMS[after].row
         sides: dict[str, list[str]] = {"lower": [], "higher": [], "equal": []}
         for test in wer[before]:
             change = wer[after][test] - wer[before][test]
@@ -54,8 +51,8 @@ def notes(wer: dict[str, dict[str, float]]) -> list[str]:
         return f"{what}: word error rate " + "; ".join(said) + "."
 
     return [
-        verdict("The LLM after Stage 3, against Stage 1", STAGE1, FULL),
-        verdict("First Token Guidance", FULL, GUIDED),
+        verdict("The LLM after Stage 3, against Stage 1", "stage1", "full-noftg"),
+        verdict("First Token Guidance", "full-noftg", "full"),
     ]
 
 

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import read_manifest
 from seam.evaluation.comparison import Decoded, compare, write_comparison
-from seam.evaluation.hypotheses import read_hypotheses, write_hypotheses
-from seam.evaluation.table import WHISPER
+from seam.evaluation.decoding import decode_test_sets
+from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
 from seam.evaluation.transcription import load_checkpoint
 from seam.experiments.demo import WorldRecipe, foundation_key, make_control, make_world
 from seam.experiments.steps import Parts
@@ -28,8 +28,8 @@ from seam.train import alignment, instruction, refinement
 from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, check_stage, merged
 
 STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinement": refinement.main}
-# What is added to a system's name for each of its rows.
-ROWS = {"stage1": "Stage 1", "full-noftg": "without FTG", "full": "with FTG"}
+# Rows of the table that one training can have, all but Whisper's.
+ROWS = TABLE_1[1:]
 CONTROL = "control"
 
 
@@ -116,7 +116,7 @@ def main(recipe: CompareRecipe) -> dict[str, Any]:
         bar.set_postfix_str(f"seed {seed}, {name}")
         _train(recipe, systems, name, seed, folder)
     if recipe.whisper:
-        write_hypotheses(recipe.encoder, list(recipe.tests.values()), folder / "whisper", batch_size=32)
+        decode_test_sets(recipe.encoder, list(recipe.tests.values()), folder / "whisper", batch_size=32)
     results = compare(_rows(recipe, systems, folder), [tuple(pair) for pair in recipe.claims])
     results["curves"] = _curves(recipe, systems, folder)
     write_comparison(results, folder, recipe.report)
@@ -183,7 +183,7 @@ def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pa
     for manifest in recipe.tests.values() if recipe.world is None else ():
         read_manifest(manifest)
     labels = {label for system, name in zip(systems.values(), names, strict=True) for label in _labels(system, name)}
-    labels.add(WHISPER)
+    labels.add(SYSTEMS["whisper"].row)
     for pair in recipe.claims:
         unknown = [row for row in pair if row not in labels]
         if len(pair) != 2 or unknown:
@@ -207,7 +207,7 @@ def _labels(system: SystemSettings, name: str) -> dict[str, str]:
     if not bridge.writes_tokens:
         return {label: "full"}
     has = ["stage1"] if list(system.stages) == ["alignment"] else ROWS
-    return {f"{label}, {ROWS[row]}": row for row in ROWS if row in (system.rows or has)}
+    return {f"{label}, {SYSTEMS[row].suffix}": row for row in ROWS if row in (system.rows or has)}
 
 
 def _stage_recipe(recipe, system, name, stage, seed, folder, before) -> StageRecipe:
@@ -267,14 +267,14 @@ def _start(heard: Path, llm: str, system: SystemSettings, seed: int, target: Pat
 
 def _evaluate(model: Path, tests: list[str], target: Path, rows: list[str] | None) -> None:
     shutil.rmtree(target, ignore_errors=True)  # of a model that was trained with other settings
-    write_hypotheses(str(model), tests, target, rows, batch_size=32)
+    decode_test_sets(str(model), tests, target, rows, batch_size=32)
 
 
 def _rows(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path) -> dict[str, dict[str, Decoded]]:
     """What every row of the table wrote, by test set."""
     rows = {}
     if recipe.whisper:
-        rows[WHISPER] = _by_test(recipe, [folder / "whisper"], "whisper")
+        rows[SYSTEMS["whisper"].row] = _by_test(recipe, [folder / "whisper"], "whisper")
     for name, system in systems.items():
         runs = [_place(folder, seed, name) / "evaluation" for seed in recipe.seeds]
         for label, row in _labels(system, name).items():

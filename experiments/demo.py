@@ -31,8 +31,9 @@ from transformers import (
 
 from seam.data.dataset import SpeechDataset, keep_in_memory
 from seam.data.manifest import Utterance, read_manifest
+from seam.evaluation.hypotheses import SYSTEMS, TABLE_1
 from seam.evaluation.scoring import interval, total, utterance_errors
-from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, notes, write_table
+from seam.evaluation.table import notes, write_table
 from seam.evaluation.transcription import load_checkpoint, load_whisper, transcribe
 from seam.experiments import tiny_backbones
 from seam.experiments.grammar import VOCABULARY, sample
@@ -361,7 +362,7 @@ def compare_systems(
         `{"wer": {system: {test: percent}}, "interval": {system: {test: [low, high]}}, "words": {test: count},
         "notes": [sentence]}`; the intervals are those of `seam.evaluation.scoring.interval`.
     """
-    wer: dict[str, dict[str, float]] = {name: {} for name in (WHISPER, STAGE1, FULL, GUIDED)}
+    wer: dict[str, dict[str, float]] = {SYSTEMS[name].row: {} for name in TABLE_1}
     intervals: dict[str, dict[str, list[float]]] = {name: {} for name in wer}
     words = {}
     for name, utterances in tqdm(sorted(tests.items()), desc="test sets"):
@@ -370,14 +371,14 @@ def compare_systems(
         guided = transcribe(model, processor, sources, batch_size=32)
         unguided = transcribe(model, processor, sources, batch_size=32, first_token_guidance=False)
         hypotheses = {
-            WHISPER: [one.text for one in transcribe(whisper, whisper_processor, sources, batch_size=32)],
-            STAGE1: [one.stage1 for one in guided],
-            FULL: [one.text for one in unguided],
-            GUIDED: [one.text for one in guided],
+            "whisper": [one.text for one in transcribe(whisper, whisper_processor, sources, batch_size=32)],
+            "stage1": [one.stage1 for one in guided],
+            "full-noftg": [one.text for one in unguided],
+            "full": [one.text for one in guided],
         }
         for system, texts in hypotheses.items():
             counts = utterance_errors(references, texts)
-            wer[system][name] = total(counts).rate
-            intervals[system][name] = list(interval(counts))
+            wer[SYSTEMS[system].row][name] = total(counts).rate
+            intervals[SYSTEMS[system].row][name] = list(interval(counts))
             words[name] = total(counts).length
     return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}

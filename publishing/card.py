@@ -11,8 +11,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 from seam.data.files import replacing
 from seam.evaluation import report
+from seam.evaluation.hypotheses import SYSTEMS
 from seam.evaluation.report import TASK, eval_result
-from seam.evaluation.table import GUIDED, markdown
+from seam.evaluation.table import markdown
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 # What each file of results holds at least.
@@ -46,7 +47,7 @@ class CardTexts:
     limits: str = "Not stated."
     licences: dict[str, str] = field(default_factory=dict)
     license: str | None = None
-    system: str = GUIDED
+    system: str = SYSTEMS["full"].row
     datasets: list[str] = field(default_factory=list)
 
 

@@ -2,7 +2,10 @@
 
 import json
 
-from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER, notes, write_table
+from seam.evaluation.hypotheses import SYSTEMS, TABLE_1
+from seam.evaluation.table import notes, write_table
+
+WHISPER, STAGE1, FULL, GUIDED = (SYSTEMS[name].row for name in TABLE_1)
 
 WER = {
     WHISPER: {"seen": 1.0, "other": 50.0},

@@ -10,10 +10,12 @@ import soundfile
 from huggingface_hub.errors import StrictDataclassError
 
 from seam.data.manifest import Utterance, write_manifest
+from seam.evaluation.hypotheses import SYSTEMS
 from seam.experiments import compare
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import RecipeError, build, load_recipe
 
+WHISPER = SYSTEMS["whisper"].row
 TEXTS = ["one two three", "stop the music", "the old goat", "hay"]
 
 
@@ -75,7 +77,7 @@ def values(folder, backbones, manifest) -> dict:
 def test_every_system_is_compared_once(backbones, manifest, tmp_path, capsys):
     results = compare.main(build(compare.CompareRecipe, values(tmp_path, backbones, manifest)))
     rows = ["SEAM, Stage 1", "SEAM, without FTG", "SEAM, with FTG", "untuned, with FTG", "linear"]
-    assert list(results["systems"]) == [compare.WHISPER, *rows]
+    assert list(results["systems"]) == [WHISPER, *rows]
     for sets in results["systems"].values():
         assert sets["tones"] == sets["again"] and len(sets["tones"]["seeds"]) in (1, 2)
     assert results["words"] == {"tones": 10, "again": 10}
@@ -161,7 +163,7 @@ def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
         "control": {"llm": "control", "config": {"lora_rank": 2}, "alignment": stage(1)},
     }
     results = compare.main(build(compare.CompareRecipe, recipe))
-    assert list(results["systems"]) == [compare.WHISPER, "seam, Stage 1", "control, Stage 1"]
+    assert list(results["systems"]) == [WHISPER, "seam, Stage 1", "control, Stage 1"]
     assert control == [tmp_path / "control"]
     with pytest.raises(RecipeError, match="encoder and llm are made in the world"):
         compare.main(build(compare.CompareRecipe, {**recipe, "encoder": backbones[0]}))
@@ -205,7 +207,7 @@ def test_recipes_share_a_folder_and_the_systems_in_it(backbones, manifest, tmp_p
     assert "alignment: done before" in printed and "alignment ..." not in printed and "refinement ..." in printed
     # What it is like in everything else, but for the name.
     assert [row for row in results["systems"] if row.startswith("mean")] == [
-        f"mean, {row}" for row in compare.ROWS.values()
+        f"mean, {SYSTEMS[row].suffix}" for row in compare.ROWS
     ]
     config = SeamForSpeechRecognition.from_pretrained(tmp_path / "seed-0" / "mean" / "refinement").config
     assert (config.llm_inputs, config.lora_rank) == ("continuous", 4)

@@ -6,13 +6,15 @@ import pytest
 import soundfile
 
 from seam.data.manifest import Utterance, read_manifest
+from seam.evaluation.hypotheses import SYSTEMS, TABLE_1
 from seam.evaluation.scoring import word_errors
-from seam.evaluation.table import FULL, GUIDED, STAGE1, WHISPER
 from seam.evaluation.transcription import Transcription, transcribe
 from seam.experiments import demo
 from seam.experiments.demo import compare_systems
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import RecipeError, build
+
+WHISPER, STAGE1, FULL, GUIDED = (SYSTEMS[name].row for name in TABLE_1)
 
 pytest.importorskip("espeakng_loader", reason="the demo extra is not installed")
 

@@ -5,9 +5,10 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from seam.evaluation.table import GUIDED, STAGE1
+from seam.evaluation.hypotheses import SYSTEMS
 from seam.publishing.card import write_card
 
+STAGE1, GUIDED = SYSTEMS["stage1"].row, SYSTEMS["full"].row
 TABLE = {
     "wer": {STAGE1: {"own voices": 12.5}, GUIDED: {"own voices": 12.345}},
     "interval": {STAGE1: {"own voices": [10.0, 14.0]}, GUIDED: {"own voices": [9.5, 15.25]}},

@@ -10,8 +10,9 @@ from transformers import WhisperForConditionalGeneration
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import Utterance, read_manifest, write_manifest
-from seam.evaluation import hypotheses
-from seam.evaluation.hypotheses import read_hypotheses, write_hypotheses
+from seam.evaluation import decoding
+from seam.evaluation.decoding import decode_test_sets
+from seam.evaluation.hypotheses import read_hypotheses
 from seam.evaluation.transcription import load_checkpoint, transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 
@@ -19,7 +20,7 @@ MANIFEST = RECORDINGS / "manifest.jsonl"
 
 
 def write(folder, manifests=(MANIFEST,), **options):
-    write_hypotheses(str(CHECKPOINT), manifests, folder, **{"batch_size": 3, **options})
+    decode_test_sets(str(CHECKPOINT), manifests, folder, **{"batch_size": 3, **options})
 
 
 def without_times(path) -> list[dict]:
@@ -70,7 +71,7 @@ def test_batches_are_of_one_test_set_and_the_longest_comes_first(finished, tmp_p
     (tmp_path / "other" / "manifest.jsonl").write_text(MANIFEST.read_text().replace('"corpus": "rec', '"corpus": "Rec'))
     batches = []
     monkeypatch.setattr(
-        hypotheses, "transcribe", lambda *a, **k: batches.append([len(w) for w in a[2]]) or transcribe(*a, **k)
+        decoding, "transcribe", lambda *a, **k: batches.append([len(w) for w in a[2]]) or transcribe(*a, **k)
     )
     write(tmp_path / "out", (MANIFEST, tmp_path / "other" / "manifest.jsonl"), systems=["stage1"], batch_size=4)
     warm_up, *batches = batches
@@ -93,7 +94,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
             raise KeyboardInterrupt
         return transcribe(*arguments, **options)
 
-    monkeypatch.setattr(hypotheses, "transcribe", fail_later)
+    monkeypatch.setattr(decoding, "transcribe", fail_later)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path)
     written = tmp_path / "hypotheses" / "full.jsonl"
@@ -116,7 +117,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
 def test_a_checkpoint_may_be_moved_between_two_runs(tmp_path):
     write(tmp_path / "out", systems=["stage1"])
     shutil.copytree(CHECKPOINT, tmp_path / "elsewhere")
-    write_hypotheses(str(tmp_path / "elsewhere"), [MANIFEST], tmp_path / "out", ["full"], batch_size=3)
+    decode_test_sets(str(tmp_path / "elsewhere"), [MANIFEST], tmp_path / "out", ["full"], batch_size=3)
     assert list(read_hypotheses(tmp_path / "out")[1]) == ["stage1", "full"]
 
 
@@ -124,7 +125,7 @@ def test_a_finished_run_loads_nothing_and_takes_more_systems(finished, tmp_path,
     write(tmp_path, systems=["full"])
     assert list(read_hypotheses(tmp_path)[1]) == ["full"]
     with monkeypatch.context() as patch:
-        patch.setattr(hypotheses, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
+        patch.setattr(decoding, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
         write(tmp_path, systems=["full"])
     write(tmp_path, systems=["stage1"])
     assert list(read_hypotheses(tmp_path)[1]) == ["stage1", "full"]
@@ -179,9 +180,9 @@ def test_a_checkpoint_of_stage_1_alone_has_one_system(build_model, processor, tm
     build_model(alignment_only=True).save_pretrained(tmp_path / "stage1")
     processor.save_pretrained(tmp_path / "stage1")
     with pytest.raises(ValueError, match="holds Stage 1 without the LLM; accepted: --systems stage1"):
-        write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out", ["full"])
+        decode_test_sets(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out", ["full"])
     assert not (tmp_path / "out").exists()
-    write_hypotheses(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out")
+    decode_test_sets(str(tmp_path / "stage1"), [MANIFEST], tmp_path / "out")
     assert len(read_hypotheses(tmp_path / "out")[1]["stage1"]) == 10
 
 
@@ -222,11 +223,11 @@ def other_data(folder):
     ],
 )
 def test_another_run_is_refused_before_anything_is_loaded(finished, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr(hypotheses, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr(decoding, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
     before = {path: path.read_bytes() for path in finished.rglob("*.json*")}
     arguments = {"model": str(CHECKPOINT), "manifests": [MANIFEST], "folder": finished, "batch_size": 3}
     with pytest.raises(ValueError, match=message):
-        write_hypotheses(**{**arguments, **change(tmp_path)})
+        decode_test_sets(**{**arguments, **change(tmp_path)})
     assert {path: path.read_bytes() for path in finished.rglob("*.json*")} == before
 
 
@@ -259,8 +260,8 @@ def test_a_damaged_line_and_rows_of_no_run_are_named(finished, tmp_path):
 
 
 def test_a_whisper_goes_the_same_way(backbones, manifest_of_tones, tmp_path):
-    write_hypotheses(backbones[0], [manifest_of_tones], tmp_path, batch_size=2)
-    run, systems = hypotheses.read_hypotheses(tmp_path)
+    decode_test_sets(backbones[0], [manifest_of_tones], tmp_path, batch_size=2)
+    run, systems = read_hypotheses(tmp_path)
     assert run["systems"] == ["whisper"]
     whisper = WhisperForConditionalGeneration.from_pretrained(backbones[0]).eval()
     processor = SeamProcessor.from_backbones(backbones[0], backbones[1])
@@ -269,7 +270,7 @@ def test_a_whisper_goes_the_same_way(backbones, manifest_of_tones, tmp_path):
         assert row["text"] == processor.decode(whisper.generate(features)[0]).strip()
         assert row["stage1_tokens"] == [] and row["reference_tokens"]
     with pytest.raises(ValueError, match="is a Whisper; accepted: --systems whisper"):
-        write_hypotheses(backbones[0], [manifest_of_tones], tmp_path, ["full"])
+        decode_test_sets(backbones[0], [manifest_of_tones], tmp_path, ["full"])
 
 
 def test_a_bridge_without_a_stage_1_is_one_system(backbones, processor, manifest_of_tones, tmp_path):
@@ -277,8 +278,8 @@ def test_a_bridge_without_a_stage_1_is_one_system(backbones, processor, manifest
     model = SeamForSpeechRecognition.from_backbones(*backbones, processor, **config)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    write_hypotheses(str(tmp_path / "model"), [manifest_of_tones], tmp_path / "out")
-    run, systems = hypotheses.read_hypotheses(tmp_path / "out")
+    decode_test_sets(str(tmp_path / "model"), [manifest_of_tones], tmp_path / "out")
+    run, systems = read_hypotheses(tmp_path / "out")
     assert run["systems"] == ["full"] and all(row["stage1"] == "" for row in systems["full"])
     with pytest.raises(ValueError, match="has no Stage 1 .bridge 'linear'.; accepted: --systems full"):
-        write_hypotheses(str(tmp_path / "model"), [manifest_of_tones], tmp_path / "out", ["stage1"])
+        decode_test_sets(str(tmp_path / "model"), [manifest_of_tones], tmp_path / "out", ["stage1"])

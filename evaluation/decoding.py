@@ -1,0 +1,288 @@
+"""
+Decode test sets with every system and keep what it wrote, raw: `run.json` and one JSON Lines file a system, which an
+interrupted run continues. Scoring is a step of its own (`seam.evaluation.report`).
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from seam.data.dataset import batches_by_length
+from seam.data.files import repair, write_text
+from seam.data.manifest import CASINGS, Utterance, read_manifest
+from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
+from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
+from seam.modeling_seam import SeamConfig
+from seam.modeling_seam.bridges import BRIDGES
+from seam.modeling_seam.weights import read_fingerprint, weight_files
+from seam.processing_seam import FILES
+
+# What two runs must share for their hypotheses to stand in one folder. The batch size is part of the speed.
+IDENTITY = ("model", "data", "casing", "batch_size")
+
+
+@dataclass(frozen=True)
+class Item:
+    """
+    An utterance of a run.
+
+    Args:
+        id: its place among all utterances of the run.
+        audio: path of the recording relative to its manifest.
+        test_set: corpus and split, or the manifest's name where it states neither.
+        utterance: as the manifest has it.
+    """
+
+    id: int
+    audio: str
+    test_set: str
+    utterance: Utterance
+
+
+def decode_test_sets(
+    model: str,
+    manifests: Sequence[str | Path],
+    folder: str | Path,
+    systems: Sequence[str] | None = None,
+    batch_size: int = 16,
+    casing: str = "lower",
+    split: str | None = None,
+    progress: bool = False,
+) -> None:
+    """
+    Write `folder/run.json` and `folder/hypotheses/SYSTEM.jsonl`, or finish them. A row has
+
+    - `id`, `audio`, `test_set`, `corpus`, `split`, `speaker`, `reference`: see [`Item`]; the text is unchanged;
+    - `seconds`: of audio; `wall_seconds`: of work, its share of its batch's by length: reading, features, generation
+      and decoding, nothing of the other systems, and not the first batch's warm-up;
+    - `text`, `tokens`: the raw hypothesis and its ids; `stage1`, `stage1_tokens`: what Stage 1 heard on the way;
+    - `embeddings`: number of them that the language model was given, or Stage 1 made;
+    - `reference_tokens`: ids of the reference in the given casing, as the model is trained on them;
+    - `error`: why the audio could not be read, where that is so: its hypothesis is empty then, and its time 0.
+
+    Every system decodes by itself. Batches are of one test set each, the longest first: they are padded little, and
+    what does not fit into memory fails at once. Rows are written batch by batch; what is there is not decoded again.
+
+    Args:
+        model: folder or Hub id of the checkpoint.
+        manifests: what `seam.data.manifest.read_manifest` reads.
+        systems: names of `SYSTEMS`; by default all that the checkpoint has.
+        batch_size: pieces of audio decoded at once.
+        casing: of the reference's ids, one of `seam.data.manifest.CASINGS`.
+        split: keep only this one.
+
+    Raises:
+        ValueError: for unknown systems or casings, and for a folder that holds another run; FileNotFoundError: for a
+            missing manifest. Both before the model is loaded. ValueError: for systems that need the LLM, of a
+            checkpoint of Stage 1 alone.
+    """
+    for system in systems or ():
+        if system not in SYSTEMS:
+            raise ValueError(f"unknown system {system!r}; known: {', '.join(SYSTEMS)}.")
+    if casing not in CASINGS:
+        raise ValueError(f"casing is {casing!r}; accepted: {', '.join(CASINGS)}.")
+    folder = Path(folder)
+    items, data = _read_items(manifests, split)
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except OSError as error:
+        raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
+    systems = _systems(model, config, systems)
+    run = {"data": data, "casing": casing, "batch_size": batch_size, "model": _identify(model)}
+    older = {"systems": [], "hardware": []}
+    if any((folder / "hypotheses").glob("*.jsonl")):
+        older = read_run(folder)
+        _check_same_run(folder, older, run)
+    pending = {}
+    for system in systems:
+        done = {row["id"] for row in repair(rows_path(folder, system))}
+        left = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
+        pending[system] = [batch for batch in left if batch]
+    if not any(pending.values()):
+        return
+
+    load = load_whisper if config.model_type == "whisper" else load_checkpoint
+    seam, processor = load(model, device_map="auto")
+    run |= {
+        "dtype": str(seam.dtype).removeprefix("torch."),
+        "systems": [name for name in SYSTEMS if name in {*older["systems"], *systems}],
+        "hardware": list(dict.fromkeys([*older["hardware"], _hardware(seam)])),
+        "software": f"torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
+    write_text(folder / "run.json", json.dumps(run, indent=1) + "\n")
+    for system in systems:
+        with (
+            rows_path(folder, system).open("a", encoding="utf-8") as file,
+            tqdm(
+                desc=system,
+                unit="utterance",
+                total=len(items),
+                initial=len(items) - sum(map(len, pending[system])),
+                disable=not progress,
+            ) as bar,
+        ):
+            seconds = wall = 0.0
+            for rows in _decode(
+                seam, processor, pending[system], SYSTEMS[system].generate, batch_size, CASINGS[casing]
+            ):
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+                file.flush()
+                for row in rows:
+                    if "error" in row:
+                        bar.write(f"not decoded: {row['error']}", file=sys.stderr)
+                    else:
+                        seconds, wall = seconds + row["seconds"], wall + row["wall_seconds"]
+                bar.update(len(rows))
+                bar.set_postfix_str(f"RTFx {seconds / wall:.1f}" if wall else "")
+
+
+def _systems(name: str, config: PreTrainedConfig, systems: Sequence[str] | None) -> Sequence[str]:
+    """The systems asked for, or all that the checkpoint has. Raises `ValueError` for one that it does not have."""
+    if config.model_type == "whisper":
+        has, what = ("whisper",), "is a Whisper"
+    elif config.model_type != "seam":
+        raise ValueError(f"{name} is a checkpoint of architecture {config.model_type!r}; accepted: seam, whisper.")
+    elif config.alignment_only:
+        has, what = ("stage1",), "holds Stage 1 without the LLM"
+    elif config.bridge != "aligner" and not BRIDGES[config.bridge].writes_tokens:
+        has, what = ("full",), f"has no Stage 1 (bridge {config.bridge!r})"
+    else:
+        has, what = ("stage1", "full", "full-noftg"), "has no decoder of a Whisper"
+    if not set(systems or has) <= set(has):
+        raise ValueError(f"{name} {what}; accepted: --systems {','.join(has)}.")
+    return systems or has
+
+
+def _decode(
+    model, processor, batches: Iterable[Sequence[Item]], arguments: dict[str, bool], batch_size: int, casing
+) -> Iterator[list[dict[str, Any]]]:
+    """Rows, batch by batch."""
+    warm = False
+    for batch in batches:
+        if not warm:  # what is made on the first call only, such as kernels, is no part of the speed
+            _transcribe_readable(model, processor, batch, batch_size, max_new_tokens=2, **arguments)
+            warm = True
+        start = time.perf_counter()
+        results, errors = _transcribe_readable(model, processor, batch, batch_size, **arguments)
+        wall = time.perf_counter() - start
+        seconds = sum(result.seconds for result in results.values())
+        rows = []
+        for item in batch:
+            utterance = item.utterance
+            result = results.get(item.id, Transcription(utterance.duration, "", "", (), (), 0))
+            row = {
+                "id": item.id,
+                "audio": item.audio,
+                "test_set": item.test_set,
+                "corpus": utterance.corpus,
+                "split": utterance.split,
+                "speaker": utterance.speaker,
+                "reference": utterance.text,
+                **asdict(result),
+                "wall_seconds": wall * result.seconds / seconds if item.id in results else 0.0,
+                "reference_tokens": _reference_tokens(processor, casing(utterance.text)),
+            }
+            rows.append({**row, "error": errors[item.id]} if item.id in errors else row)
+        yield rows
+
+
+def _transcribe_readable(model, processor, batch: Sequence[Item], batch_size: int, **arguments):
+    """Transcriptions and, where the audio cannot be read, the reasons, both by id."""
+    waveforms, errors = {}, {}
+    for item in batch:
+        try:
+            waveforms[item.id] = processor.load_audio(item.utterance.audio)
+        except (ValueError, OSError) as error:
+            errors[item.id] = str(error)
+    results = transcribe(model, processor, list(waveforms.values()), batch_size, **arguments)
+    return dict(zip(waveforms, results, strict=True)), errors
+
+
+def _reference_tokens(processor, text: str) -> list[int]:
+    return processor.transcript_ids(text) if text.strip() else []
+
+
+def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[list[Item], list[dict[str, Any]]]:
+    """All utterances, and what a run keeps of each manifest."""
+    items, data, unlabelled = [], [], {}
+    for manifest in map(Path, manifests):
+        utterances = read_manifest(manifest, split=split)
+        folder = manifest if manifest.is_dir() else manifest.parent
+        digest = hashlib.sha256()
+        for utterance in utterances:
+            test_set = " ".join(dict.fromkeys(filter(None, (utterance.corpus, utterance.split))))
+            if not test_set:
+                test_set = folder.resolve().name if folder == manifest else manifest.stem
+                if unlabelled.setdefault(test_set, manifest) != manifest:
+                    raise ValueError(
+                        f"{unlabelled[test_set]} and {manifest} state no corpus and have one name: rename one of them."
+                    )
+            audio = os.path.relpath(utterance.audio, folder)
+            items.append(Item(len(items), audio, test_set, utterance))
+            digest.update(json.dumps([audio, test_set, utterance.text, utterance.duration]).encode())
+        name = folder.resolve().name if folder == manifest else f"{folder.resolve().name}/{manifest.name}"
+        data.append({"manifest": name, "utterances": len(utterances), "sha256": digest.hexdigest()})
+    return items, data
+
+
+def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
+    for test_set in dict.fromkeys(item.test_set for item in items):
+        members = [item for item in items if item.test_set == test_set]
+        for batch in batches_by_length([item.utterance.duration for item in members], batch_size):
+            yield [members[place] for place in batch]
+
+
+def _identify(name: str) -> dict[str, str]:
+    """
+    A checkpoint by its name, a Hub id or a folder's without where it lies, and by all that decides what it writes:
+    settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading compares.
+    """
+    digest = hashlib.sha256()
+    for file in ("config.json", "generation_config.json", *FILES):
+        path = cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        digest.update(b"absent" if path is None else hashlib.sha256(Path(path).read_bytes()).digest())
+    if SeamConfig.get_config_dict(name)[0].get("model_type") != "seam":  # config.json says nothing of the weights
+        digest.update(read_fingerprint(weight_files(name))[0].encode())
+    folder = Path(name)
+    return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": digest.hexdigest()}
+
+
+def _check_same_run(folder: Path, older: dict[str, Any], run: dict[str, Any]) -> None:
+    """Names and places may change, checkpoint and texts may not."""
+
+    def identity(of: dict[str, Any], key: str):
+        if key == "model":
+            return of[key]["sha256"]
+        return [manifest["sha256"] for manifest in of[key]] if key == "data" else of[key]
+
+    def said(of: dict[str, Any], key: str) -> str:
+        if key == "model":
+            return of[key]["name"]
+        return ", ".join(manifest["manifest"] for manifest in of[key]) if key == "data" else str(of[key])
+
+    for key in IDENTITY:
+        if identity(older, key) != identity(run, key):
+            before, now = said(older, key), said(run, key)
+            change = f"{before}, now {now}" if before != now else f"{before}, with other content than now"
+            raise ValueError(f"{folder} holds hypotheses of another run ({key}: {change}); give another folder.")
+
+
+def _hardware(model) -> str:
+    devices = {parameter.device for parameter in model.parameters()}
+    names = sorted(torch.cuda.get_device_name(device) for device in devices if device.type == "cuda")
+    return " + ".join(names) if names else f"CPU (threads: {torch.get_num_threads()})"
