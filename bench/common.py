@@ -1,4 +1,4 @@
-"""What the benches share: arguments, the machine and its speed, times and peaks of memory, and where findings go."""
+"""What the benches share: checks of arguments, reports, the speed of the machine, seconds and peak memory of calls."""
 
 import json
 import os
@@ -20,9 +20,11 @@ from tqdm.auto import tqdm
 
 from seam.data.files import replacing, write_text
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 
-def check_machine(size: str, sizes: Collection[str], device: str) -> None:
-    """Raise `typer.BadParameter` for a size that there is not, or a device that torch does not find."""
+
+def check_size_and_device(size: str, sizes: Collection[str], device: str) -> None:
+    """Raise `typer.BadParameter` for an unknown size, or a device that torch does not find."""
     if size not in sizes:
         raise typer.BadParameter(f"--size is {size!r}; accepted: {', '.join(sizes)}.")
     if device not in ("cpu", "cuda"):
@@ -31,22 +33,22 @@ def check_machine(size: str, sizes: Collection[str], device: str) -> None:
         raise typer.BadParameter("--device is cuda, but torch finds no GPU.")
 
 
-def named_parts(only: str, parts: Collection[str]) -> list[str]:
-    """What `--only` names, with commas between them. Raises `typer.BadParameter` for a part that there is not."""
+def parse_parts(only: str, parts: Collection[str]) -> list[str]:
+    """Split the comma-separated names given to `--only`. Raises `typer.BadParameter` for an unknown one."""
     unknown = [name for name in only.split(",") if name not in parts]
     if unknown:
         raise typer.BadParameter(f"--only names {unknown[0]!r}; accepted: {', '.join(parts)}.")
     return only.split(",")
 
 
-def publish(
+def save_and_print(
     reports: Iterator[dict],
     json_file: Path | None,
     plot: Path | None,
     print_findings: Callable[[dict, Console], None],
     write_plot: Callable[[dict, Path], None],
 ) -> None:
-    """Write every report over the one before, as it comes, so that none is lost; print and draw the last."""
+    """Write each report to the JSON file as it arrives, lest an interrupted run lose it; print and plot the last."""
     for report in reports:
         if json_file is not None:
             write_text(json_file, json.dumps(report, indent=1) + "\n")
@@ -55,8 +57,8 @@ def publish(
         write_plot(report, plot)
 
 
-def measured_on(size: str, device: str, dtype: torch.dtype) -> dict:
-    """What the JSON file begins with."""
+def describe_run(size: str, device: str, dtype: torch.dtype) -> dict:
+    """Return the fields that the JSON file begins with: size, hardware, versions."""
     return {
         "size": size,
         "device": device,
@@ -78,17 +80,25 @@ def _cpu_name() -> str:
     return names[0].strip() if names else platform.processor()
 
 
-def machine(report: dict) -> str:
-    """The device in words."""
+def device_name(report: dict) -> str:
+    """Return the name of the GPU, or of the CPU with the number of its cores that were used."""
     hardware = report["hardware"]
     return hardware["gpu"] or f"{hardware['cpu']}, {report['threads']} of {hardware['cores']} cores"
 
 
-def save_plot(figure: Figure, report: dict, words: str, path: Path) -> None:
-    """Write a figure as PNG. `words`: of the title, beside the size and where it was measured."""
+def save_plot(figure: Figure, report: dict, details: str, path: Path) -> None:
+    """
+    Write a figure as PNG.
+
+    Args:
+        figure: to which the title is added.
+        report: whose size, data type, hardware and date the title names.
+        details: what else the title says.
+        path: of the PNG.
+    """
     hardware = report["hardware"]
     figure.suptitle(
-        f"size {report['size']}, {report['dtype']}, {words}, random weights; "
+        f"size {report['size']}, {report['dtype']}, {details}, random weights; "
         f"{hardware['gpu'] or hardware['cpu']}, {report['date']}",
         fontsize=9,
     )
@@ -102,12 +112,14 @@ def synchronize(device: torch.device) -> None:
 
 
 @dataclass
-class Measured:
+class Measurement:
     """
+    Hold the time, the peak memory and the results of the repeated calls of a function.
+
     Args:
-        seconds: of each repeat.
-        peak: bytes in use at most: on a GPU those that torch allocated, else of the process.
-        results: what each repeat returned.
+        seconds: per repeat.
+        peak: largest number of bytes in use: on a GPU as allocated by torch, otherwise of the process.
+        results: return value of each repeat.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -119,11 +131,11 @@ class Measured:
         return statistics.median(self.seconds)
 
 
-def in_turn(
+def measure_in_turn(
     functions: Mapping[str, Callable], repeats: int, device: torch.device, description: str
-) -> dict[str, Measured]:
-    """Call functions a, b, c, a, b, c, ..., so that what else the machine does meets all of them alike."""
-    measured = {name: Measured() for name in functions}
+) -> dict[str, Measurement]:
+    """Call functions in the order a, b, c, a, b, c, ..., so that other load on the machine affects all alike."""
+    measured = {name: Measurement() for name in functions}
     with tqdm(total=repeats * len(functions), desc=description, leave=False) as progress:
         for _ in range(repeats):
             for name, function in functions.items():
@@ -141,8 +153,8 @@ def in_turn(
     return measured
 
 
-def of_sums(measured: Mapping[str, Measured], names: list[str]) -> float:
-    """The median over the repeats of what several functions take together."""
+def median_of_sums(measured: Mapping[str, Measurement], names: list[str]) -> float:
+    """Return the median over the repeats of the seconds that several functions take together."""
     return statistics.median(map(sum, zip(*(measured[name].seconds for name in names), strict=True)))
 
 
@@ -154,31 +166,33 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak(device: torch.device) -> int:
-    """Bytes in use at most since `reset_peak`."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+    """Return the largest number of bytes in use since `reset_peak`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _memory_of_process("VmHWM")
 
 
-def in_use(device: torch.device) -> int:
-    """Bytes in use now."""
-    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status("VmRSS")
+def memory_in_use(device: torch.device) -> int:
+    """Return the number of bytes in use now."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _memory_of_process("VmRSS")
 
 
-def _status(name: str) -> int:
+def _memory_of_process(name: str) -> int:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[name].split()[0]) * 1024
 
 
-BYTES = 2**29  # of the matrix that is read to measure the bandwidth: more than caches hold
-SIDE = 2048  # of the square matrices that are multiplied
-TRIES = 20  # of which the best counts: other work on the machine only ever slows it down
+BYTES = 2**29  # size of the matrix that is read to measure the bandwidth: larger than any cache
+SIDE = 2048  # of the square matrices that are multiplied to measure the arithmetic
+TRIES = 20  # the fastest counts: other load on the machine can only slow it down
 
 
 @dataclass
 class Machine:
     """
+    Hold the speed of a machine.
+
     Args:
-        bandwidth: bytes a second that a product of a large matrix with one vector reads.
-        arithmetic: floating-point operations a second of a product of two matrices.
+        bandwidth: bytes per second read by the product of a large matrix and a vector.
+        arithmetic: floating-point operations per second of the product of two large matrices.
     """
 
     bandwidth: float
@@ -186,16 +200,16 @@ class Machine:
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """The speeds of a machine, in the type in which the models compute."""
+    """Measure bandwidth and arithmetic in the data type in which the models compute."""
     columns = 4096
     matrix = torch.full((BYTES // dtype.itemsize // columns, columns), 0.5, device=device, dtype=dtype)
     vector = torch.full((columns,), 0.5, device=device, dtype=dtype)
     square = torch.full((SIDE, SIDE), 0.5, device=device, dtype=dtype)
-    reading = _best(lambda: torch.mv(matrix, vector), device)
-    return Machine(BYTES / reading, 2 * SIDE**3 / _best(lambda: square @ square, device))
+    reading = _best_seconds(lambda: torch.mv(matrix, vector), device)
+    return Machine(BYTES / reading, 2 * SIDE**3 / _best_seconds(lambda: square @ square, device))
 
 
-def _best(function, device: torch.device) -> float:
+def _best_seconds(function: Callable, device: torch.device) -> float:
     seconds = []
     for _ in range(TRIES + 1):
         synchronize(device)

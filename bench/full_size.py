@@ -53,8 +53,8 @@ NEW_TOKENS = 20  # random weights never end a transcript
 BATCHES = (1, 8, 32) if torch.cuda.is_available() else (1,)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# ---- folders laid out as the published checkpoints are, with names of weights, shards and tied tables written down here
-# by hand, not taken from the models that read them; `tests/modeling_seam/test_backbones.py` reads them, too ----
+# ---- folders laid out like the published checkpoints. Names of weights, shards and tied tables are written out by hand,
+# not taken from the models that load them, so that `tests/modeling_seam/test_backbones.py` can test these with them. ----
 
 Named = Iterator[tuple[str, tuple[int, ...]]]
 

@@ -26,7 +26,7 @@ import torch
 import transformers
 import typer
 
-from seam.bench.common import check_machine, measure_machine, measured_on, named_parts, publish
+from seam.bench.common import check_size_and_device, describe_run, measure_machine, parse_parts, save_and_print
 from seam.bench.inference.decoding_loops import Speech
 from seam.bench.inference.decoding_measurements import LENGTHS, LLM_PARTS, PARTS, PARTS_OF_ALL, Findings, Setting
 from seam.bench.inference.decoding_results import print_findings, write_plot
@@ -46,7 +46,7 @@ def measure(
     if LLM_PARTS.issuperset(parts):
         model.encoder = model.aligner = whisper = None  # room for what stock `generate` takes
     about = {
-        **measured_on(size, device, model.dtype),
+        **describe_run(size, device, model.dtype),
         "tokens": tokens,
         "repeats": repeats,
         "active_vocabulary": active,
@@ -77,14 +77,14 @@ def main(
 ):
     """Measure SEAM's loops against stock transformers."""
     batches, parts = _batches(batch), _parts(only, size)
-    check_machine(size, SIZES, device)
+    check_size_and_device(size, SIZES, device)
     longest = tokens * (max(LENGTHS) if "linearity" in parts else 1)
     if longest > 447:
         raise typer.BadParameter(f"--tokens: {longest} tokens would be written, but the aligner has positions for 447.")
     if active is not None and active <= longest:
         raise typer.BadParameter(f"--active is {active}; accepted: more than the {longest} tokens that are written.")
     reports = measure(size, device, batches, tokens, repeats, parts, active)
-    publish(reports, json_file, plot, print_findings, write_plot)
+    save_and_print(reports, json_file, plot, print_findings, write_plot)
 
 
 def _batches(text: str) -> list[int]:
@@ -96,7 +96,7 @@ def _batches(text: str) -> list[int]:
 def _parts(text: str | None, size: str) -> list[str]:
     if text is None:
         return [name for name in PARTS_OF_ALL if name != "memory" or size == "tiny"]
-    return named_parts(text, PARTS)
+    return parse_parts(text, PARTS)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 
-from seam.bench.common import Machine, Measured, in_turn, in_use, of_sums
+from seam.bench.common import Machine, Measurement, measure_in_turn, median_of_sums, memory_in_use
 from seam.bench.inference.decoding_loops import Speech, Utterances, Written
 from seam.bench.inference.profiling import Roofline, components, llm_parts, lookup_share, stage_1_parts, stock_parts
 from seam.modeling_seam import SeamForSpeechRecognition
@@ -119,8 +119,8 @@ class Setting:
     def utterances(self, tokens: int) -> Utterances:
         return Utterances(self.model, self.whisper, self.lookup, self.speech, tokens)
 
-    def measure(self, systems: dict[str, Callable], repeats: int, part: str) -> dict[str, Measured]:
-        return in_turn(systems, repeats, self.device, f"batch {self.batch_size}, {part}")
+    def measure(self, systems: dict[str, Callable], repeats: int, part: str) -> dict[str, Measurement]:
+        return measure_in_turn(systems, repeats, self.device, f"batch {self.batch_size}, {part}")
 
 
 @dataclass
@@ -135,7 +135,7 @@ class Findings:
     def ratio(self, setting: Setting, metric: str, ratio: float, **more):
         self.rows.append({"batch": setting.batch_size, "metric": metric, "ratio": ratio, **more})
 
-    def times(self, setting: Setting, part: str, measured: dict[str, Measured], utterances: Utterances):
+    def times(self, setting: Setting, part: str, measured: dict[str, Measurement], utterances: Utterances):
         """Seconds, time per token, RTFx, memory; of loops with drafts their counts, means over rows and repeats."""
         for name, one in measured.items():
             found = {
@@ -158,7 +158,7 @@ class Findings:
                         found[count] = statistics.mean(getattr(row, count) for rows in of_repeats for row in rows)
             self.systems.append(found)
 
-    def check(self, setting: Setting, utterances: Utterances, fast: str, measured: dict[str, Measured], plain: str):
+    def check(self, setting: Setting, utterances: Utterances, fast: str, measured: dict[str, Measurement], plain: str):
         """Whether two loops wrote the same."""
         logits_of = utterances.llm_logits if plain == "llm" else utterances.stage_1_logits
         both = ([row for result in measured[name].results for row in result.tokens] for name in (fast, plain))
@@ -185,7 +185,7 @@ def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = 
         """Systems by name, with spaces between them."""
         if not measured.keys() >= {*systems.split(), *against.split()}:
             return
-        seconds, of_other = (of_sums(measured, names.split()) for names in (systems, against))
+        seconds, of_other = (median_of_sums(measured, names.split()) for names in (systems, against))
         findings.ratio(setting, metric, seconds / of_other, seconds=seconds, against_seconds=of_other, **more)
 
     drafted, whisper = {"agreement": AGREEMENT}, "encoder whisper_decoder"
@@ -330,9 +330,9 @@ def memory(setting: Setting, findings: Findings):
     with patch.object(model.config.aligner_config, "max_target_positions", CALL_TOKENS + 1):
         for call in tqdm(range(CALLS), desc=f"batch {setting.batch_size}, calls", leave=False):
             if call == WARM_UP_CALLS:
-                before = in_use(setting.device)
+                before = memory_in_use(setting.device)
             model.generate(setting.speech.features, max_new_tokens=CALL_TOKENS)
-    after = in_use(setting.device)
+    after = memory_in_use(setting.device)
     findings.ratio(setting, f"memory_{CALLS}_calls", after / before, before_gb=before / 1e9, after_gb=after / 1e9)
 
 

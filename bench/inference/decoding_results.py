@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from seam.bench.common import machine, save_plot
+from seam.bench.common import device_name, save_plot
 
 # What is aimed at: the greatest ratio, by batch size; `None` stands for all.
 TARGETS = {
@@ -25,7 +25,7 @@ def target(metric: str, batch: int) -> float | None:
 
 def print_findings(report: dict, console: Console) -> None:
     console.print(
-        f"Size {report['size']}, {report['dtype']}, {report['tokens']} tokens, on {machine(report)}: reads "
+        f"Size {report['size']}, {report['dtype']}, {report['tokens']} tokens, on {device_name(report)}: reads "
         f"{report['bandwidth_gb_per_s']:.1f} GB/s, computes {report['tflop_per_s']:.2f} TFLOP/s. Random weights; "
         "predictions near an embedding, as trained ones are, but for 'random'."
     )

@@ -18,13 +18,13 @@ table, which takes as long to read.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import GenerationConfig, Qwen3Config, WhisperConfig, WhisperForConditionalGeneration
 from transformers.initialization import no_init_weights
 
+from seam.bench.common import RECIPES
 from seam.configuration_seam import SeamConfig
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.nearest import NearestToken
@@ -32,7 +32,6 @@ from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
 SIZES = ("tiny", "small", "paper")
-RECIPES = Path(__file__).parents[2] / "recipes"
 # Numbers that fill all weights, over and over; a prime, so that no two rows of a matrix begin with the same one.
 BLOCK = 2**20 + 7
 # What all layers together add to the embedding, as a share of it.

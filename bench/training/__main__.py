@@ -24,7 +24,7 @@ import peft
 import transformers
 import typer
 
-from seam.bench.common import check_machine, measured_on, named_parts, publish
+from seam.bench.common import check_size_and_device, describe_run, parse_parts, save_and_print
 from seam.bench.training.training_measurements import PARTS, Findings
 from seam.bench.training.training_results import print_findings, write_plot
 from seam.bench.training.training_setup import SIZES, Setting, sizes_of, write_speech
@@ -38,7 +38,7 @@ def measure(
     utterances = write_speech(folder / "speech", steps * batch, sizes_of(size).window)
     setting, findings = Setting(size, device, batch, steps, utterances, folder), Findings()
     about = {
-        **measured_on(size, device, setting.sizes.dtype),
+        **describe_run(size, device, setting.sizes.dtype),
         "peft": peft.__version__,
         "batch": batch,
         "steps": steps,
@@ -63,19 +63,19 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Write a PNG.")] = None,
 ):
     """Measure SEAM's trainings against transformers and PEFT."""
-    check_machine(size, SIZES, device)
+    check_size_and_device(size, SIZES, device)
     if batch % 2:
         raise typer.BadParameter(f"--batch is {batch}; accepted: even numbers, which two processes can share.")
     parts = _parts(only, device)
     with tempfile.TemporaryDirectory() as folder:
         reports = measure(size, device, batch, steps, repeats, parts, Path(folder))
-        publish(reports, json_file, plot, print_findings, write_plot)
+        save_and_print(reports, json_file, plot, print_findings, write_plot)
 
 
 def _parts(text: str | None, device: str) -> list[str]:
     if text is None:
         return [name for name in PARTS if name != "utilisation" or device == "cuda"]
-    return named_parts(text, PARTS)
+    return parse_parts(text, PARTS)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from seam.bench.common import machine, save_plot
+from seam.bench.common import device_name, save_plot
 
 # What is aimed at. Speeds: the least ratio; memory: the greatest.
 LEAST = {
@@ -31,7 +31,7 @@ def is_met(metric: str, ratio: float) -> bool:
 def print_findings(report: dict, console: Console) -> None:
     console.print(
         f"Size {report['size']}, {report['dtype']}, batch {report['batch']}, {report['seconds_of_speech']:.0f} s and "
-        f"{report['tokens']:.0f} tokens an utterance, on {machine(report)}. Random weights."
+        f"{report['tokens']:.0f} tokens an utterance, on {device_name(report)}. Random weights."
     )
     ratios = Table("metric", "ratio", "range", "target")
     for row in report["rows"]:

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from seam.__main__ import RECORDINGS
+from seam.bench.common import RECIPES
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.experiments import tiny_backbones
@@ -28,7 +29,6 @@ from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = ("tiny", "base", "small", "paper")
 STATES_PER_SECOND = 50  # of the encoder
 IDS = 400  # that the tokenizer uses; the models' vocabularies are as large as real ones
