@@ -1,10 +1,12 @@
 """
-Time and peak memory of the paper's architecture with random weights: built from folders laid out as the published
-backbones are, one step of each stage, saved in shards, loaded, and one recording transcribed.
+Measure time and peak memory of the paper's architecture with random weights.
 
-    python bench/full_size.py [--size paper|tiny] [--folder FOLDER] [--json FILE]
+    python -m bench.full_size [--size paper|tiny] [--folder FOLDER] [--json FILE]
 
-Every part runs in a process of its own, so that each has its own peak. Paper size needs 24 GB of memory and of disk.
+Backbones are written in folders laid out like the published ones; from these the model is assembled, trained for one
+step of each stage, saved in shards, loaded, and given one recording to transcribe. Every part runs in a process of its
+own, so that each has its own peak. Paper size needs 24 GB of memory, and as much disk, in FOLDER or where temporary
+files lie.
 """
 
 import json
@@ -29,6 +31,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, Qwen3Config, TrainingArguments, WhisperConfig, WhisperFeatureExtractor
 
 from seam.__main__ import RECORDINGS
+from seam.bench.common import synchronize
 from seam.data.dataset import ListDataset, SpeechCollator, SpeechDataset
 from seam.data.manifest import Utterance, read_manifest
 from seam.experiments import tiny_backbones
@@ -53,14 +56,20 @@ NEW_TOKENS = 20  # random weights never end a transcript
 BATCHES = (1, 8, 32) if torch.cuda.is_available() else (1,)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-# ---- folders laid out like the published checkpoints. Names of weights, shards and tied tables are written out by hand,
-# not taken from the models that load them, so that `tests/modeling_seam/test_backbones.py` can test these with them. ----
+# ---- folders laid out like the published checkpoints ----
+
+# Names and shapes of weights, written out by hand instead of taken from a model: a test of loading must not depend on
+# the classes that load.
 
 Named = Iterator[tuple[str, tuple[int, ...]]]
 
 
 def whisper_tensors(config: WhisperConfig) -> Named:
-    """Of `openai/whisper-*`: under `model.`, no bias on keys, no output layer, which is the decoder's table."""
+    """
+    Yield name and shape of each weight of `openai/whisper-*`.
+
+    Names begin with `model.`; keys have no bias; the output layer is the decoder's embedding table and is not stored.
+    """
     d = config.d_model
     yield "model.encoder.conv1.weight", (d, config.num_mel_bins, 3)
     yield "model.encoder.conv1.bias", (d,)
@@ -94,8 +103,12 @@ def whisper_tensors(config: WhisperConfig) -> Named:
 
 def qwen3_tensors(config: PreTrainedConfig, lm_head: bool) -> Named:
     """
-    Of `Qwen/Qwen3-*`. `lm_head`: whether the output layer is stored: Qwen3-4B is tied and does not, Qwen3-0.6B is tied
-    and does all the same, Qwen3-8B is not tied.
+    Yield name and shape of each weight of `Qwen/Qwen3-*`.
+
+    Args:
+        config: with the sizes.
+        lm_head: whether the output layer is stored: not by Qwen3-4B, which ties it to the embedding table; by
+            Qwen3-0.6B, although it is tied; by Qwen3-8B, which does not tie it.
     """
     d, head, width = config.hidden_size, config.head_dim, config.intermediate_size
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
@@ -120,8 +133,14 @@ def qwen3_tensors(config: PreTrainedConfig, lm_head: bool) -> Named:
 
 def write_published(folder: Path, config: PreTrainedConfig, named: Named, shards: int, dtype: torch.dtype) -> Path:
     """
-    Write config.json and random weights in `shards` files of about equal size, one in memory at a time; with more than
-    one, the index too. A tied output layer that is stored holds the table's values.
+    Write config.json and random weights, one shard in memory at a time.
+
+    Args:
+        folder: to be written.
+        config: of the model.
+        named: names and shapes of the weights; a tied output layer among them gets the values of the embedding table.
+        shards: number of files, of about equal size; with more than one, an index is written, too.
+        dtype: of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
@@ -159,11 +178,11 @@ def configs(size: str) -> tuple[WhisperConfig, PreTrainedConfig]:
     )
 
 
-# ---- the parts, in order; each returns what is particular to it ----
+# ---- the parts, in the order in which they run; each returns the figures that only it has ----
 
 
 def backbones(folder: Path, size: str) -> dict:
-    """Folders as published: one file, three shards. The tokenizer is small: its ids are the first of the vocabulary."""
+    """Write both backbones, in one file and in three shards; the tokenizer has the first 340 ids of the vocabulary."""
     whisper, llm = configs(size)
     write_published(folder / "whisper", whisper, whisper_tensors(whisper), 1, torch.bfloat16)
     WhisperFeatureExtractor(feature_size=whisper.num_mel_bins).save_pretrained(folder / "whisper")
@@ -174,7 +193,7 @@ def backbones(folder: Path, size: str) -> dict:
 
 
 def stage_1(folder: Path, size: str) -> dict:
-    """One step in fp32; of the LLM the embedding table is read."""
+    """Train Stage 1 for one step in fp32, with the embedding table alone of the LLM."""
     model, processor = assemble(folder, torch.float32, alignment_only=True)
     with measured() as step:
         train(AlignmentTrainer, model, processor, folder, speech(processor))
@@ -182,13 +201,13 @@ def stage_1(folder: Path, size: str) -> dict:
 
 
 def stage_1_bound(model: SeamForSpeechRecognition) -> int:
-    """Bytes of encoder, aligner with gradients and AdamW's moments, and embedding table in fp32."""
+    """Return the bytes in fp32 of encoder, embedding table, and aligner with gradients and AdamW's moments."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     return 4 * (count["encoder"] + 4 * count["aligner"] + count["language_model"])
 
 
 def save(folder: Path, size: str) -> dict:
-    """The whole model in bf16, in shards of 5 GB."""
+    """Save the complete model in bf16, in shards of 5 GB."""
     model, processor = assemble(folder, torch.bfloat16)
     with measured() as saving:
         model.save_pretrained(folder / "model", max_shard_size="5GB")
@@ -198,13 +217,13 @@ def save(folder: Path, size: str) -> dict:
 
 
 def load(folder: Path, size: str) -> dict:
-    """Loading alone, with every check that `from_pretrained` makes."""
+    """Load the model, with every check that `from_pretrained` makes, and do nothing else."""
     model, _ = reload(folder)
     return {"weights_gb": sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9}
 
 
 def stage_2(folder: Path, size: str) -> dict:
-    """One step in bf16."""
+    """Train Stage 2 for one step in bf16."""
     model, processor = reload(folder)
     with measured() as step:
         train(InstructionTrainer, model, processor, folder, speech(processor))
@@ -212,7 +231,7 @@ def stage_2(folder: Path, size: str) -> dict:
 
 
 def stage_3(folder: Path, size: str) -> dict:
-    """One step in bf16 on a Stage 1 that heard everything right: what it hears with random weights never ends."""
+    """Train Stage 3 for one step in bf16 on labels in place of Stage-1 tokens: random weights never predict EOA."""
     model, processor = reload(folder)
     items = [(index, item["token_ids"], item["token_ids"]) for index, item in enumerate(speech(processor))]
     with measured() as step:
@@ -221,25 +240,25 @@ def stage_3(folder: Path, size: str) -> dict:
 
 
 def transcribe(folder: Path, size: str) -> dict:
-    """Stage 1 alone and both loops, `NEW_TOKENS` tokens each, for every batch size."""
+    """Decode `NEW_TOKENS` tokens per batch size, with Stage 1 alone and with the LLM after it."""
     model, processor = reload(folder)
     model = model.to(DEVICE)
-    model.config.aligner_config.max_target_positions = NEW_TOKENS + 1  # where Stage 1 stops if it hears no end
-    seen = {}
+    model.config.aligner_config.max_target_positions = NEW_TOKENS + 1  # where Stage 1 stops without EOA
+    figures = {}
     for batch in BATCHES:
         inputs = processor(audio=[recordings()[0].audio] * batch).to(DEVICE, torch.bfloat16)
-        model.generate(**inputs, max_new_tokens=2)  # warm
-        with measured() as stage_1:
-            heard = model.generate(**inputs, use_llm=False)
-        with measured() as full:
-            written = model.generate(**inputs, max_new_tokens=NEW_TOKENS)
-        seen |= {
-            f"batch_{batch}_stage_1_seconds": stage_1["seconds"],
-            f"batch_{batch}_stage_1_tokens": heard.shape[1],
-            f"batch_{batch}_full_seconds": full["seconds"],
-            f"batch_{batch}_full_tokens": written.shape[1],
+        model.generate(**inputs, max_new_tokens=2)  # warm-up
+        with measured() as stage_1_time:
+            stage_1_ids = model.generate(**inputs, use_llm=False)
+        with measured() as full_time:
+            full_ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS)
+        figures |= {
+            f"batch_{batch}_stage_1_seconds": stage_1_time["seconds"],
+            f"batch_{batch}_stage_1_tokens": stage_1_ids.shape[1],
+            f"batch_{batch}_full_seconds": full_time["seconds"],
+            f"batch_{batch}_full_tokens": full_ids.shape[1],
         }
-    return seen
+    return figures
 
 
 PARTS: dict[str, Callable[[Path, str], dict]] = {
@@ -247,7 +266,7 @@ PARTS: dict[str, Callable[[Path, str], dict]] = {
 }
 
 
-# ---- what they share ----
+# ---- used by several parts ----
 
 
 def recordings() -> list[Utterance]:
@@ -271,7 +290,7 @@ def reload(folder: Path) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
 
 
 def train(trainer: type[StageTrainer], model, processor, folder: Path, dataset: Dataset):
-    """One optimizer step on one utterance."""
+    """Take one optimizer step on one utterance."""
     arguments = TrainingArguments(
         output_dir=str(folder / "training"),
         max_steps=1,
@@ -293,19 +312,18 @@ def train(trainer: type[StageTrainer], model, processor, folder: Path, dataset: 
 
 
 @contextmanager
-def measured():
-    """Wall seconds of a block, once all work on the device is done."""
-    result = {}
-    synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
-    synchronize()
+def measured() -> Iterator[dict[str, float]]:
+    """Put the wall-clock seconds of a block into the yielded dictionary, once all work on the device is done."""
+    result, device = {}, torch.device(DEVICE)
+    synchronize(device)
     start = time.perf_counter()
     yield result
-    synchronize()
+    synchronize(device)
     result["seconds"] = time.perf_counter() - start
 
 
 class PeakMemory(threading.Thread):
-    """Watches this process: `own` is what it allocated, `mapped` the parts of files that it has before it."""
+    """Watch the peaks of this process in bytes: `own` memory, `mapped` files, and `resident`, both together."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -316,16 +334,16 @@ class PeakMemory(threading.Thread):
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             self.own = max(self.own, int(status["RssAnon"].split()[0]) * 1024)
             self.mapped = max(self.mapped, int(status["RssFile"].split()[0]) * 1024)
-            self.resident = int(status["VmHWM"].split()[0]) * 1024  # the kernel's own peak, of both together
+            self.resident = int(status["VmHWM"].split()[0]) * 1024  # the kernel keeps this peak itself
             time.sleep(0.02)
 
 
 def run_part(name: str, folder: Path, size: str) -> dict:
-    """A part in this process: what it returned, its time and its peak memory."""
+    """Run a part in this process and return its seconds, its peak memory and the figures that it returned."""
     memory = PeakMemory()
     memory.start()
-    with measured() as whole:
-        seen = PARTS[name](folder, size)
+    with measured() as total:
+        figures = PARTS[name](folder, size)
     peaks = {
         "peak_gb": memory.own / 1e9,
         "peak_mapped_gb": memory.mapped / 1e9,
@@ -333,7 +351,22 @@ def run_part(name: str, folder: Path, size: str) -> dict:
     }
     if DEVICE == "cuda":
         peaks["peak_gpu_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return {"seconds": whole["seconds"], **peaks, **seen}
+    return {"seconds": total["seconds"], **peaks, **figures}
+
+
+def print_table(rows: list[dict], console: Console) -> None:
+    """Print seconds and peaks of every part, and the figures that only it has."""
+    columns = {
+        "seconds": "seconds",
+        "peak_gb": "peak, GB",
+        "peak_mapped_gb": "mapped files, GB",
+        "peak_resident_gb": "both at once, GB",
+    }
+    table = Table("part", *columns.values(), "")
+    for row in rows:
+        others = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("part", *columns))
+        table.add_row(row["part"], *(f"{row[key]:.1f}" for key in columns), others)
+    console.print(table)
 
 
 def main(
@@ -357,17 +390,7 @@ def main(
             rows.append({"part": name, **json.loads(process.stdout.splitlines()[-1])})
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    columns = {
-        "seconds": "seconds",
-        "peak_gb": "peak, GB",
-        "peak_mapped_gb": "mapped files, GB",
-        "peak_resident_gb": "both at once, GB",
-    }
-    table = Table("part", *columns.values(), "")
-    for row in rows:
-        said = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key not in ("part", *columns))
-        table.add_row(row["part"], *(f"{row[key]:.1f}" for key in columns), said)
-    console.print(table)
+    print_table(rows, console)
     if json_file is not None:
         json_file.write_text(json.dumps({"size": size, "device": DEVICE, "rows": rows}, indent=1) + "\n")
 
