@@ -41,14 +41,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# SEAM's loops and trainings against stock transformers on this machine. The loops at SIZE=paper take 16 GB of memory and half an hour,
-# the trainings at TRAINING_SIZE=base 6 GB and half an hour.
+# SEAM's loops and trainings against stock transformers on this machine, then every step of the architecture once. The loops at
+# SIZE=paper take 16 GB of memory and half an hour, all steps 24 GB; the trainings at TRAINING_SIZE=base 6 GB and half an hour.
 SIZE ?= tiny
 TRAINING_SIZE ?= tiny
+FULL_SIZE = $(if $(filter paper,$(SIZE)),paper,tiny)
 bench: $(INSTALLED)
 	mkdir -p runs
 	$(BIN)/python -m bench.inference --size $(SIZE) --json runs/inference-$(SIZE).json --plot runs/inference-$(SIZE).png
 	$(BIN)/python -m bench.training --size $(TRAINING_SIZE) --json runs/training-$(TRAINING_SIZE).json --plot runs/training-$(TRAINING_SIZE).png
+	$(BIN)/python -m bench.full_size --size $(FULL_SIZE) --json runs/full-size-$(FULL_SIZE).json
 
 # From nothing to a checkpoint: synthetic speech, tiny foundations, the three stages, a table.
 train-demo: $(INSTALLED)
