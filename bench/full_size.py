@@ -10,7 +10,6 @@ files lie.
 """
 
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -380,16 +379,15 @@ def main(
     if part is not None:
         print(json.dumps(run_part(part, folder, size)))
         return
-    work = Path(tempfile.mkdtemp()) if folder is None else folder
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     rows, console = [], Console(width=None if sys.stdout.isatty() else 150)
-    try:
+    with tempfile.TemporaryDirectory(dir=folder) as work:
         for name in PARTS:
             console.print(f"{name} …")
-            command = [sys.executable, __file__, "--size", size, "--folder", str(work), "--part", name]
+            command = [sys.executable, "-m", "seam.bench.full_size", "--size", size, "--folder", work, "--part", name]
             process = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             rows.append({"part": name, **json.loads(process.stdout.splitlines()[-1])})
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     print_table(rows, console)
     if json_file is not None:
         json_file.write_text(json.dumps({"size": size, "device": DEVICE, "rows": rows}, indent=1) + "\n")
