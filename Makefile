@@ -40,6 +40,8 @@ test-newest: $(NEWEST)/.installed $(QWEN)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	mkdir -p $(VENV)/types && ln -sfn ../.. $(VENV)/types/seam
+	$(BIN)/mypy
 
 # SEAM's loops and trainings against stock transformers on this machine, then every step of the architecture once. The loops at
 # SIZE=paper take 16 GB of memory and half an hour, all steps 24 GB; the trainings at TRAINING_SIZE=base 6 GB and half an hour.
