@@ -3,10 +3,11 @@ Files that are whole or not there, written to a temporary name and then renamed;
 writer was interrupted; and what the errors met on the way say, in one line.
 """
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def repair(path: Path) -> list[dict[str, Any]]:
         return []
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return read_rows(path)
+
+
+def sha256_of(parts: Iterable[Any]) -> str:
+    """
+    Return the SHA-256 digest, in hexadecimal digits, of parts that follow each other.
+
+    Args:
+        parts: files (`Path`) by their content, lists and dicts as JSON with sorted keys, bytes and arrays as they are.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                hashlib.file_digest(file, lambda: digest)
+        else:
+            digest.update(json.dumps(part, sort_keys=True).encode() if isinstance(part, list | dict) else part)
+    return digest.hexdigest()
 
 
 def sentence_of(error: Exception) -> str:

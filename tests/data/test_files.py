@@ -1,7 +1,10 @@
+import hashlib
+
+import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from seam.data.files import read_rows, repair, replacing, sentence_of, write_text
+from seam.data.files import read_rows, repair, replacing, sentence_of, sha256_of, write_text
 
 
 def test_an_older_file_is_replaced_at_once(tmp_path):
@@ -64,3 +67,11 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_bytes(b'{"a": 1}\n\xff\n{"a": 3}\n')
     with pytest.raises(ValueError, match="a.jsonl, line 2 is damaged"):
         repair(path)
+
+
+def test_a_digest_is_that_of_the_parts_one_after_another(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"file")
+    parts = [b"bytes", path, {"b": 1, "a": "ä"}, ["x", 2.5], np.array([1, 2], dtype=np.uint8)]
+    content = b'bytesfile{"a": "\\u00e4", "b": 1}["x", 2.5]\x01\x02'
+    assert sha256_of(parts) == hashlib.sha256(content).hexdigest()
