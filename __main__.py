@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from seam.data.files import sentence_of
+from seam.data.files import one_line
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
@@ -42,7 +42,7 @@ def one_sentence_errors():
     try:
         yield
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
-        print(f"error: {sentence_of(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
 
 

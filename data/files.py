@@ -1,7 +1,4 @@
-"""
-Files that are whole or not there, written to a temporary name and then renamed; JSON Lines files that go on where their
-writer was interrupted; and what the errors met on the way say, in one line.
-"""
+"""Write files atomically, read JSON Lines, digest contents, and put an error's message into one line."""
 
 import hashlib
 import json
@@ -16,8 +13,9 @@ from typing import Any
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """
-    The path to write to instead of `path`, which it becomes at the end. Where writing fails it is removed, and an older
-    file stays as it was.
+    Yield a temporary path that replaces `path` when the block ends.
+
+    When the block raises, the temporary file is removed and an older file at `path` stays as it was.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -28,21 +26,23 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file."""
+    """Write a text file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_rows(path: Path, unfinished: bool = False) -> list[dict[str, Any]]:
+def read_json_lines(path: Path, ignore_unfinished: bool = False) -> list[dict[str, Any]]:
     """
+    Return the rows of a JSON Lines file.
+
     Args:
-        unfinished: leave out a last line that has no end yet: its writer is at work, or was interrupted.
+        ignore_unfinished: ignore a last line without a line end: its writer is still at work, or was interrupted.
 
     Raises:
-        ValueError: for a line that is not JSON, by its number.
+        ValueError: a line is not JSON; the message has its number.
     """
     *lines, last = path.read_bytes().split(b"\n")
-    if last and not unfinished:
+    if last and not ignore_unfinished:
         lines.append(last)
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -53,12 +53,16 @@ def read_rows(path: Path, unfinished: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def repair(path: Path) -> list[dict[str, Any]]:
-    """Cut off the unfinished last line that an interrupted run leaves, and return the rows; none of a missing file."""
+def repair_json_lines(path: Path) -> list[dict[str, Any]]:
+    """
+    Cut off the unfinished last line that an interrupted run leaves, and return the rows.
+
+    A missing file has no rows.
+    """
     if not path.is_file():
         return []
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    return read_rows(path)
+    return read_json_lines(path)
 
 
 def sha256_of(parts: Iterable[Any]) -> str:
@@ -78,8 +82,12 @@ def sha256_of(parts: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def sentence_of(error: Exception) -> str:
-    """An error's message in one line; of one that a `DataLoader`'s worker met, without the traceback around it."""
+def one_line(error: Exception) -> str:
+    """
+    Return an error's message in one line.
+
+    An error of a `DataLoader`'s worker loses the traceback that torch puts around its message.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if lines[0].startswith("Caught ") and "Original Traceback" in str(error):
         return re.sub(r"^[\w.]+: ", "", lines[-1])

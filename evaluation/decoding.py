@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from seam.data.dataset import batches_by_length
-from seam.data.files import repair, write_text
+from seam.data.files import repair_json_lines, write_text
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
 from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
@@ -107,7 +107,7 @@ def decode_test_sets(
         _check_same_run(folder, older, run)
     pending = {}
     for system in systems:
-        done = {row["id"] for row in repair(rows_path(folder, system))}
+        done = {row["id"] for row in repair_json_lines(rows_path(folder, system))}
         left = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
         pending[system] = [batch for batch in left if batch]
     if not any(pending.values()):

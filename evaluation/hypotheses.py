@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seam.data.files import read_rows
+from seam.data.files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[
     systems = {}
     for system in run["systems"]:
         path = rows_path(folder, system)
-        rows = sorted(read_rows(path), key=lambda row: row["id"]) if path.is_file() else []
+        rows = sorted(read_json_lines(path), key=lambda row: row["id"]) if path.is_file() else []
         if [row["id"] for row in rows] != list(range(utterances)):
             count = len({row["id"] for row in rows})
             if count < utterances:

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
-from seam.data.files import sentence_of
+from seam.data.files import one_line
 from seam.train.checkpoints import UNFINISHED, differences, discard_old, last_checkpoint, read_record, seal
 from seam.train.recipe import RecipeError
 
@@ -55,7 +55,7 @@ class ResumableTrainer(Trainer):
             last = last_checkpoint(Path(self.args.output_dir))
             kept = "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
             raise (OSError if isinstance(error, OSError) else RecipeError)(
-                f"{sentence_of(error).rstrip('.')}. The training has ended at step {self.state.global_step}; {kept}."
+                f"{one_line(error).rstrip('.')}. The training has ended at step {self.state.global_step}; {kept}."
             ) from error
 
     # ---- what goes on ----
@@ -139,7 +139,7 @@ class ResumableTrainer(Trainer):
                 aside.replace(checkpoint)
                 discard_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
-            raise OSError(f"{checkpoint} cannot be saved: {sentence_of(error)}") from error
+            raise OSError(f"{checkpoint} cannot be saved: {one_line(error)}") from error
         finally:
             self.is_saving = False
             if self.args.should_save:

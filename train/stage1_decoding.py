@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from seam.data.dataset import SpeechCollator, SpeechDataset, batches_by_length
-from seam.data.files import read_rows, repair
+from seam.data.files import read_json_lines, repair_json_lines
 from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -194,7 +194,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 def _rows(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a file that another process may be writing to. Raises `ValueError` when it is stale."""
-    first, *rows = read_rows(path, unfinished=True) or [{"made_from": identity}]
+    first, *rows = read_json_lines(path, ignore_unfinished=True) or [{"made_from": identity}]
     cache_keys.check(path, first.get("made_from", {}), identity)
     return rows
 
@@ -204,7 +204,7 @@ def _opened(path: Path, identity: dict[str, Any]) -> Iterator[TextIO]:
     """A file to write rows to, at the end of those that are there. Raises `OSError` while another process has it."""
     try:
         with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-            is_new = not repair(path)
+            is_new = not repair_json_lines(path)
             with path.open("a", encoding="utf-8") as file:
                 if is_new:
                     file.write(json.dumps({"made_from": identity}) + "\n")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from seam.data.files import read_rows, repair, replacing, sentence_of, sha256_of, write_text
+from seam.data.files import one_line, read_json_lines, repair_json_lines, replacing, sha256_of, write_text
 
 
 def test_an_older_file_is_replaced_at_once(tmp_path):
@@ -38,35 +38,35 @@ class Broken(Dataset):
 def test_a_workers_error_says_what_it_would_say_without_one(workers):
     with pytest.raises(FileNotFoundError) as caught:
         list(DataLoader(Broken(), num_workers=workers))
-    assert sentence_of(caught.value) == "a.wav: no such audio file."
+    assert one_line(caught.value) == "a.wav: no such audio file."
 
 
 def test_it_is_one_line_and_never_empty():
-    assert sentence_of(ValueError("one\n  two ")) == "one two"
-    assert sentence_of(MemoryError()) == "MemoryError"
+    assert one_line(ValueError("one\n  two ")) == "one two"
+    assert one_line(MemoryError()) == "MemoryError"
 
 
 def test_rows_are_lines_however_odd_their_characters(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": "x\u2028y"}\n{"a": 2}', encoding="utf-8")
-    assert read_rows(path) == [{"a": "x\u2028y"}, {"a": 2}]
+    assert read_json_lines(path) == [{"a": "x\u2028y"}, {"a": 2}]
 
 
 def test_an_unfinished_line_is_left_out_or_cut_off(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": 2')
-    assert read_rows(path, unfinished=True) == [{"a": 1}]
+    assert read_json_lines(path, ignore_unfinished=True) == [{"a": 1}]
     with pytest.raises(ValueError, match="a.jsonl, line 2 is damaged"):
-        read_rows(path)
-    assert repair(path) == [{"a": 1}] and path.read_bytes() == b'{"a": 1}\n'
-    assert repair(tmp_path / "none.jsonl") == []
+        read_json_lines(path)
+    assert repair_json_lines(path) == [{"a": 1}] and path.read_bytes() == b'{"a": 1}\n'
+    assert repair_json_lines(tmp_path / "none.jsonl") == []
 
 
 def test_a_damaged_line_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a": 1}\n\xff\n{"a": 3}\n')
     with pytest.raises(ValueError, match="a.jsonl, line 2 is damaged"):
-        repair(path)
+        repair_json_lines(path)
 
 
 def test_a_digest_is_that_of_the_parts_one_after_another(tmp_path):
