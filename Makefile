@@ -7,6 +7,8 @@ SUITE := $(VENV)/.transformers-tests
 QWEN := $(VENV)/qwen.tiktoken
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
+# Tests run in two processes of one thread each; whichever is done takes over half of what the other has left.
+IN_PARALLEL := -n 2 --dist worksteal
 
 .PHONY: demo test test-fast test-oldest test-newest lint bench train-demo train-shipped clean
 
@@ -15,11 +17,11 @@ demo: $(INSTALLED)
 	$(BIN)/seam demo $(FILES)
 
 test: lint $(SUITE) $(QWEN)
-	$(BIN)/pytest
+	$(BIN)/pytest $(IN_PARALLEL)
 
 # Leaves out what takes minutes.
 test-fast: lint $(SUITE) $(QWEN)
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest $(IN_PARALLEL) -m "not slow"
 
 # What loads, computes, trains and reads the shipped checkpoint: passed at both ends of what setup.cfg allows.
 CONTRACT := tests/test_configuration.py tests/test_processing.py \
@@ -31,11 +33,11 @@ CONTRACT := tests/test_configuration.py tests/test_processing.py \
 
 # With the oldest transformers that setup.cfg allows.
 test-oldest: $(OLDEST)/.installed $(QWEN)
-	$(OLDEST)/bin/python -m pytest -m "not slow" $(CONTRACT)
+	$(OLDEST)/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(CONTRACT)
 
 # With the newest of everything that setup.cfg allows.
 test-newest: $(NEWEST)/.installed $(QWEN)
-	$(NEWEST)/bin/python -m pytest -m "not slow" $(CONTRACT)
+	$(NEWEST)/bin/python -m pytest $(IN_PARALLEL) -m "not slow" $(CONTRACT)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -4,11 +4,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+# Before anything imports numpy, torch, or huggingface_hub; what tests start inherits it. Models so small gain nothing
+# from more threads, and two processes that share two cores lose by them.
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from seam.experiments import tiny_backbones  # noqa: E402
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402

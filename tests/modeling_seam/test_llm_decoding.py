@@ -337,7 +337,7 @@ def configured(**fields):
         {"generation_config": configured(repetition_penalty=1.3)},
         {"generation_config": configured(of_a_later_version=True)},
     ],
-    ids=str,
+    ids=" ".join,
 )
 def test_all_else_is_left_to_the_stock_loop(model, stock, processor, waveforms, kwargs):
     kwargs = {"max_new_tokens": 5, **kwargs} if "generation_config" not in kwargs else kwargs
