@@ -1,5 +1,6 @@
 """The alignment decoder (Section 3.4): a Whisper decoder driven by projected LLM embeddings (Eq. 2)."""
 
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from transformers import (
     WhisperConfig,
 )
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions
 from transformers.models.whisper.modeling_whisper import (
     WhisperAttention,
     WhisperDecoderLayer,
@@ -23,28 +25,27 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .nearest import NearestToken
 
+# What transformers calls the keys and values so far: `cache` since 5.24, in arguments and outputs alike.
+CACHE = "cache" if "cache" in inspect.signature(WhisperDecoderLayer.forward).parameters else "past_key_values"
+
 
 @dataclass
-class SeamAlignerOutput(ModelOutput):
+class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
     """
     Args:
         logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
             Minus the alignment distance to every token, when a lookup is given: argmax is the nearest neighbour.
         aligned_embeds (`torch.FloatTensor` of shape `(batch, seq, d_llm)`):
             The predicted embeddings.
-        past_key_values (`EncoderDecoderCache`, *optional*): Keys and values of both attentions.
+        past_key_values, since transformers 5.24 cache (`EncoderDecoderCache`, *optional*): Keys and values of both
+            attentions.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*): with `output_hidden_states`, the first layer's input
             and every layer's output.
         attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*): with `output_attentions`, every layer's
             weights on the tokens and on the speech states.
     """
 
-    logits: torch.FloatTensor | None = None
     aligned_embeds: torch.FloatTensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class SeamAligner(PreTrainedModel, GenerationMixin):
@@ -96,6 +97,7 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         lookup: NearestToken | None = None,
         **kwargs,
@@ -107,18 +109,21 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
             encoder_outputs (`BaseModelOutput`): speech states `(batch, speech, d_model)` as `last_hidden_state`.
             attention_mask (`torch.Tensor` of shape `(batch, speech)`, *optional*): 1 for states that hold audio.
             decoder_attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 1 for real tokens.
+            past_key_values, cache (`EncoderDecoderCache`, *optional*): keys and values so far, by the one name or the
+                other.
             lookup (`NearestToken`, *optional*): when given, `logits` are computed.
         """
         if inputs_embeds is None:
             inputs_embeds = lookup.embed(decoder_input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
         # The encoder and the language model may be kept in half precision beside an fp32 aligner.
         dtype = self.input_projection.weight.dtype
         speech_states = encoder_outputs.last_hidden_state.to(dtype)
 
         hidden_states = self.input_projection(inputs_embeds.to(dtype))
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = cache.get_seq_length() if cache is not None else 0
         position_ids = past_length + torch.arange(hidden_states.shape[1], device=hidden_states.device)
         hidden_states = hidden_states + self.embed_positions(hidden_states, position_ids=position_ids)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
@@ -127,7 +132,7 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=decoder_attention_mask,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
         )
         speech_mask = create_bidirectional_mask(
             config=self.config,
@@ -141,13 +146,13 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
                 causal_mask,
                 speech_states,  # in its place, not by name: reentrant checkpointing looks for gradients there only
                 speech_mask,
-                past_key_values=past_key_values,
                 use_cache=use_cache,
+                **{CACHE: cache},
                 **kwargs,
             )
         aligned_embeds = self.output_projection(self.layer_norm(hidden_states))
         return SeamAlignerOutput(
             logits=-lookup.distances(aligned_embeds) if lookup is not None else None,
             aligned_embeds=aligned_embeds,
-            past_key_values=past_key_values,
+            **{CACHE: cache},
         )

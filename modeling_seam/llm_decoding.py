@@ -21,6 +21,7 @@ from transformers import (
 from transformers.cache_utils import StaticLayer
 from transformers.generation.streamers import BaseStreamer
 
+from .aligner import CACHE
 from .prompt import last_positions, left_pad
 from .speculative import DraftedBatch, Row, is_plain_greedy, is_shared, merged_settings
 
@@ -28,7 +29,7 @@ from .speculative import DraftedBatch, Row, is_plain_greedy, is_shared, merged_s
 # 0.5 s and 0.008 s. On an accelerator, its arithmetic in the time of reading a weight (989 TFLOP/s at 4.3 TB/s).
 WEIGHTS_IN_POSITIONS = {"cpu": 60, "other": 230}
 
-ARGUMENTS = {"inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+ARGUMENTS = {"inputs_embeds", "attention_mask", "position_ids", CACHE, "use_cache", "logits_to_keep"}
 
 
 def verifies(language_model: nn.Module, generation_config: GenerationConfig, kwargs: dict) -> bool:
@@ -129,9 +130,9 @@ def write(
             inputs_embeds=embeds,
             attention_mask=mask.to(device),
             position_ids=positions.to(device),
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=last_positions(length + 1, device),
+            **{CACHE: cache},
         ).logits
         new, kept = batch.read(proposals, logits.argmax(-1).tolist(), end_token_ids)
         for i, tokens in enumerate(new):
@@ -199,7 +200,7 @@ class PromptPrefix:
                 cache = DynamicCache()
                 embeds = language_model.get_input_embeddings()(torch.tensor([ids], device=language_model.device))
                 last = last_positions(1, embeds.device)
-                language_model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=last)
+                language_model(inputs_embeds=embeds, use_cache=True, logits_to_keep=last, **{CACHE: cache})
                 self._states = [(layer.keys, layer.values) for layer in cache.layers]
             self._state = state
         return self._states

@@ -4,6 +4,8 @@ import torch
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from seam.modeling_seam.aligner import CACHE
+
 
 def speech_of(model, batch=3, length=20):
     torch.manual_seed(3)
@@ -39,8 +41,8 @@ def test_stepwise_equals_the_full_pass(model):
     full = aligned(model, ids, states).aligned_embeds
     past, steps = None, []
     for position in range(ids.shape[1]):
-        output = aligned(model, ids[:, position : position + 1], states, past_key_values=past, use_cache=True)
-        past = output.past_key_values
+        output = aligned(model, ids[:, position : position + 1], states, use_cache=True, **{CACHE: past})
+        past = output[CACHE]
         steps.append(output.aligned_embeds)
     torch.testing.assert_close(torch.cat(steps, 1), full, rtol=1e-4, atol=1e-5)
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam.aligner import CACHE
 from seam.modeling_seam.llm_decoding import WEIGHTS_IN_POSITIONS, keep, verifies, write
 from seam.modeling_seam.prompt import left_pad
 from seam.modeling_seam.speculative import Row
@@ -287,7 +288,7 @@ def test_memory_is_bounded(kind):
     rng = random.Random(3)
     longest = []
     hook = language_model.register_forward_pre_hook(
-        lambda _, args, kwargs: longest.append(kwargs["past_key_values"].get_seq_length()), with_kwargs=True
+        lambda _, args, kwargs: longest.append(kwargs[CACHE].get_seq_length()), with_kwargs=True
     )
     task.check(language_model, [corrupt(one, "noisy", rng) for one in task.transcripts])
     hook.remove()

@@ -4,6 +4,8 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from seam.modeling_seam.aligner import CACHE
+
 
 @pytest.fixture
 def model(build_model):
@@ -59,7 +61,7 @@ def test_the_states_are_those_of_the_whole_prompt(model, length):
     states = model._prefix.states(model.language_model, ids)
     assert len(states) == model.language_model.config.num_hidden_layers
     with torch.no_grad():
-        whole = model.language_model(input_ids=torch.tensor([[*ids, 7, 8]]), use_cache=True).past_key_values
+        whole = model.language_model(input_ids=torch.tensor([[*ids, 7, 8]]), use_cache=True)[CACHE]
     for (keys, values), layer in zip(states, whole.layers, strict=True):
         torch.testing.assert_close(keys, layer.keys[:, :, :length])
         torch.testing.assert_close(values, layer.values[:, :, :length])
