@@ -1,6 +1,7 @@
 """The `seam` command."""
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -18,22 +19,15 @@ CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
 LEFT_OUT_SHOWN = 20
 
+# peft imports bitsandbytes wherever it is installed, which says that an optional kernel, for 4-bit weights on the CPU,
+# is not: at the head of every command, whatever it does.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 train_app = typer.Typer(no_args_is_help=True, help="Train one stage, or everything from nothing.")
 app.add_typer(train_app, name="train")
 data_app = typer.Typer(no_args_is_help=True, help="Corpora to train on and to score.")
 app.add_typer(data_app, name="data")
-
-Files = Annotated[list[Path], typer.Argument(help="Audio files, of any length and sample rate.")]
-Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at once.")]
-Recipe = Annotated[Path, typer.Argument(help="YAML recipe.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, with dots between nested keys.")]
-
-Light = Annotated[bool, typer.Option("--light", help="Only what was trained; backbones by Hub id.")]
-Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
-Checkpoint = Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.")]
-Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]
 
 
 @contextmanager
@@ -44,6 +38,79 @@ def one_sentence_errors():
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def checked(check: Callable) -> Callable:
+    """A callback of an argument: what is not there, or of another kind, is named before anything heavy is imported."""
+
+    def callback(value):
+        with one_sentence_errors():
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    check(one)
+        return value
+
+    return callback
+
+
+def check_audio(path: Path):
+    import soundfile
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file.")
+    try:
+        soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be read as audio: {error.error_string}") from error
+
+
+def check_recipe(path: Path):
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe.")
+
+
+def check_manifest(path: Path):
+    from seam.data.manifest import manifest_file
+
+    manifest_file(path)
+
+
+def check_checkpoint(name: str):
+    if Path(name).is_file():
+        raise ValueError(f"cannot load the checkpoint {name!r}: it is a file; accepted: a folder or a Hub id.")
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError(f"cannot load the checkpoint {name!r}: the folder has no config.json.")
+        return
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load the checkpoint {name!r}: no such folder, and of the Hub: {error}") from error
+
+
+def check_recipe_or_checkpoint(name: str):
+    if Path(name).suffix in (".yaml", ".yml"):
+        check_recipe(Path(name))
+    else:
+        check_checkpoint(name)
+
+
+Files = Annotated[
+    list[Path], typer.Argument(help="Audio files, of any length and sample rate.", callback=checked(check_audio))
+]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.", callback=checked(check_checkpoint))]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at once.")]
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe.", callback=checked(check_recipe))]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, with dots between nested keys.")]
+
+Light = Annotated[bool, typer.Option("--light", help="Only what was trained; backbones by Hub id.")]
+Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.", callback=checked(check_checkpoint))
+]
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]
 
 
 def wide_console(**settings):
@@ -95,7 +162,10 @@ def transcribe(
 
 @app.command()
 def demo(
-    files: Annotated[list[Path] | None, typer.Argument(help="Your own recordings, transcribed as well.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Your own recordings, transcribed as well.", callback=checked(check_audio)),
+    ] = None,
     model: Model = str(CHECKPOINT),
 ):
     """Transcribe the recordings that come with the repository, and any others given, and print a table."""
@@ -125,7 +195,14 @@ def demo(
 
 @app.command()
 def describe(
-    what: Annotated[str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe, or a checkpoint: folder or Hub id.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|MODEL",
+            help="A recipe, or a checkpoint: folder or Hub id.",
+            callback=checked(check_recipe_or_checkpoint),
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ):
     """Count parameters and memory of a model that need not exist yet, beside the paper's Table 2."""
@@ -159,7 +236,10 @@ def describe(
 
 @app.command()
 def explain(
-    audio: Annotated[Path, typer.Argument(help="One utterance, at most as long as the encoder's window.")],
+    audio: Annotated[
+        Path,
+        typer.Argument(help="One utterance, at most as long as the encoder's window.", callback=checked(check_audio)),
+    ],
     model: Model = str(CHECKPOINT),
     out: Annotated[
         Path | None,
@@ -168,6 +248,12 @@ def explain(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ):
     """Show where Stage 1 listened for each token, how near it came, and what the LLM changed."""
+    picture = out or Path(f"{audio.stem}.explain.png")
+    with one_sentence_errors():
+        if picture.suffix != ".png":
+            raise ValueError(f"--out is {picture}; accepted: a name that ends with .png.")
+        if not picture.parent.is_dir():
+            raise ValueError(f"--out is {picture}, but there is no folder {picture.parent}.")
     from transformers.utils.logging import disable_progress_bar
 
     from seam.evaluation import explanation_views, transcription
@@ -175,12 +261,7 @@ def explain(
     from seam.evaluation.explanation_views import write_picture
 
     disable_progress_bar()
-    picture = out or Path(f"{audio.stem}.explain.png")
     with one_sentence_errors():
-        if picture.suffix != ".png":
-            raise ValueError(f"--out is {picture}; accepted: a name that ends with .png.")
-        if not picture.parent.is_dir():
-            raise ValueError(f"--out is {picture}, but there is no folder {picture.parent}.")
         explanation = explain(*transcription.load_checkpoint(model, device_map="auto"), audio)
         write_picture(explanation, picture, title=audio.name)
     if as_json:
@@ -195,7 +276,10 @@ def explain(
 @app.command()
 def evaluate(
     model: Checkpoint,
-    data: Annotated[list[Path], typer.Option(help="Manifest or audiofolder; give it once for each.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="Manifest or audiofolder; give it once for each.", callback=checked(check_manifest)),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of hypotheses and report; an interrupted run goes on there.")],
     systems: Annotated[
         str | None,
@@ -282,9 +366,9 @@ def push(
 @app.command()
 def selfcheck(
     model: Checkpoint,
-    recording: Annotated[Path, typer.Option(help="A short one, at the model's sampling rate.")] = RECORDINGS
-    / "audio"
-    / "000000.wav",
+    recording: Annotated[
+        Path, typer.Option(help="A short one, at the model's sampling rate.", callback=checked(check_audio))
+    ] = RECORDINGS / "audio" / "000000.wav",
 ):
     """Export it and try everything that users do, in fresh processes without this package."""
     from rich.table import Table
@@ -412,6 +496,9 @@ def data_prepare(
     streaming: Annotated[bool, typer.Option("--streaming", help="dataset: without a copy in the cache.")] = False,
 ):
     """Check every utterance of a corpus and write a manifest; say what was left out and why."""
+    if kind != "dataset" and not Path(source).exists():
+        with one_sentence_errors():
+            raise FileNotFoundError(f"{source}: no such folder.")
     from seam.data.corpora import audiofolder, common_voice, hub_dataset, librispeech, tedlium
     from seam.data.prepare import load_tokenizer, prepare
 

@@ -11,15 +11,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
-import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
 from seam.data import checks
 from seam.data.checks import Checked, Recording, check
 from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
-from seam.processing_seam import transcript_ids
 
 # Utterances that each worker may be ahead, so that a slow file does not hold up the others.
 AHEAD = 32
@@ -54,6 +51,10 @@ class Summary:
 
 def load_tokenizer(name: str):
     """The tokenizer of a language model or of a checkpoint (folder or Hub id). Raises `ValueError` without one."""
+    from transformers import AutoTokenizer
+
+    import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
+
     try:
         return AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError) as error:
@@ -120,6 +121,8 @@ def _problem(one: Found, ids: set[str], tokenizer) -> checks.Problem | None:
     if one.id in ids:
         return checks.Problem("duplicate id", f"{one.audio} with text {one.text!r} is not the first of this id")
     if tokenizer is not None:
+        from seam.processing_seam import transcript_ids
+
         text = one.text.strip()
         decoded = tokenizer.decode(transcript_ids(tokenizer, text), skip_special_tokens=True)
         return checks.text_comes_back(text, decoded)
@@ -224,5 +227,7 @@ def _count(summary: Summary, utterance: Utterance, tokenizer) -> None:
     if utterance.speaker:
         summary.speakers.add((utterance.corpus, utterance.speaker))
     if tokenizer is not None:
+        from seam.processing_seam import transcript_ids
+
         for name, casing in CASINGS.items():
             summary.tokens[name] += len(transcript_ids(tokenizer, casing(utterance.text)))
