@@ -1,17 +1,18 @@
 """
-SEAM's trainings against those of transformers and PEFT, in one run on the same machine, with random weights.
+Compare SEAM's trainings with those of transformers and PEFT, on one machine in one run, with random weights.
 
     python -m bench.training --size tiny|base|small|paper [--device cpu|cuda] [--batch N] [--json FILE] [--plot FILE]
 
-Stage 1 against transformers' `Seq2SeqTrainer`, which fine-tunes a Whisper with a frozen encoder and a decoder of the
-aligner's sizes; Stage 2 against transformers' `Trainer` with PEFT's LoRA on the same language model, which reads as
-many tokens. Recordings that fill the encoder's window, batches, optimizer and precision are the same; all are trained
-through `Trainer.train`, in turn, a few steps at a time. Ratios are of steps a second: above 1, SEAM is faster.
+The baseline of Stage 1 is transformers' `Seq2SeqTrainer`, which fine-tunes a Whisper with a frozen encoder and a
+decoder of the aligner's sizes. That of Stage 2 is transformers' `Trainer` with PEFT's LoRA on the same language model,
+over as many tokens. Recordings fill the encoder's window; they, batches, optimizer and precision are equal for all. All
+are trained through `Trainer.train`, in turn, a few steps at a time. Ratios are of steps per second: above 1, SEAM is
+faster.
 
-Sizes: see `training_setup.py`. `stage1_vs_peer` is against a Whisper whose vocabulary table is frozen, so that both
-train as many layers; `..._with_table` against one that trains it, too, as fine-tuning does. `..._cached` reads the
-encoder's states from disk (`data.encoder_states`). Each part (`--only`) is measured by itself; peak memory and several
-processes in processes of their own.
+`training_setup.py` describes the sizes. In the names of metrics `peer` is the baseline. `stage1_vs_peer` is relative to
+a Whisper whose embedding table is frozen, so that both train equally many layers; `..._with_table` relative to one that
+trains it, as fine-tuning does. `..._cached` reads encoder states from disk (`data.encoder_states`). Each part
+(`--only`) is measured by itself; peak memory and several processes in new processes.
 """
 
 import statistics
@@ -33,7 +34,7 @@ from seam.bench.training.training_setup import SIZES, Setting, sizes_of, write_s
 def measure(
     size: str, device: str, batch: int, steps: int, repeats: int, parts: list[str], folder: Path
 ) -> Iterator[dict]:
-    """After each part, what the JSON file holds so far."""
+    """Yield the content of the JSON file after each part."""
     transformers.logging.set_verbosity_error()
     utterances = write_speech(folder / "speech", steps * batch, sizes_of(size).window)
     setting, findings = Setting(size, device, batch, steps, utterances, folder), Findings()
@@ -55,9 +56,9 @@ def measure(
 def main(
     size: Annotated[str, typer.Option(help=f"{', '.join(SIZES)}.")] = "base",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    batch: Annotated[int, typer.Option(min=2, help="Utterances of a step.")] = 8,
-    steps: Annotated[int, typer.Option(min=3, help="Of each training, the first of which is not timed.")] = 4,
-    repeats: Annotated[int, typer.Option(min=1, help="Of each training; medians are reported.")] = 5,
+    batch: Annotated[int, typer.Option(min=2, help="Utterances per step.")] = 8,
+    steps: Annotated[int, typer.Option(min=3, help="Steps per training; the first is not timed.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each training; medians are reported.")] = 5,
     only: Annotated[str | None, typer.Option(help=f"Parts, of {', '.join(PARTS)}.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG.")] = None,

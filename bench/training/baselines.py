@@ -1,4 +1,4 @@
-"""What SEAM's stages are measured against: transformers' fine-tuning of a Whisper and PEFT's LoRA, of equal sizes."""
+"""The baselines of SEAM's stages: transformers' fine-tuning of a Whisper, and PEFT's LoRA, at equal sizes."""
 
 from collections.abc import Callable
 
@@ -18,19 +18,21 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from seam.bench.training.training_setup import Setting, Sizes, feature_extractor, tokenizer
+from seam.bench.training.training_setup import Setting, Sizes, make_feature_extractor, make_tokenizer
 from seam.experiments import tiny_backbones
 
 
-def whisper_peer(
+def whisper_baseline(
     sizes: Sizes, tokenizer: PreTrainedTokenizerFast, trains_table: bool
 ) -> WhisperForConditionalGeneration:
     """
-    Stage 1's peer: a Whisper whose encoder is frozen.
+    Make Stage 1's baseline: a Whisper whose encoder is frozen.
 
     Args:
-        trains_table: whether its vocabulary table, which the aligner has no counterpart of, is trained with its layers,
-            as fine-tuning does; without it both sides train as much.
+        sizes: of the model.
+        tokenizer: with the ids of start, end and padding.
+        trains_table: whether the embedding table of the decoder is trained, as fine-tuning does. The aligner has none:
+            without it both train equally many layers.
     """
     config = WhisperConfig(**sizes.whisper.to_dict())
     start, end = tokenizer.convert_tokens_to_ids([tiny_backbones.START, tiny_backbones.END])
@@ -41,19 +43,17 @@ def whisper_peer(
     return model
 
 
-# ---- Stage 1's peer ----
-
-
 class WhisperData(Dataset):
     """
-    Recordings for Whisper, read in every step, as Stage 1 reads them. Labels are the transcript and an end, as those of
-    Stage 1: the decoder has as many positions.
+    Read recordings and labels for Whisper in every step, as Stage 1 does.
+
+    Labels are the transcript and an end-of-sequence token, so that the decoder has as many positions as the aligner.
     """
 
     def __init__(self, setting: Setting):
         self.utterances = setting.utterances
-        self.tokenizer = tokenizer()
-        self.feature_extractor = feature_extractor(setting.sizes)
+        self.tokenizer = make_tokenizer()
+        self.feature_extractor = make_feature_extractor(setting.sizes)
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -73,9 +73,9 @@ def collate_whisper(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
     }
 
 
-def whisper(setting: Setting, trains_table: bool) -> Callable[[], Trainer]:
-    """transformers' own fine-tuning of a Whisper with a frozen encoder; `trains_table`: see `whisper_peer`."""
-    model, dataset = whisper_peer(setting.sizes, tokenizer(), trains_table), WhisperData(setting)
+def whisper_trainer(setting: Setting, trains_table: bool) -> Callable[[], Trainer]:
+    """Build transformers' own fine-tuning of a Whisper with a frozen encoder."""
+    model, dataset = whisper_baseline(setting.sizes, make_tokenizer(), trains_table), WhisperData(setting)
     return lambda: Seq2SeqTrainer(
         model=model,
         args=setting.arguments(Seq2SeqTrainingArguments),
@@ -84,8 +84,8 @@ def whisper(setting: Setting, trains_table: bool) -> Callable[[], Trainer]:
     )
 
 
-def peft_peer(sizes: Sizes) -> PeftModel:
-    """Stage 2's peer: the language model with the same LoRA."""
+def peft_baseline(sizes: Sizes) -> PeftModel:
+    """Make Stage 2's baseline: the language model with the same LoRA."""
     fields = sizes.fields
     lora = LoraConfig(
         r=fields["lora_rank"],
@@ -97,21 +97,20 @@ def peft_peer(sizes: Sizes) -> PeftModel:
     return get_peft_model(AutoModelForCausalLM.from_config(sizes.llm), lora)
 
 
-# ---- Stage 2's peer ----
-
-
 class ChatData(Dataset):
     """
-    Chats for the language model alone, of as many tokens as it reads in Stage 2: the prompt with the transcript in the
-    place of the aligner's embeddings, and the transcript again with its end, of which the labels are.
+    Make chats for the language model alone, with as many tokens as Stage 2 has positions.
+
+    The prompt holds the transcript where Stage 2 has the aligner's embeddings. The reply, which alone has labels, is
+    the transcript with the end of the turn.
     """
 
     def __init__(self, setting: Setting):
         prompt = setting.processor.prompt_ids()
-        place = prompt.index(setting.processor.audio_token_id)
-        self.before, self.after = prompt[:place], prompt[place + 1 :]
+        audio = prompt.index(setting.processor.audio_token_id)
+        self.before, self.after = prompt[:audio], prompt[audio + 1 :]
         self.texts = [utterance.text.lower() for utterance in setting.utterances]
-        self.tokenizer = tokenizer()
+        self.tokenizer = make_tokenizer()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -123,9 +122,9 @@ class ChatData(Dataset):
         return {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": [-100] * len(prompt) + reply}
 
 
-def peft(setting: Setting) -> Callable[[], Trainer]:
-    """PEFT's own LoRA fine-tuning of the language model."""
-    model, dataset = peft_peer(setting.sizes), ChatData(setting)
+def peft_trainer(setting: Setting) -> Callable[[], Trainer]:
+    """Build PEFT's own LoRA fine-tuning of the language model."""
+    model, dataset = peft_baseline(setting.sizes), ChatData(setting)
     return lambda: Trainer(
         model=model,
         args=setting.arguments(),

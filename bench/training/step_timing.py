@@ -1,9 +1,10 @@
 """
-Steps a second of trainers in turn; and one in a process of its own, or in several: its peak memory and its seconds a
-step, as JSON.
+Time the steps of trainers: of several in turn, or of one in new processes, where its peak memory is its own.
 
     python -m seam.bench.training.step_timing SYSTEM SIZE DEVICE BATCH STEPS FOLDER
     torchrun --nproc_per_node 2 -m seam.bench.training.step_timing ...
+
+prints seconds per step and peak memory as JSON.
 """
 
 import gc
@@ -29,12 +30,12 @@ from seam.bench.training.trainer_builders import BUILDERS
 from seam.bench.training.training_setup import Setting
 from seam.data.manifest import read_manifest
 
-# Of each training, which are not timed: the first one makes the optimizer's state, and its operations are counted.
+# Not timed: the first step allocates the optimizer's state, and counting its operations takes time.
 WARM_UP_STEPS = 1
 
 
-class _Ends(TrainerCallback):
-    """When each step ended."""
+class _StepEnds(TrainerCallback):
+    """Record when each step ended."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -48,10 +49,12 @@ class _Ends(TrainerCallback):
 @dataclass
 class Training:
     """
+    Hold what was measured in a training.
+
     Args:
-        seconds: a step, from the end of the warm-up to that of the last step: reading the data counts.
+        seconds: per step, from the end of the warm-up to the end of the last step: loading data is included.
         transcripts: the labels of every batch.
-        operations: floating-point operations of a step's products, forward and backward (`FlopCounterMode`).
+        operations: floating-point operations of the matrix products of a step, forward and backward.
     """
 
     seconds: float
@@ -60,8 +63,8 @@ class Training:
 
 
 def train(trainer: Trainer) -> Training:
-    """Train as a user would; the first step is counted instead of timed."""
-    ends, transcripts, training_step = _Ends(trainer.args.device), [], trainer.training_step
+    """Train as a user would, counting the operations of the first step and timing the others."""
+    ends, transcripts, training_step = _StepEnds(trainer.args.device), [], trainer.training_step
     counter = FlopCounterMode(display=False)
 
     def watched(model, inputs, *args, **kwargs):
@@ -77,27 +80,32 @@ def train(trainer: Trainer) -> Training:
     return Training(seconds, transcripts, counter.get_total_flops())
 
 
-def trained_in_turn(
+def train_in_turn(
     trainers: Mapping[str, Callable[[], Trainer]], repeats: int, description: str
 ) -> dict[str, list[Training]]:
-    """Train a, b, c, a, b, c, ..., so that what else the machine does meets all of them alike."""
+    """Train in the order a, b, c, a, b, c, ..., so that other load on the machine affects all of them alike."""
     trained = {name: [] for name in trainers}
     with tqdm(total=repeats * len(trainers), desc=description, leave=False) as progress:
         for _ in range(repeats):
             for name, make in trainers.items():
                 progress.set_postfix_str(name)
                 trained[name].append(train(make()))
-                gc.collect()  # the optimizer's state
+                gc.collect()  # frees the optimizer's state
                 progress.update()
     return trained
 
 
-def run_alone(system: str, setting: Setting, batch: int, processes: int = 1, threads: int | None = None) -> dict:
+def run_in_new_process(
+    system: str, setting: Setting, batch: int, processes: int = 1, threads: int | None = None
+) -> dict:
     """
-    What `main` prints of a system in new processes.
+    Train a system in new processes and return what `main` prints.
 
     Args:
-        batch: of each process.
+        system: one of `BUILDERS`.
+        setting: of the run.
+        batch: utterances per step of each process.
+        processes: number of processes that train together.
         threads: of each process; by default torch's choice.
     """
     arguments = [system, setting.size, setting.device, batch, setting.steps, setting.folder]
@@ -106,7 +114,7 @@ def run_alone(system: str, setting: Setting, batch: int, processes: int = 1, thr
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}.")
+        raise RuntimeError(f"{' '.join(map(str, command))} failed with exit status {done.returncode}.")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -121,7 +129,7 @@ def main(system: str, size: str, device: str, batch: str, steps: str, folder: st
     if trainer.args.process_index == 0:
         found = {"seconds": training.seconds, "peak_bytes": peak(device), "threads": torch.get_num_threads()}
         print(json.dumps(found))
-    PartialState().destroy_process_group()  # or gloo's threads may abort a process that ends before the others
+    PartialState().destroy_process_group()  # or gloo's threads may abort a process that exits before the others
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """
-Trainings of SEAM's stages and of their peers, side by side: the same recordings in the same order, the same batch,
-optimizer and precision. Each reads, collates and trains as its own library does it.
+Builders of the trainers that are compared: those of SEAM's stages and of their baselines.
+
+All get the same recordings in the same order, batch size, optimizer and precision; each loads and collates data as its
+own library does.
 """
 
 from collections.abc import Callable
@@ -8,7 +10,7 @@ from functools import partial
 
 from transformers import Trainer
 
-from seam.bench.training.baselines import peft, whisper
+from seam.bench.training.baselines import peft_trainer, whisper_trainer
 from seam.bench.training.training_setup import Setting
 from seam.data.dataset import SpeechCollator, SpeechDataset
 from seam.data.manifest import CASINGS
@@ -20,27 +22,28 @@ from seam.train.refinement import AlignedDataset, RefinementTrainer
 from seam.train.state_cache import States, aligned_on_disk, states_on_disk
 from seam.train.trainer import StageTrainer
 
-# Builds a model, and returns what makes a trainer of it, as often as it is called.
+# Makes a model and returns a function that makes a new trainer of it in every call.
 Builder = Callable[[Setting], Callable[[], Trainer]]
 
 
-# ---- SEAM ----
-
-
-def stage(
+def stage_trainer(
     trainer_class: type[StageTrainer],
     setting: Setting,
-    read: Callable[[Setting, SeamForSpeechRecognition], SpeechDataset | States],
+    load_data: Callable[[Setting, SeamForSpeechRecognition], SpeechDataset | States],
 ) -> Callable[[], Trainer]:
     """
+    Build the trainer of a stage.
+
     Args:
-        read: what makes the data set: of speech, which is read and encoded in every step, or of what is on disk.
+        trainer_class: of the stage.
+        setting: of the run.
+        load_data: `speech`, which is read and encoded in every step, or `encoder_states` or `aligned_embeds` on disk.
     """
     model = setting.model if trainer_class.use_llm else setting.alignment_model
-    dataset = read(setting, model)
-    if trainer_class is RefinementTrainer:  # as if Stage 1 had heard everything right: random weights hear no end
+    dataset = load_data(setting, model)
+    if trainer_class is RefinementTrainer:  # labels in place of Stage-1 tokens: random weights never predict EOA
         transcripts = map(speech(setting).token_ids, range(len(dataset)))
-        dataset = AlignedDataset(dataset, [(place, ids, ids) for place, ids in enumerate(transcripts)])
+        dataset = AlignedDataset(dataset, [(index, ids, ids) for index, ids in enumerate(transcripts)])
 
     def trainer() -> Trainer:
         return trainer_class(
@@ -61,18 +64,18 @@ def speech(setting: Setting, model: SeamForSpeechRecognition | None = None) -> S
 
 
 def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> States:
-    """`data.encoder_states`; what is not there yet is made now."""
+    """Return the cached states of `data.encoder_states`; those that are missing are computed first."""
     dtype = str(setting.sizes.dtype).removeprefix("torch.")
-    # Stage 1 times how its own are made: they are not those that Stage 2 may have left.
+    # A folder for each: how long Stage 1 takes to fill its cache is measured, so that it must start empty.
     folder = setting.folder / ("states of Stage 1" if model.config.alignment_only else "states")
     data = DataSettings(encoder_states=str(folder), encoder_states_dtype=dtype)
     recipe = StageRecipe(training=setting.arguments(), data=data)
-    one = SpeechDataset(setting.utterances[:1], setting.processor, CASINGS["lower"])  # held out, as recipes have it
-    return states_on_disk(recipe, model, setting.processor, [speech(setting), one])[0]
+    held_out = SpeechDataset(setting.utterances[:1], setting.processor, CASINGS["lower"])  # as recipes have one
+    return states_on_disk(recipe, model, setting.processor, [speech(setting), held_out])[0]
 
 
 def aligned_embeds(setting: Setting, model: SeamForSpeechRecognition) -> States:
-    """`aligned_embeds`; what is not there yet is made now."""
+    """Return the cached embeddings of `aligned_embeds`; those that are missing are computed first."""
     recipe = StageRecipe(
         training=setting.arguments(), data=DataSettings(), aligned_embeds=str(setting.folder / "aligned")
     )
@@ -80,13 +83,13 @@ def aligned_embeds(setting: Setting, model: SeamForSpeechRecognition) -> States:
 
 
 BUILDERS: dict[str, Builder] = {
-    "stage_1": partial(stage, AlignmentTrainer, read=speech),
-    "stage_1_cached": partial(stage, AlignmentTrainer, read=encoder_states),
-    "whisper": partial(whisper, trains_table=False),
-    "whisper_with_table": partial(whisper, trains_table=True),
-    "stage_2": partial(stage, InstructionTrainer, read=speech),
-    "stage_2_with_states": partial(stage, InstructionTrainer, read=encoder_states),
-    "stage_2_cached": partial(stage, InstructionTrainer, read=aligned_embeds),
-    "peft": peft,
-    "stage_3": partial(stage, RefinementTrainer, read=speech),
+    "stage_1": partial(stage_trainer, AlignmentTrainer, load_data=speech),
+    "stage_1_cached": partial(stage_trainer, AlignmentTrainer, load_data=encoder_states),
+    "whisper": partial(whisper_trainer, trains_table=False),
+    "whisper_with_table": partial(whisper_trainer, trains_table=True),
+    "stage_2": partial(stage_trainer, InstructionTrainer, load_data=speech),
+    "stage_2_with_states": partial(stage_trainer, InstructionTrainer, load_data=encoder_states),
+    "stage_2_cached": partial(stage_trainer, InstructionTrainer, load_data=aligned_embeds),
+    "peft": peft_trainer,
+    "stage_3": partial(stage_trainer, RefinementTrainer, load_data=speech),
 }

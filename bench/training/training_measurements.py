@@ -1,4 +1,4 @@
-"""The parts of `bench.training`: what is measured together, and which metrics follow."""
+"""The parts of `bench.training`, which `--only` selects: what each measures and which metrics it derives."""
 
 import statistics
 import time
@@ -9,47 +9,49 @@ from typing import Any
 import torch
 
 from seam.bench.common import measure_machine
-from seam.bench.training.step_timing import run_alone, trained_in_turn
+from seam.bench.training.step_timing import run_in_new_process, train_in_turn
 from seam.bench.training.trainer_builders import BUILDERS, aligned_embeds, encoder_states
-from seam.bench.training.training_setup import Setting, seam
+from seam.bench.training.training_setup import Setting, make_seam
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train import stage1_decoding
 from seam.train.recipe import DataSettings, StageRecipe
 
-ALONE_REPEATS = 3  # of what runs in new processes, at most
-DECODED_TOKENS = 120  # at which Stage 1 is stopped: with random weights it hears no end
+NEW_PROCESS_REPEATS = 3  # greatest number for what runs in new processes
+DECODED_TOKENS = 120  # at which Stage 1 is stopped: random weights never predict EOA
 
 
 @dataclass
 class Findings:
-    """What the JSON file holds: `rows` of metrics, times and memory of `systems`, `checks` of what they were given."""
+    """Collect the lists of the JSON file: `rows` of metrics, times and memory of `systems`, `checks` of equal input."""
 
     rows: list[dict] = field(default_factory=list)
     systems: list[dict] = field(default_factory=list)
     checks: list[dict] = field(default_factory=list)
 
     def ratios(self, metric: str, ratios: list[float], **more):
-        """The median over the repeats, with the least and the greatest."""
+        """Add a row with the median, the least and the greatest ratio of the repeats."""
         found = {"ratio": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
         self.rows.append({"metric": metric, **found, **more})
 
-    def speed(self, metric: str, seconds: list[float], of_other: list[float], **more):
-        """The ratio of steps a second, repeat by repeat."""
-        self.ratios(metric, [other / own for own, other in zip(seconds, of_other, strict=True)], **more)
+    def speed(self, metric: str, seconds: list[float], baseline_seconds: list[float], **more):
+        """Add a row of ratios of steps per second, repeat by repeat."""
+        self.ratios(metric, [other / own for own, other in zip(seconds, baseline_seconds, strict=True)], **more)
 
     def system(self, part: str, name: str, seconds: list[float], **more):
         found = {"part": part, "system": name, "seconds": statistics.median(seconds), "all_seconds": seconds}
         self.systems.append({**found, **more})
 
 
-def in_turn(setting: Setting, findings: Findings, part: str, names: list[str], repeats: int) -> dict[str, list[float]]:
+def compare_trainings(
+    setting: Setting, findings: Findings, part: str, names: list[str], repeats: int
+) -> dict[str, list[float]]:
     """
-    Seconds a step of several systems, in each repeat.
+    Train several systems in turn and return the seconds per step of each repeat.
 
     Raises:
-        RuntimeError: unless all were given the same transcripts in the same batches.
+        RuntimeError: unless all were trained on the same transcripts in the same batches.
     """
-    trained = trained_in_turn({name: BUILDERS[name](setting) for name in names}, repeats, part)
+    trained = train_in_turn({name: BUILDERS[name](setting) for name in names}, repeats, part)
     first, *others = names
     for name in others:
         if trained[name][-1].transcripts != trained[first][-1].transcripts:
@@ -64,35 +66,37 @@ def in_turn(setting: Setting, findings: Findings, part: str, names: list[str], r
 
 def stage_1(setting: Setting, findings: Findings, repeats: int):
     """
-    Stage 1 against Whisper's fine-tuning, without and with the encoder's states on disk; cold, they are made first, for
-    one epoch.
+    Compare Stage 1 with the fine-tuning of a Whisper, without and with cached encoder states.
+
+    With a cold cache the time to fill it is spread over the steps of one epoch.
     """
-    cold, warm = seconds_of_states(setting, encoder_states, setting.alignment_model)
+    cold, warm = seconds_cold_and_warm(setting, encoder_states, setting.alignment_model)
     names = ["stage_1", "whisper", "stage_1_cached", "whisper_with_table"]
-    seconds = in_turn(setting, findings, "stage_1", names, repeats)
+    seconds = compare_trainings(setting, findings, "stage_1", names, repeats)
     findings.system("stage_1", "making the encoder's states", [cold], utterances=len(setting.utterances) + 1)
     findings.system("stage_1", "finding them on disk", [warm], utterances=len(setting.utterances) + 1)
     steps = len(setting.utterances) / setting.batch
-    for peer, suffix in (("whisper", ""), ("whisper_with_table", "_with_table")):
-        findings.speed(f"stage1_vs_peer{suffix}", seconds["stage_1"], seconds[peer])
-        findings.speed(f"stage1_cached_vs_peer{suffix}", seconds["stage_1_cached"], seconds[peer])
+    for baseline, suffix in (("whisper", ""), ("whisper_with_table", "_with_table")):
+        findings.speed(f"stage1_vs_peer{suffix}", seconds["stage_1"], seconds[baseline])
+        findings.speed(f"stage1_cached_vs_peer{suffix}", seconds["stage_1_cached"], seconds[baseline])
     with_cold = [one + cold / steps for one in seconds["stage_1_cached"]]
     findings.speed("stage1_cold_cache_vs_peer", with_cold, seconds["whisper"], steps=steps)
 
 
-def seconds_of_states(setting: Setting, states: Callable, model: SeamForSpeechRecognition) -> tuple[float, float]:
-    """To make what `states` keeps on disk of all utterances, and to find it there."""
+def seconds_cold_and_warm(setting: Setting, states: Callable, model: SeamForSpeechRecognition) -> tuple[float, float]:
+    """Return the seconds that `states` takes to fill its cache, and then to find everything in it."""
     return _seconds(states, setting, model)[0], _seconds(states, setting, model)[0]
 
 
 def stage_2(setting: Setting, findings: Findings, repeats: int):
     """
-    Stage 2 against PEFT's LoRA fine-tuning of the language model, which has neither encoder nor aligner: as it is, with
-    the encoder's states on disk, and with what the aligner makes of them on disk.
+    Compare Stage 2 with PEFT's LoRA fine-tuning of the language model, which has neither encoder nor aligner.
+
+    Stage 2 is measured without a cache, with cached encoder states, and with cached embeddings of the aligner.
     """
-    cold, warm = seconds_of_states(setting, aligned_embeds, setting.model)
+    cold, warm = seconds_cold_and_warm(setting, aligned_embeds, setting.model)
     names = ["stage_2", "peft", "stage_2_cached", "stage_2_with_states"]
-    seconds = in_turn(setting, findings, "stage_2", names, repeats)
+    seconds = compare_trainings(setting, findings, "stage_2", names, repeats)
     findings.system("stage_2", "making the aligned embeddings", [cold], utterances=len(setting.utterances))
     findings.system("stage_2", "finding them on disk", [warm], utterances=len(setting.utterances))
     findings.speed("stage2_vs_peft", seconds["stage_2"], seconds["peft"])
@@ -101,26 +105,26 @@ def stage_2(setting: Setting, findings: Findings, repeats: int):
 
 
 def memory(setting: Setting, findings: Findings, repeats: int):
-    """The peak of a training, of systems in processes of their own."""
+    """Compare the peak memory of trainings, each in a process of its own."""
     peaks = {}
     for name in ("stage_1", "stage_1_cached", "whisper", "whisper_with_table", "stage_2", "stage_2_cached", "peft"):
-        peaks[name] = run_alone(name, setting, setting.batch)["peak_bytes"]
+        peaks[name] = run_in_new_process(name, setting, setting.batch)["peak_bytes"]
         findings.systems.append({"part": "memory", "system": name, "peak_gb": peaks[name] / 1e9})
     table = 4 * setting.sizes.llm.vocab_size * setting.sizes.llm.hidden_size
-    for peer, suffix in (("whisper", ""), ("whisper_with_table", "_with_table")):
+    for baseline, suffix in (("whisper", ""), ("whisper_with_table", "_with_table")):
         for system, metric in (("stage_1", "stage1_memory"), ("stage_1_cached", "stage1_cached_memory")):
-            ratio = peaks[system] / (peaks[peer] + table)
+            ratio = peaks[system] / (peaks[baseline] + table)
             findings.ratios(f"{metric}_vs_peer{suffix}_and_table", [ratio], table_gb=table / 1e9)
     findings.ratios("stage2_memory_vs_peft", [peaks["stage_2"] / peaks["peft"]])
 
 
 def processes(setting: Setting, findings: Findings, repeats: int):
-    """Stage 1 in two processes of one thread each against one process of one and of two threads, the same batch."""
+    """Compare Stage 1 in two processes of one thread with one process of one and of two threads, at equal batch."""
     ways = {"1 process, 1 thread": (1, 1), "2 processes, 1 thread each": (2, 1), "1 process, 2 threads": (1, 2)}
     seconds = {name: [] for name in ways}
-    for _ in range(min(repeats, ALONE_REPEATS)):
+    for _ in range(min(repeats, NEW_PROCESS_REPEATS)):
         for name, (number, threads) in ways.items():
-            found = run_alone("stage_1", setting, setting.batch // number, number, threads)
+            found = run_in_new_process("stage_1", setting, setting.batch // number, number, threads)
             seconds[name].append(found["seconds"])
     for name in ways:
         findings.system("processes", name, seconds[name])
@@ -130,10 +134,10 @@ def processes(setting: Setting, findings: Findings, repeats: int):
 
 
 def caches(setting: Setting, findings: Findings, repeats: int):
-    """`seam train decode` of Stage 1, of `DECODED_TOKENS` tokens: cold, and when all is there."""
+    """Time `seam train decode` with `DECODED_TOKENS` tokens per utterance, with an empty and with a complete cache."""
     whisper = setting.sizes.whisper
     positions, whisper.max_target_positions = whisper.max_target_positions, DECODED_TOKENS + 1
-    model = seam(setting.sizes, setting.processor, alignment_only=True)
+    model = make_seam(setting.sizes, setting.processor, alignment_only=True)
     whisper.max_target_positions = positions
     folder, manifest = setting.folder / "stage_1", str(setting.folder / "speech" / "manifest.jsonl")
     model.save_pretrained(folder)
@@ -144,28 +148,28 @@ def caches(setting: Setting, findings: Findings, repeats: int):
         model=str(folder),
         alignment_cache=str(setting.folder / "decoded"),
     )
-    cold, said = _seconds(stage1_decoding.main, recipe)
-    warm, said_again = _seconds(stage1_decoding.main, recipe)
-    heard = {"utterances": len(setting.utterances) + 1, "tokens": DECODED_TOKENS}
-    findings.system("caches", "seam train decode, cold", [cold], **heard)
-    findings.system("caches", "seam train decode, warm", [warm], **heard)
-    decoded = [one["train"]["decoded"] for one in (said, said_again)]
+    cold, counts = _seconds(stage1_decoding.main, recipe)
+    warm, counts_again = _seconds(stage1_decoding.main, recipe)
+    work = {"utterances": len(setting.utterances) + 1, "tokens": DECODED_TOKENS}
+    findings.system("caches", "seam train decode, cold", [cold], **work)
+    findings.system("caches", "seam train decode, warm", [warm], **work)
+    decoded = [one["train"]["decoded"] for one in (counts, counts_again)]
     findings.checks.append({"part": "caches", "decoded_cold": decoded[0], "decoded_warm": decoded[1]})
     findings.ratios("decode_warm_vs_cold", [warm / cold])
 
 
 def utilisation(setting: Setting, findings: Findings, repeats: int):
-    """Operations a second of each stage, relative to those of a product of large matrices."""
+    """Measure operations per second of each stage, relative to the product of two large matrices."""
     machine = measure_machine(torch.device(setting.device), setting.sizes.dtype)
     for name in ("stage_1", "stage_2", "stage_3"):
-        (one,) = trained_in_turn({name: BUILDERS[name](setting)}, 1, "utilisation")[name]
+        (one,) = train_in_turn({name: BUILDERS[name](setting)}, 1, "utilisation")[name]
         speed = one.operations / one.seconds
         findings.system("utilisation", name, [one.seconds], tflop=one.operations / 1e12)
         findings.ratios(f"{name.replace('_', '')}_utilisation", [speed / machine.arithmetic], tflop_per_s=speed / 1e12)
 
 
 def _seconds(function: Callable, *arguments) -> tuple[float, Any]:
-    """What a call takes, and what it returns."""
+    """Return the seconds that a call takes, and what it returns."""
     start = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - start, result

@@ -1,4 +1,4 @@
-"""The findings of `bench.training` for the terminal, and their picture."""
+"""Tables and plot of the findings of `bench.training`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from seam.bench.common import device_name, save_plot
 
-# What is aimed at. Speeds: the least ratio; memory: the greatest.
+# Targets: the least ratio of speeds, the greatest of memory.
 LEAST = {
     "stage1_vs_peer": 0.95,
     "stage1_cached_vs_peer": 1.3,
@@ -18,7 +18,7 @@ GREATEST = {"stage1_memory_vs_peer_and_table": 1.0}
 
 
 def target(metric: str) -> str:
-    """A target in words, or nothing."""
+    """Return the target of a metric in words, or an empty string."""
     if metric in LEAST:
         return f"at least {LEAST[metric]:g}"
     return f"at most {GREATEST[metric]:g}" if metric in GREATEST else ""
@@ -58,7 +58,7 @@ def print_findings(report: dict, console: Console) -> None:
 
 
 def write_plot(report: dict, path: Path) -> None:
-    """Write a PNG: the ratios with their ranges, and the targets as bars."""
+    """Write a PNG with the ratios, their ranges, and the targets as bars."""
     rows = [row for row in report["rows"] if "utilisation" not in row["metric"]]
     figure = Figure(figsize=(10, 1.5 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()

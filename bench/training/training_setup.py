@@ -31,7 +31,7 @@ from seam.train.recipe import StageRecipe, load_recipe
 
 SIZES = ("tiny", "base", "small", "paper")
 STATES_PER_SECOND = 50  # of the encoder
-IDS = 400  # that the tokenizer uses; the models' vocabularies are as large as real ones
+TOKENIZER_VOCABULARY = 400  # smaller than the models' vocabularies, which are as large as those of published models
 
 SHIPPED = read_manifest(RECORDINGS / "manifest.jsonl")
 TEXTS = [utterance.text for utterance in SHIPPED]
@@ -39,12 +39,12 @@ TEXTS = [utterance.text for utterance in SHIPPED]
 
 def write_speech(folder: Path, count: int, window: float) -> list[Utterance]:
     """
-    Write recordings of which none is longer than the window and each holds as much of others as fits into it, and their
-    `manifest.jsonl`.
+    Write recordings and their `manifest.jsonl`: shipped recordings, joined at random until no other fits the window.
 
     Args:
+        folder: to be written.
         count: number of recordings.
-        window: seconds.
+        window: greatest number of seconds of a recording.
     """
     folder.mkdir(parents=True, exist_ok=True)
     utterances = []
@@ -64,11 +64,13 @@ def write_speech(folder: Path, count: int, window: float) -> list[Utterance]:
 @dataclass
 class Sizes:
     """
+    Hold the sizes of the models, which SEAM and its baselines share.
+
     Args:
-        whisper: of the encoder, of Stage 1's peer, and by its decoder of the aligner.
-        llm: of the language model.
-        fields: of `SeamConfig`, LoRA's among them.
-        dtype: in which both sides compute, by autocast where it is not fp32: weights are fp32.
+        whisper: config of the encoder and of Stage 1's baseline; its decoder has the sizes of the aligner.
+        llm: config of the language model.
+        fields: further fields of `SeamConfig`, LoRA's among them.
+        dtype: of all computations, by autocast unless it is fp32: weights are kept in fp32.
     """
 
     whisper: WhisperConfig
@@ -78,14 +80,16 @@ class Sizes:
 
     @property
     def window(self) -> int:
-        """Seconds that the encoder hears."""
+        """The seconds of audio that the encoder reads at once."""
         return self.whisper.max_source_positions // STATES_PER_SECOND
 
 
 def sizes_of(name: str) -> Sizes:
     """
+    Return the sizes called `name`.
+
     `small` and `paper` are those of `recipes`; `base` is Whisper-base and a language model of 0.2 B parameters with
-    Qwen3's vocabulary; `tiny` hears 2 s and computes in fp32.
+    Qwen3's vocabulary; `tiny` has a window of 2 s and computes in fp32.
     """
     recipe = RECIPES / ("paper" if name == "paper" else "small") / "alignment.yaml"
     recipe = load_recipe(StageRecipe, recipe, ["training.use_cpu=true"])
@@ -109,24 +113,24 @@ def sizes_of(name: str) -> Sizes:
     return Sizes(WhisperConfig(**whisper), backbone_config(recipe.llm), fields)
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Of both sides."""
-    return tiny_backbones.make_tokenizer([*TEXTS, DEFAULT_INSTRUCTION] * 20, IDS)
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """Make the tokenizer that SEAM and its baselines share."""
+    return tiny_backbones.make_tokenizer([*TEXTS, DEFAULT_INSTRUCTION] * 20, TOKENIZER_VOCABULARY)
 
 
-def processor(sizes: Sizes) -> SeamProcessor:
-    return SeamProcessor(feature_extractor(sizes), tokenizer())
+def make_processor(sizes: Sizes) -> SeamProcessor:
+    return SeamProcessor(make_feature_extractor(sizes), make_tokenizer())
 
 
-def feature_extractor(sizes: Sizes) -> WhisperFeatureExtractor:
+def make_feature_extractor(sizes: Sizes) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(feature_size=sizes.whisper.num_mel_bins, chunk_length=sizes.window)
 
 
-def seam(sizes: Sizes, processor: SeamProcessor, alignment_only: bool) -> SeamForSpeechRecognition:
-    """What Stage 1 trains, or Stage 2."""
-    torch.manual_seed(0)  # every process and part has the same, and reads the same states on disk
+def make_seam(sizes: Sizes, processor: SeamProcessor, alignment_only: bool) -> SeamForSpeechRecognition:
+    """Make SEAM with random weights: with `alignment_only` what Stage 1 trains, otherwise what Stages 2 and 3 train."""
+    torch.manual_seed(0)  # equal weights in every process and part: cached states are valid for those weights alone
     config = SeamConfig.from_backbones(
-        deepcopy(sizes.whisper),  # a `Trainer` changes the config of its model
+        deepcopy(sizes.whisper),  # `Trainer` modifies the config of its model
         deepcopy(sizes.llm),
         alignment_only=alignment_only,
         boa_token_id=processor.boa_token_id,
@@ -141,13 +145,15 @@ def seam(sizes: Sizes, processor: SeamProcessor, alignment_only: bool) -> SeamFo
 @dataclass
 class Setting:
     """
+    Hold what all trainings of a run share.
+
     Args:
         size: one of `SIZES`.
         device: `cpu` or `cuda`.
-        batch: utterances of a step of one process.
-        steps: of a training.
-        utterances: what is heard, as many as the steps take.
-        folder: to write to.
+        batch: utterances per step and process.
+        steps: per training.
+        utterances: training data, as many as the steps consume.
+        folder: where caches, checkpoints and recordings are written.
     """
 
     size: str
@@ -163,20 +169,20 @@ class Setting:
 
     @cached_property
     def processor(self) -> SeamProcessor:
-        return processor(self.sizes)
+        return make_processor(self.sizes)
 
     @cached_property
     def alignment_model(self) -> SeamForSpeechRecognition:
-        """Of all systems that train Stage 1."""
-        return seam(self.sizes, self.processor, alignment_only=True).to(self.device)
+        """The model of all systems that train Stage 1."""
+        return make_seam(self.sizes, self.processor, alignment_only=True).to(self.device)
 
     @cached_property
     def model(self) -> SeamForSpeechRecognition:
-        """Of all systems that train Stages 2 and 3."""
-        return seam(self.sizes, self.processor, alignment_only=False).to(self.device)
+        """The model of all systems that train Stages 2 and 3."""
+        return make_seam(self.sizes, self.processor, alignment_only=False).to(self.device)
 
     def arguments(self, cls: type[TrainingArguments] = TrainingArguments) -> TrainingArguments:
-        """With the optimizer of our recipes."""
+        """Return training arguments with the optimizer of the recipes."""
         return cls(
             output_dir=str(self.folder / "training"),
             max_steps=self.steps,
@@ -189,7 +195,7 @@ class Setting:
             optim="adamw_torch_fused",
             bf16=self.sizes.dtype == torch.bfloat16,
             use_cpu=self.device == "cpu",
-            # On a CPU all cores compute: what reads in another process takes as much from them.
+            # On a CPU the training uses all cores: a process that loads data would slow it down.
             dataloader_num_workers=8 if self.device == "cuda" else 0,
             train_sampling_strategy="sequential",
             remove_unused_columns=False,

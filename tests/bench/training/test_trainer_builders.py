@@ -29,29 +29,29 @@ def test_recordings_fill_the_window(setting):
 
 
 def test_both_sides_hear_and_learn_the_same(setting):
-    own, peer = speech(setting), WhisperData(setting)
+    own, baseline = speech(setting), WhisperData(setting)
     for place in range(len(own)):
-        torch.testing.assert_close(own[place]["input_features"], peer[place]["input_features"], rtol=0, atol=0)
-        assert [*own[place]["token_ids"].tolist(), 2] == peer[place]["labels"].tolist()  # 2: <|im_end|>
+        torch.testing.assert_close(own[place]["input_features"], baseline[place]["input_features"], rtol=0, atol=0)
+        assert [*own[place]["token_ids"].tolist(), 2] == baseline[place]["labels"].tolist()  # 2: <|im_end|>
 
 
-def test_stage_1_and_its_peer_train_as_much(setting):
-    stage_1, peer, with_table = (
+def test_stage_1_and_its_baseline_train_as_much(setting):
+    stage_1, baseline, with_table = (
         BUILDERS[name](setting)().model for name in ("stage_1", "whisper", "whisper_with_table")
     )
     projections = 2 * 64 * 128  # of the aligner, to and from the embeddings of the language model
-    assert trained(stage_1) == trained(peer) + projections
-    assert trained(with_table) == trained(peer) + 1000 * 64
-    size = sum(parameter.numel() for parameter in peer.model.encoder.parameters())
+    assert trained(stage_1) == trained(baseline) + projections
+    assert trained(with_table) == trained(baseline) + 1000 * 64
+    size = sum(parameter.numel() for parameter in baseline.model.encoder.parameters())
     assert size == sum(parameter.numel() for parameter in stage_1.encoder.parameters())
 
 
-def test_stage_2_and_its_peer_train_and_read_as_much(setting):
-    stage_2, peer = BUILDERS["stage_2"](setting)(), BUILDERS["peft"](setting)()
+def test_stage_2_and_its_baseline_train_and_read_as_much(setting):
+    stage_2, baseline = BUILDERS["stage_2"](setting)(), BUILDERS["peft"](setting)()
     # Of two layers the seven matrices, in and out, at rank 32.
     sides = {"q": (128, 64), "k": (128, 32), "v": (128, 32), "o": (64, 128), "up": (128, 128)}
-    assert trained(peer.model) == 2 * 32 * (sum(map(sum, sides.values())) + 2 * sum(sides["up"]))
-    assert trained(stage_2.model) == trained(peer.model)
+    assert trained(baseline.model) == 2 * 32 * (sum(map(sum, sides.values())) + 2 * sum(sides["up"]))
+    assert trained(stage_2.model) == trained(baseline.model)
     item = speech(setting)[0]
     inputs = stage_2.data_collator([item])
     with patch.object(stage_2.model.language_model, "forward", side_effect=RuntimeError) as read:
@@ -69,11 +69,13 @@ def test_other_batches_are_no_comparison(setting, monkeypatch):
     monkeypatch.setattr(training_measurements, "BUILDERS", dict.fromkeys(given, lambda setting: None))
     monkeypatch.setattr(
         training_measurements,
-        "trained_in_turn",
+        "train_in_turn",
         lambda *_: {name: [Training(1.0, batches, 1)] for name, batches in given.items()},
     )
     with pytest.raises(RuntimeError, match="whisper was given other batches than stage_1"):
-        training_measurements.in_turn(setting, training_measurements.Findings(), "stage_1", ["stage_1", "whisper"], 1)
+        training_measurements.compare_trainings(
+            setting, training_measurements.Findings(), "stage_1", ["stage_1", "whisper"], 1
+        )
 
 
 def test_the_sizes_of_the_recipes():
