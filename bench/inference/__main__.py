@@ -1,21 +1,22 @@
 """
-SEAM's two loops against stock transformers, in one run on the same machine, with random weights.
+Compare SEAM's two loops with stock transformers, on one machine in one run, with random weights.
 
     python -m bench.inference --size tiny|small|paper [--device cpu|cuda] [--batch 1,4,8] [--json FILE] [--plot FILE]
 
-(a) Stock Whisper's `generate` with a decoder of the aligner's own layers; (b) stock Qwen3's `generate`, greedy, on the
-prompts that SEAM gives it; (c) SEAM's loops, plain and checking drafts, and sums of them: whole systems. All write the
-same number of tokens: nothing ends by itself. Sizes paper and small are those of `recipes`, in bf16; tiny is in fp32.
+Measured are (a) stock Whisper's `generate` with a decoder of the aligner's own layers; (b) stock Qwen3's greedy
+`generate` on SEAM's prompts; (c) SEAM's loops, with and without drafts. Complete systems are sums of these. All decode
+the same number of tokens, since none predicts an end. Sizes paper and small are those of `recipes`, in bf16; tiny is in
+fp32.
 
-Drafts are the plain loop's own text with so many tokens replaced, left out or put in, others in each repeat.
-Predictions of Stage 1 lie as near to an embedding as trained ones (see `synthetic_model.py`); `lookup_share_random` is
-the case where they do not. `seam_*` are sums of the parts of a system; in `seam_draft_*` Stage 1 checks a draft, too,
-and the time of the draft head counts. Each part (`--only`) is measured by itself; `linearity` writes four times as many
-tokens, of an utterance that is four times as long for the LLM.
+Drafts are the plain loop's own text with a given share of tokens substituted, deleted or inserted, others in each
+repeat. Predictions of Stage 1 lie as near to an embedding as those of a trained model (see `synthetic_model.py`),
+except for `lookup_share_random`. `seam_*` are complete systems; in `seam_draft_*` Stage 1 verifies a draft, too, and
+the time of the draft head is included. Each part (`--only`) is measured by itself; `linearity` decodes up to four times
+as many tokens, and gives the LLM an utterance that is as many times as long.
 
-At paper size on two cores a batch of one takes half an hour and 15 GB of memory. Stock `generate` of the LLM copies its
-output matrix for each row of a batch: of 8 rows it takes 10 GB more. `--only llm` leaves out all that the LLM does not
-need, `--only stage_1` the LLM's loops.
+At paper size on two cores, a batch of one takes half an hour and 15 GB of memory. Stock `generate` of the LLM copies
+its output matrix for each row of a batch: 8 rows take 10 GB more. `--only llm` drops the models that the LLM does not
+need, `--only stage_1` skips the LLM's loops.
 """
 
 from collections.abc import Iterator
@@ -37,14 +38,14 @@ from seam.bench.inference.synthetic_model import SIZES, build, lookup, stock_whi
 def measure(
     size: str, device: str, batches: list[int], tokens: int, repeats: int, parts: list[str], active: int | None = None
 ) -> Iterator[dict]:
-    """All parts for all batch sizes; after each of these, what the JSON file holds so far."""
-    transformers.logging.set_verbosity_error()  # of generation flags that are left alone
+    """Measure all parts for all batch sizes; yield the content of the JSON file after each batch size."""
+    transformers.logging.set_verbosity_error()  # silences warnings about generation flags that are ignored
     model = build(size, device)
     whisper, machine = stock_whisper(model), measure_machine(model.device, model.dtype)
     tables = lookup(model), None if active is None else lookup(model, active)
     findings, speech = Findings(), {batch: Speech.random(model, batch) for batch in batches}
     if LLM_PARTS.issuperset(parts):
-        model.encoder = model.aligner = whisper = None  # room for what stock `generate` takes
+        model.encoder = model.aligner = whisper = None  # frees memory for stock `generate`
     about = {
         **describe_run(size, device, model.dtype),
         "tokens": tokens,
@@ -64,13 +65,13 @@ def main(
     size: Annotated[str, typer.Option(help="tiny, small or paper.")] = "paper",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     batch: Annotated[str, typer.Option(help="Batch sizes, with commas between them.")] = "1",
-    tokens: Annotated[int, typer.Option(min=4, help="Tokens that each loop writes.")] = 90,
-    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; medians are reported.")] = 3,
+    tokens: Annotated[int, typer.Option(min=4, help="Tokens that each loop decodes.")] = 90,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats of each measurement; medians are reported.")] = 3,
     only: Annotated[
         str | None, typer.Option(help=f"Parts, of {', '.join(PARTS)}. By default all, at size tiny memory, too.")
     ] = None,
     active: Annotated[
-        int | None, typer.Option(min=1, help="Also Stage 1 with an active vocabulary of so many ids.")
+        int | None, typer.Option(min=1, help="Measure Stage 1 with an active vocabulary of this many ids, too.")
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write a PNG.")] = None,
@@ -80,9 +81,9 @@ def main(
     check_size_and_device(size, SIZES, device)
     longest = tokens * (max(LENGTHS) if "linearity" in parts else 1)
     if longest > 447:
-        raise typer.BadParameter(f"--tokens: {longest} tokens would be written, but the aligner has positions for 447.")
+        raise typer.BadParameter(f"--tokens: {longest} tokens would be decoded; the aligner has positions for 447.")
     if active is not None and active <= longest:
-        raise typer.BadParameter(f"--active is {active}; accepted: more than the {longest} tokens that are written.")
+        raise typer.BadParameter(f"--active is {active}; accepted: more than the {longest} tokens that are decoded.")
     reports = measure(size, device, batches, tokens, repeats, parts, active)
     save_and_print(reports, json_file, plot, print_findings, write_plot)
 

@@ -1,6 +1,7 @@
 """
-What `bench.inference` compares: stock `generate` of Whisper and of Qwen3, and SEAM's loops, on the same speech states,
-the same prompts and for the same number of tokens. Each returns what it wrote.
+The decoding loops that `bench.inference` compares: stock `generate` of Whisper and of Qwen3, and SEAM's own.
+
+All decode the same number of tokens from the same speech states and prompts, and return these tokens.
 """
 
 import random
@@ -20,19 +21,19 @@ from seam.modeling_seam.llm_decoding import PromptPrefix, Row, write
 from seam.modeling_seam.nearest import NearestToken
 from seam.modeling_seam.prompt import splice
 
-# Of the tokens in which Stage 1 and the full model differ (recipes/compare/tiny.yaml, three seeds, both test sets), the
-# shares that are another token, missing in Stage 1's, and too many there.
+# How Stage-1 tokens differ from the output of the full model (recipes/compare/tiny.yaml, three seeds, both test sets):
+# shares of substitutions, deletions and insertions.
 ERRORS = (0.68, 0.18, 0.14)
 
 
 @dataclass
-class Written:
+class Output:
     """
-    What a loop wrote.
+    Hold the output of a loop.
 
     Args:
-        tokens: per utterance its ids.
-        rows: of a loop with drafts, its own account of them.
+        tokens: ids of each utterance.
+        rows: counts that a loop with drafts keeps of each utterance.
     """
 
     tokens: list[list[int]]
@@ -41,14 +42,20 @@ class Written:
 
 def corrupt(tokens: list[int], agreement: float, vocabulary: int, seed: str) -> list[int]:
     """
-    A draft of a text: of its tokens the share `1 - agreement`, rounded to whole tokens, is replaced by another, left
-    out, or follows one that was put in, at random, as often as `ERRORS` says.
+    Make a draft of a text with random errors.
+
+    Args:
+        tokens: ids of the text.
+        agreement: share of its tokens that are kept. Each of the others is substituted, deleted, or follows an
+            insertion, with the probabilities in `ERRORS`.
+        vocabulary: size of the vocabulary.
+        seed: of the random choices.
     """
     rng = random.Random(seed)
     wrong = set(rng.sample(range(len(tokens)), round(len(tokens) * (1 - agreement))))
     draft = []
-    for place, token in enumerate(tokens):
-        if place in wrong:
+    for position, token in enumerate(tokens):
+        if position in wrong:
             other = (token + rng.randrange(1, vocabulary)) % vocabulary
             draft += rng.choices(([other], [], [other, token]), ERRORS)[0]
         else:
@@ -59,12 +66,13 @@ def corrupt(tokens: list[int], agreement: float, vocabulary: int, seed: str) -> 
 @dataclass
 class Speech:
     """
-    Utterances that fill the encoder's window.
+    Hold a batch of utterances that fill the encoder's window.
 
     Args:
-        features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): random ones.
-        states, mask: of `encode`.
-        seconds: of each of them.
+        features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): random log-mel features.
+        states (`torch.FloatTensor` of shape `(batch, seq, d_speech)`): what `encode` returns for them.
+        mask (`torch.LongTensor` of shape `(batch, seq)`): the attention mask of the states.
+        seconds: duration of each utterance.
     """
 
     features: torch.FloatTensor
@@ -82,12 +90,14 @@ class Speech:
 
 class Utterances:
     """
-    A batch of utterances of whose transcripts so many tokens are written.
+    Decode a batch of utterances with every loop, a fixed number of tokens each.
 
     Args:
-        model, whisper, lookup: see `models`.
-        speech: what is heard.
-        tokens: number of tokens that each loop writes.
+        model: see `synthetic_model.build`.
+        whisper: see `synthetic_model.stock_whisper`.
+        lookup: see `synthetic_model.lookup`.
+        speech: the utterances.
+        tokens: number of tokens that each loop decodes.
     """
 
     def __init__(
@@ -103,16 +113,18 @@ class Utterances:
         self.states, self.mask = speech.states, speech.mask
         self.batch_size = len(speech.states)
         period = period_of(model)
-        self.heard = successors(config.boa_token_id, tokens, period)  # Stage 1's text, of all rows
-        # What the LLM reads differs: each row has a text of its own.
-        places = torch.randint(config.eoa_token_id - tokens, (self.batch_size,), generator=generator).tolist()
-        self.aligned = [successors(place, tokens, period) for place in places]
+        self.stage_1_text = successors(config.boa_token_id, tokens, period)  # of all rows
+        # The LLM reads another text in each row.
+        starts = torch.randint(config.eoa_token_id - tokens, (self.batch_size,), generator=generator).tolist()
+        self.aligned = [successors(start, tokens, period) for start in starts]
         self.guides = [text[:1] for text in self.aligned]
         self.transcripts = [successors(guide[0], tokens, period) for guide in self.guides]
         prompt, self.prefix = config.prompt_token_ids, PromptPrefix()
         self.instruction = prompt[: prompt.index(config.audio_token_id)]
-        self.prefix.states(model.language_model, self.instruction)  # once per model, not per call
-        self._drawn = Counter()  # drafts so far, by agreement: where the errors stand matters, so that each is new
+        self.prefix.states(model.language_model, self.instruction)  # computed once per model, not in the timed calls
+        self._drawn = (
+            Counter()
+        )  # number of drafts made so far, by agreement; each has other errors, since their positions matter
 
     @cached_property
     def random_projection(self) -> torch.nn.Linear:
@@ -123,29 +135,29 @@ class Utterances:
     def encoder(self):
         self.model.encode(self.speech.features)
 
-    def whisper_decoder(self) -> Written:
-        """(a) Stock Whisper's decoder on the encoder's states, which are given."""
+    def whisper_decoder(self) -> Output:
+        """Decode with stock Whisper from the states of the encoder."""
         settings = self._stock_settings(decoder_start_token_id=0)
-        # Not Whisper's own `generate`, whose rules for long recordings are beside the point.
+        # Not Whisper's own `generate`, which adds work for long recordings.
         ids = GenerationMixin.generate(
             self.whisper,
             encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
             decoder_input_ids=torch.zeros(self.batch_size, 1, dtype=torch.long, device=self.states.device),
             generation_config=settings,
         )
-        return self._written(ids[:, 1:])
+        return self._output(ids[:, 1:])
 
-    def stage_1(self, lookup: NearestToken | None = None) -> Written:
+    def stage_1(self, lookup: NearestToken | None = None) -> Output:
         ids, _ = greedy_alignment(self.model.aligner, lookup or self.lookup, *self._alignment())
-        return self._written(ids)
+        return self._output(ids)
 
-    def stage_1_random(self) -> Written:
-        """Stage 1 with predictions that are near no embedding."""
+    def stage_1_random(self) -> Output:
+        """Decode with Stage 1 whose predictions are near no embedding."""
         with patch.object(self.model.aligner, "output_projection", self.random_projection):
             return self.stage_1()
 
-    def stage_1_stock(self) -> Written:
-        """Algorithm 1 as the stock loop on the aligner, whose logits are minus the distances."""
+    def stage_1_stock(self) -> Output:
+        """Decode with the stock loop on the aligner, whose logits are the negative distances (Algorithm 1)."""
         eoa = self.model.config.eoa_token_id
         ids = self.model.aligner.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
@@ -158,28 +170,28 @@ class Utterances:
                 pad_token_id=eoa,
             ),
         )
-        return self._written(ids[:, 1:])
+        return self._output(ids[:, 1:])
 
     def draft_head(self):
-        """The CTC head writes the draft for Stage 1; its random weights write another one than is checked here."""
+        """Time the CTC head alone: its weights are random, so that Stage 1 verifies another draft than it predicts."""
         self.model.draft_head.decode(self.states, self.mask)
 
-    def stage_1_checked(self, agreement: float) -> Written:
-        """Stage 1 that checks a draft of its own text."""
-        drafts = self._drafts([self.heard] * self.batch_size, agreement)
+    def stage_1_checked(self, agreement: float) -> Output:
+        """Decode with Stage 1 that verifies a draft of its own text."""
+        drafts = self._drafts([self.stage_1_text] * self.batch_size, agreement)
         rows, _ = checked_alignment(self.model.aligner, self.lookup, *self._alignment(), drafts)
-        return Written([row.written for row in rows], rows)
+        return Output([row.written for row in rows], rows)
 
-    def llm(self) -> Written:
-        """(b) The stock loop of the LLM on SEAM's prompts."""
+    def llm(self) -> Output:
+        """Decode with the stock loop of the LLM on SEAM's prompts."""
         embeds, mask = self._prompts([])
         ids = self.model.language_model.generate(
             inputs_embeds=embeds, attention_mask=mask, generation_config=self._stock_settings()
         )
-        return self._written(ids)
+        return self._output(ids)
 
-    def llm_checked(self, agreement: float) -> Written:
-        """The LLM that checks a draft of its own text, with the keys and values of the instruction at hand."""
+    def llm_checked(self, agreement: float) -> Output:
+        """Decode with the LLM that verifies a draft of its own text, with the instruction's keys and values cached."""
         language_model = self.model.language_model
         embeds, mask = self._prompts(self.instruction)
         drafts = self._drafts(self.transcripts, agreement)
@@ -193,23 +205,25 @@ class Utterances:
             end_token_ids=set(),
             prefix=self.prefix.states(language_model, self.instruction),
         )
-        return Written([row.written[1:] for row in rows], rows)
+        return Output([row.written[1:] for row in rows], rows)
 
-    # ---- the plain loops' logits `(batch, vocabulary)` at a place, to see how clear a choice was ----
+    # ---- logits `(batch, vocabulary)` of the plain loops at a position, to tell numerical ties from errors ----
 
-    def llm_logits(self, place: int) -> torch.Tensor:
+    def llm_logits(self, position: int) -> torch.Tensor:
         embeds, mask = self._prompts([])
         settings = self._stock_settings(output_logits=True, return_dict_in_generate=True)
-        settings.max_new_tokens = place + 1
+        settings.max_new_tokens = position + 1
         loop = self.model.language_model.generate
-        return loop(inputs_embeds=embeds, attention_mask=mask, generation_config=settings).logits[place]
+        return loop(inputs_embeds=embeds, attention_mask=mask, generation_config=settings).logits[position]
 
-    def stage_1_logits(self, place: int) -> torch.Tensor:
-        """Minus the distances, of a pass over the text up to there."""
-        heard = torch.tensor([self.heard[:place]] * self.batch_size, dtype=torch.long, device=self.states.device)
-        return -self.lookup.distances(self.model.teacher_forced(self.states, self.mask, heard)[:, -1])
+    def stage_1_logits(self, position: int) -> torch.Tensor:
+        """Return the negative distances after the text up to that position."""
+        ids = torch.tensor(
+            [self.stage_1_text[:position]] * self.batch_size, dtype=torch.long, device=self.states.device
+        )
+        return -self.lookup.distances(self.model.teacher_forced(self.states, self.mask, ids)[:, -1])
 
-    # ---- what they share ----
+    # ---- used by several systems ----
 
     def _alignment(self) -> tuple:
         config = self.model.config
@@ -230,7 +244,7 @@ class Utterances:
     def _stock_settings(self, **fields) -> GenerationConfig:
         return GenerationConfig(max_new_tokens=self.tokens, do_sample=False, pad_token_id=0, **fields)
 
-    def _written(self, ids: torch.Tensor) -> Written:
+    def _output(self, ids: torch.Tensor) -> Output:
         if ids.shape[1] != self.tokens:
-            raise RuntimeError(f"{ids.shape[1]} tokens were written where {self.tokens} were asked for.")
-        return Written(ids.tolist())
+            raise RuntimeError(f"{ids.shape[1]} tokens were decoded; expected {self.tokens}.")
+        return Output(ids.tolist())

@@ -1,6 +1,7 @@
 """
-The parts of `bench.inference`: what is measured together, and which ratios follow. Each part is a function from a
-`Setting` and what it adds to, the `Findings`.
+The parts of `bench.inference`, which `--only` selects: what each measures and which ratios it derives.
+
+Each part is a function of a `Setting`, and adds what it finds to the `Findings`.
 """
 
 import math
@@ -15,31 +16,41 @@ from tqdm.auto import tqdm
 from transformers import WhisperForConditionalGeneration
 
 from seam.bench.common import Machine, Measurement, measure_in_turn, median_of_sums, memory_in_use
-from seam.bench.inference.decoding_loops import Speech, Utterances, Written
-from seam.bench.inference.profiling import Roofline, components, llm_parts, lookup_share, stage_1_parts, stock_parts
+from seam.bench.inference.decoding_loops import Output, Speech, Utterances
+from seam.bench.inference.profiling import (
+    Roofline,
+    llm_components,
+    lookup_share,
+    stage_1_components,
+    stock_components,
+    time_components,
+)
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.nearest import NearestToken
 
-AGREEMENT = 0.96  # of drafts, where nothing else is said
+AGREEMENT = 0.96  # of drafts, unless a curve over several is measured
 CURVE = (0.5, 0.8, 0.9, 0.94, 0.96, 0.98, 1.0)
-LENGTHS = (1, 2, 4)  # of what is written, for the linearity
+LENGTHS = (1, 2, 4)  # multiples of the number of tokens, for the linearity
 WARM_UP_TOKENS = 3
-PROFILED_TOKENS = 20  # of the loops whose steps are all alike
+PROFILED_TOKENS = 20  # of loops that do the same in every step
 CALLS, WARM_UP_CALLS, CALL_TOKENS = 500, 50, 12  # of `generate`, for the memory
 
-# So many bf16 numbers apart, two logits are a tie: a forward over many positions rounds otherwise than one over one.
+# Steps between bf16 numbers up to which two logits are a tie: a forward over many positions rounds differently than one
+# over a single position.
 TIE = 4
 
 
 @dataclass
 class Comparison:
     """
+    Hold how the output of a fast loop differs from that of the plain one.
+
     Args:
         rows: number of rows compared.
-        differing: of them that differ.
-        ties: of these, whose first difference is a numerical tie.
-        gaps: at the first difference of each, how far the plain loop's logits of the two tokens lie apart, in steps
-            between bf16 numbers of their size.
+        differing: number of rows that differ.
+        ties: number of rows whose first difference is a numerical tie.
+        gaps: per differing row, the distance at its first difference between the plain loop's logits of both tokens, in
+            steps between bf16 numbers of their size.
     """
 
     rows: int
@@ -59,28 +70,31 @@ def compare(
     fast: list[list[int]], plain: list[list[int]], dtype: torch.dtype, logits_of: Callable[[int], torch.Tensor]
 ) -> Comparison:
     """
+    Compare the output of two loops.
+
     Args:
-        fast, plain: what the two loops wrote, row by row, batch after batch.
+        fast: ids of each row, batch after batch.
+        plain: those of the plain loop.
         dtype: of the weights. In fp32 nothing counts as a tie.
-        logits_of: from a place to the plain loop's logits there, `(batch, vocabulary)`; asked only where rows differ.
+        logits_of: returns the plain loop's logits `(batch, vocabulary)` at a position; called only where rows differ.
     """
     gaps = []
     for row, (one, other) in enumerate(zip(fast, plain, strict=True)):
         if one == other:
             continue
-        place = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
-        if place is None:  # one of them is longer
+        position = next((i for i, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        if position is None:  # one is a prefix of the other
             gaps.append(math.inf)
         else:
-            logits = logits_of(place)
+            logits = logits_of(position)
             logits = logits[row % len(logits)].float()
-            gaps.append(in_bf16_steps(float(logits[one[place]]), float(logits[other[place]])))
+            gaps.append(in_bf16_steps(float(logits[one[position]]), float(logits[other[position]])))
     ties = sum(gap <= TIE for gap in gaps) if dtype == torch.bfloat16 else 0
     return Comparison(len(plain), len(gaps), ties, gaps)
 
 
 def in_bf16_steps(a: float, b: float) -> float:
-    """The distance of two numbers in steps between bf16 numbers of the size of the larger one."""
+    """Return the distance of two numbers in steps between bf16 numbers of the size of the larger one."""
     largest = max(abs(a), abs(b))
     if largest == 0:
         return 0.0
@@ -90,13 +104,17 @@ def in_bf16_steps(a: float, b: float) -> float:
 @dataclass
 class Setting:
     """
+    Hold what all measurements of a batch size share.
+
     Args:
-        model, whisper, lookup: see `models`.
+        model: see `synthetic_model.build`.
+        whisper: see `synthetic_model.stock_whisper`.
+        lookup: see `synthetic_model.lookup`.
         machine: its speed.
         speech: the batch that is transcribed.
-        tokens: that each loop writes.
+        tokens: number of tokens that each loop decodes.
         repeats: of each measurement.
-        active: a lookup in an active vocabulary, to be measured beside the other.
+        active: a lookup in an active vocabulary, which is measured, too.
     """
 
     model: SeamForSpeechRecognition
@@ -125,7 +143,7 @@ class Setting:
 
 @dataclass
 class Findings:
-    """What the JSON file holds: `rows` of ratios, times of `systems`, `checks` of their tokens, and the `profile`."""
+    """Collect the lists of the JSON file: `rows` of ratios, times of `systems`, `checks` of output, and `profile`."""
 
     rows: list[dict] = field(default_factory=list)
     systems: list[dict] = field(default_factory=list)
@@ -136,7 +154,7 @@ class Findings:
         self.rows.append({"batch": setting.batch_size, "metric": metric, "ratio": ratio, **more})
 
     def times(self, setting: Setting, part: str, measured: dict[str, Measurement], utterances: Utterances):
-        """Seconds, time per token, RTFx, memory; of loops with drafts their counts, means over rows and repeats."""
+        """Add time, RTFx and memory of each system, and of loops with drafts the mean counts of rows and repeats."""
         for name, one in measured.items():
             found = {
                 "batch": setting.batch_size,
@@ -147,7 +165,7 @@ class Findings:
                 "rtfx": setting.batch_size * setting.speech.seconds / one.median,
                 "peak_gb": one.peak / 1e9,
             }
-            if isinstance(one.results[0], Written):
+            if isinstance(one.results[0], Output):
                 found["seconds_per_token"] = one.median / utterances.tokens
                 of_repeats = [result.rows for result in one.results if result.rows is not None]
                 if of_repeats:
@@ -159,7 +177,7 @@ class Findings:
             self.systems.append(found)
 
     def check(self, setting: Setting, utterances: Utterances, fast: str, measured: dict[str, Measurement], plain: str):
-        """Whether two loops wrote the same."""
+        """Add a comparison of the output of two loops."""
         logits_of = utterances.llm_logits if plain == "llm" else utterances.stage_1_logits
         both = ([row for result in measured[name].results for row in result.tokens] for name in (fast, plain))
         comparison = compare(*both, setting.model.dtype, logits_of)
@@ -168,9 +186,11 @@ class Findings:
 
 def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = None):
     """
-    Each loop in turn, and whole systems as sums of their parts; everything against its own roofline, too.
+    Time each loop in turn; derive ratios of loops and of complete systems, which are sums of loops, and of rooflines.
 
     Args:
+        setting: of the run.
+        findings: to which ratios, times and checks are added.
         only: names of the systems that are measured; all by default.
     """
     warm, utterances = setting.utterances(WARM_UP_TOKENS), setting.utterances(setting.tokens)
@@ -182,11 +202,13 @@ def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = 
             findings.check(setting, utterances, fast, measured, plain)
 
     def ratio(metric: str, systems: str, against: str, **more):
-        """Systems by name, with spaces between them."""
+        """Add the ratio of two sums of systems, whose names are separated by spaces."""
         if not measured.keys() >= {*systems.split(), *against.split()}:
             return
-        seconds, of_other = (median_of_sums(measured, names.split()) for names in (systems, against))
-        findings.ratio(setting, metric, seconds / of_other, seconds=seconds, against_seconds=of_other, **more)
+        seconds, against_seconds = (median_of_sums(measured, names.split()) for names in (systems, against))
+        findings.ratio(
+            setting, metric, seconds / against_seconds, seconds=seconds, against_seconds=against_seconds, **more
+        )
 
     drafted, whisper = {"agreement": AGREEMENT}, "encoder whisper_decoder"
     ratio("stage1_vs_whisper", "stage_1", "whisper_decoder")
@@ -215,19 +237,19 @@ def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = 
 
 
 def stage_1(setting: Setting, findings: Findings):
-    """Of the ratios those in which the LLM has no part."""
+    """Measure the ratios that do not involve the LLM."""
     ratios(
         setting, findings, ("encoder", "whisper_decoder", "stage_1", "draft_head", "stage_1_checked", "stage_1_active")
     )
 
 
 def llm(setting: Setting, findings: Findings):
-    """Of the ratios those of the LLM alone."""
+    """Measure the ratios that involve the LLM alone."""
     ratios(setting, findings, ("llm", "llm_checked"))
 
 
 def _systems(setting: Setting, utterances: Utterances, only: Collection[str] | None = None) -> dict[str, Callable]:
-    """In the order in which they run."""
+    """Return the systems in the order in which they run."""
     systems = {
         "encoder": utterances.encoder,
         "whisper_decoder": utterances.whisper_decoder,
@@ -243,7 +265,7 @@ def _systems(setting: Setting, utterances: Utterances, only: Collection[str] | N
 
 
 def agreement(setting: Setting, findings: Findings):
-    """The LLM against its plain loop with drafts of every quality, once each."""
+    """Compare the LLM with its plain loop for drafts of every agreement in `CURVE`, once each."""
     warm, utterances = setting.utterances(WARM_UP_TOKENS), setting.utterances(setting.tokens)
 
     def systems(utterances: Utterances) -> dict[str, Callable]:
@@ -267,7 +289,7 @@ def agreement(setting: Setting, findings: Findings):
 
 
 def linearity(setting: Setting, findings: Findings):
-    """The time per token of once, twice and four times as many tokens, relative to the first."""
+    """Compare the time per token of one, two and four times as many tokens."""
     systems, utterances = {}, {}
     for times in LENGTHS:
         utterances[times] = setting.utterances(times * setting.tokens)
@@ -286,15 +308,15 @@ def linearity(setting: Setting, findings: Findings):
 
 
 def profile(setting: Setting, findings: Findings):
-    """Where the time goes, before and after; and the share of the lookup, with and without realistic predictions."""
-    few, utterances = setting.utterances(min(setting.tokens, PROFILED_TOKENS)), setting.utterances(setting.tokens)
+    """Profile the loops by component, stock and ours; derive the share of the lookup in a step."""
+    short, utterances = setting.utterances(min(setting.tokens, PROFILED_TOKENS)), setting.utterances(setting.tokens)
     loops = {
-        "Whisper's decoder, stock": (few, few.whisper_decoder, stock_parts(few)),
-        "Stage 1, stock (before)": (few, few.stage_1_stock, stock_parts(few)),
-        "Stage 1 (after)": (few, few.stage_1, stage_1_parts(few, few.lookup)),
-        "Stage 1, random predictions": (few, few.stage_1_random, stage_1_parts(few, few.lookup)),
-        "LLM, stock (before)": (few, few.llm, llm_parts(few)),
-        "LLM, checked (after)": (utterances, partial(utterances.llm_checked, AGREEMENT), llm_parts(utterances)),
+        "Whisper's decoder, stock": (short, short.whisper_decoder, stock_components(short)),
+        "Stage 1, stock (before)": (short, short.stage_1_stock, stock_components(short)),
+        "Stage 1 (after)": (short, short.stage_1, stage_1_components(short, short.lookup)),
+        "Stage 1, random predictions": (short, short.stage_1_random, stage_1_components(short, short.lookup)),
+        "LLM, stock (before)": (short, short.llm, llm_components(short)),
+        "LLM, checked (after)": (utterances, partial(utterances.llm_checked, AGREEMENT), llm_components(utterances)),
     }
     shares = {
         "lookup_share": "Stage 1 (after)",
@@ -303,30 +325,30 @@ def profile(setting: Setting, findings: Findings):
     }
     if setting.active is not None:
         name = "Stage 1, active vocabulary"
-        loops[name] = (few, partial(few.stage_1, setting.active), stage_1_parts(few, setting.active))
+        loops[name] = (short, partial(short.stage_1, setting.active), stage_1_components(short, setting.active))
         shares["lookup_share_active"] = name
     warm = setting.utterances(WARM_UP_TOKENS)
     setting.measure({**_systems(setting, warm), "stock": warm.stage_1_stock}, 1, "warm-up")
     runs = {name: [] for name in loops}
     with tqdm(total=setting.repeats * len(loops), desc=f"batch {setting.batch_size}, profile", leave=False) as progress:
         for _ in range(setting.repeats):
-            for name, (_, system, parts) in loops.items():
+            for name, (_, system, components) in loops.items():
                 progress.set_postfix_str(name)
-                runs[name].append(components(system, parts, setting.device))
+                runs[name].append(time_components(system, components, setting.device))
                 progress.update()
-    for name, (those, _, _) in loops.items():
+    for name, (profiled, _, _) in loops.items():
         seconds = {part: statistics.median(run[part] for run in runs[name]) for part in runs[name][0]}
         findings.profile.append(
-            {"batch": setting.batch_size, "loop": name, "tokens": those.tokens, "components": seconds}
+            {"batch": setting.batch_size, "loop": name, "tokens": profiled.tokens, "components": seconds}
         )
     for metric, name in shares.items():
         findings.ratio(setting, metric, statistics.median(map(lookup_share, runs[name])))
 
 
 def memory(setting: Setting, findings: Findings):
-    """Memory after many calls of `generate`, relative to that after the first of them."""
+    """Compare the memory in use after many calls of `generate` with that after the warm-up."""
     model = setting.model
-    # Where Stage 1 stops, as it hears no end.
+    # Where Stage 1 stops: it never predicts EOA.
     with patch.object(model.config.aligner_config, "max_target_positions", CALL_TOKENS + 1):
         for call in tqdm(range(CALLS), desc=f"batch {setting.batch_size}, calls", leave=False):
             if call == WARM_UP_CALLS:
@@ -337,5 +359,5 @@ def memory(setting: Setting, findings: Findings):
 
 
 PARTS = {part.__name__: part for part in (ratios, stage_1, llm, agreement, linearity, profile, memory)}
-PARTS_OF_ALL = [name for name in PARTS if name not in ("stage_1", "llm")]  # which are shares of `ratios`
+PARTS_OF_ALL = [name for name in PARTS if name not in ("stage_1", "llm")]  # which are subsets of `ratios`
 LLM_PARTS = {"llm", "agreement"}

@@ -1,4 +1,4 @@
-"""The findings of `bench.inference` for the terminal, and their picture."""
+"""Tables and plot of the findings of `bench.inference`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from rich.table import Table
 
 from seam.bench.common import device_name, save_plot
 
-# What is aimed at: the greatest ratio, by batch size; `None` stands for all.
+# Targets: the greatest ratio, by batch size; `None` stands for all sizes.
 TARGETS = {
     "stage1_vs_whisper": {1: 1.05, 4: 1.0, 8: 1.0},
     "llm_vs_plain": {1: 0.15, 8: 0.3},
@@ -50,7 +50,7 @@ def _ratios(rows: list[dict]) -> Table:
     table = Table("batch", "metric", "ratio", "at most", "seconds", "against", "")
     for row in rows:
         greatest = target(row["metric"], row["batch"])
-        said = {"agreement", "loop", "times", "before_gb", "after_gb"} & row.keys()
+        details = {"agreement", "loop", "times", "before_gb", "after_gb"} & row.keys()
         table.add_row(
             str(row["batch"]),
             row["metric"],
@@ -59,7 +59,8 @@ def _ratios(rows: list[dict]) -> Table:
             _number(row.get("seconds")),
             _number(row.get("against_seconds", row.get("roofline_seconds"))),
             ", ".join(
-                f"{key} {row[key]:.4g}" if isinstance(row[key], float) else f"{key} {row[key]}" for key in sorted(said)
+                f"{key} {row[key]:.4g}" if isinstance(row[key], float) else f"{key} {row[key]}"
+                for key in sorted(details)
             ),
         )
     return table
@@ -86,12 +87,12 @@ def _systems(systems: list[dict]) -> Table:
 def _profile(profile: list[dict]) -> Table:
     table = Table("batch", "loop", "tokens", "component", "seconds", "share")
     for loop in profile:
-        whole = sum(loop["components"].values())
-        said = [str(loop["batch"]), loop["loop"], str(loop["tokens"])]
+        total = sum(loop["components"].values())
+        labels = [str(loop["batch"]), loop["loop"], str(loop["tokens"])]
         for name, seconds in loop["components"].items():
             if seconds:
-                table.add_row(*said, name, _number(seconds), f"{seconds / whole:.1%}")
-                said = ["", "", ""]
+                table.add_row(*labels, name, _number(seconds), f"{seconds / total:.1%}")
+                labels = ["", "", ""]
     return table
 
 
@@ -101,8 +102,10 @@ def _number(value: float | None) -> str:
 
 def write_plot(report: dict, path: Path) -> None:
     """
-    Write a PNG. Left: the LLM's pass that checks drafts, relative to its plain loop, by the agreement of the drafts.
-    Right: the ratios that have a target, and the targets.
+    Write a PNG of two plots.
+
+    Left: seconds of the LLM with drafts relative to its plain loop, by the agreement of the drafts. Right: the ratios
+    that have a target, and the targets.
     """
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     curve, targets = figure.subplots(1, 2)

@@ -18,19 +18,20 @@ from seam.modeling_seam.speculative import Row
 SPEECH, LAYERS, LOOKUP = "keys and values of the speech states", "decoder layers", "lookup"
 OUTPUT, LLM, REST = "output layer", "LLM forwards", "rest: projections, cache, Python"
 
-# A component, the object that has it, and the name of its function.
-Part = tuple[str, object, str]
+# The name of a component, the object that has its function, and the name of that function.
+Component = tuple[str, object, str]
 
 
-def components(system: Callable, parts: list[Part], device: torch.device) -> dict[str, float]:
+def time_components(system: Callable, components: list[Component], device: torch.device) -> dict[str, float]:
     """
-    Seconds of a system by component; what none of them is stands under `REST`. On a GPU it waits for each component
-    to end, which takes time of its own: shares, rather than times, are to be read.
+    Return the seconds of a system by component, each without those inside it; the remainder is `REST`.
+
+    On a GPU every component is waited for, which slows the system down: the shares are meaningful, the seconds are not.
     """
-    seconds, inside = {name: 0.0 for name, _, _ in parts} | {REST: 0.0}, []
+    seconds, inside = {name: 0.0 for name, _, _ in components} | {REST: 0.0}, []
 
     def timed(name: str, function: Callable) -> Callable:
-        @wraps(function)  # `generate` looks at the arguments of what it calls
+        @wraps(function)  # `generate` inspects the signatures of what it calls
         def run(*args, **kwargs):
             synchronize(device)
             start = time.perf_counter()
@@ -39,61 +40,61 @@ def components(system: Callable, parts: list[Part], device: torch.device) -> dic
                 return function(*args, **kwargs)
             finally:
                 synchronize(device)
-                whole = time.perf_counter() - start
-                seconds[name] += whole - inside.pop()
+                total = time.perf_counter() - start
+                seconds[name] += total - inside.pop()
                 if inside:
-                    inside[-1] += whole
+                    inside[-1] += total
 
         return run
 
     with ExitStack() as stack:
-        for name, owner, function in parts:
+        for name, owner, function in components:
             stack.enter_context(patch.object(owner, function, timed(name, getattr(owner, function))))
         timed(REST, system)()
     return seconds
 
 
-def speech_parts(layers: nn.ModuleList) -> list[Part]:
+def speech_components(layers: nn.ModuleList) -> list[Component]:
     projections = [part for layer in layers for part in (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)]
     return [(SPEECH, part, "forward") for part in projections]
 
 
-def stock_parts(utterances: Utterances) -> list[Part]:
-    """Of Whisper's stock loop, and of the stock loop on the aligner, which computes distances to all tokens."""
+def stock_components(utterances: Utterances) -> list[Component]:
+    """List the components of the stock loops of Whisper and of the aligner, which computes all distances."""
     layers = utterances.model.aligner.layers
     return [
-        *speech_parts(layers),
+        *speech_components(layers),
         *((LAYERS, layer, "forward") for layer in layers),
         (LOOKUP, utterances.lookup, "distances"),
         (OUTPUT, utterances.whisper.proj_out, "forward"),
     ]
 
 
-def stage_1_parts(utterances: Utterances, lookup: NearestToken) -> list[Part]:
+def stage_1_components(utterances: Utterances, lookup: NearestToken) -> list[Component]:
     return [
-        *speech_parts(utterances.model.aligner.layers),
+        *speech_components(utterances.model.aligner.layers),
         (LAYERS, LayerSteps, "step"),
         (LOOKUP, lookup, "nearest"),
     ]
 
 
-def llm_parts(utterances: Utterances) -> list[Part]:
+def llm_components(utterances: Utterances) -> list[Component]:
     return [(LLM, utterances.model.language_model, "forward")]
 
 
 def lookup_share(seconds: dict[str, float]) -> float:
-    """Of a step; what is done once per utterance is none."""
+    """Return the share of the lookup in a step, without what is computed once per utterance."""
     return seconds[LOOKUP] / (sum(seconds.values()) - seconds[SPEECH])
 
 
 def size_of(parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes."""
+    """Return the bytes of parameters."""
     return sum(one.numel() * one.element_size() for one in parameters)
 
 
 class Roofline:
     """
-    The least seconds of each loop over a batch on a machine.
+    Compute the least seconds that each loop can take for a batch.
 
     Args:
         machine: its speed.
@@ -103,7 +104,7 @@ class Roofline:
     def __init__(self, machine: Machine, utterances: Utterances):
         self.machine, self.utterances = machine, utterances
         aligner, config = utterances.model.aligner, utterances.model.config.aligner_config
-        # These are read once, for the keys and values of the speech states.
+        # Used once per utterance, for the keys and values of the speech states.
         of_speech = [
             weight
             for layer in aligner.layers
@@ -127,14 +128,14 @@ class Roofline:
         return self._speech_seconds + self.utterances.tokens * step / self.machine.bandwidth
 
     def llm(self) -> float:
-        """One forward over the prompts, and the others over a position of each row."""
+        """Return the seconds of one forward over the prompts and of the others over one position of each row."""
         prompts = self.utterances.batch_size * self._prompt_length(with_instruction=True)
         reading = self._llm_bytes() / self.machine.bandwidth
         first = max(reading, prompts * self._llm_position())
         return first + (self.utterances.tokens - 1) * max(reading, self.utterances.batch_size * self._llm_position())
 
     def llm_checked(self, rows: list[Row]) -> float:
-        """Its forwards and positions, as if all were spread evenly over the forwards."""
+        """Return the seconds of the forwards that were counted, with their positions spread evenly over them."""
         positions = len(rows) * self._prompt_length(with_instruction=False)
         positions += sum(row.accepted + row.rejected + row.forwards for row in rows)
         forwards = max(row.forwards for row in rows)
@@ -142,15 +143,17 @@ class Roofline:
 
     def _prompt_length(self, with_instruction: bool) -> int:
         prompt, config = self.utterances.model.config.prompt_token_ids, self.utterances.model.config
-        length = len(prompt) - 1 + len(self.utterances.aligned[0]) + 1  # the audio's place, and the guide
+        length = (
+            len(prompt) - 1 + len(self.utterances.aligned[0]) + 1
+        )  # the audio placeholder is replaced; the guide is appended
         return length if with_instruction else length - prompt.index(config.audio_token_id)
 
     def _llm_bytes(self) -> int:
-        """The whole LLM but its embedding table, of which rows are read."""
+        """Return the bytes of the LLM without its embedding table, of which only some rows are read."""
         language_model = self.utterances.model.language_model
         return size_of(language_model.parameters()) - size_of([language_model.get_input_embeddings().weight])
 
     def _llm_position(self) -> float:
-        """Seconds of arithmetic for a position."""
+        """Return the seconds of arithmetic per position."""
         element = self.utterances.model.dtype.itemsize
         return 2 * self._llm_bytes() / element / self.machine.arithmetic

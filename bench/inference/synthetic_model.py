@@ -1,18 +1,18 @@
 """
-The models of `bench.inference`: random weights that write a known text with a clear margin.
+The models of `bench.inference`, whose random weights decode to a known text with a clear margin.
 
-Weights that are merely random choose their tokens by margins that bf16 rounds away, so that two ways to compute the
-same loop would soon write different texts and a draft would agree with neither. Here the embedding of token k + 1 is
-that of token k moved by one dimension, and the last projection of each decoder moves by one dimension, too: both loops
-write the successor of the last token, whatever the other layers add, which is little. Every product is computed as
-ever; a step takes the time that it takes with trained weights.
+With weights that are merely random, the margins between tokens are lost to bf16 rounding: two ways to compute the same
+loop would soon choose different tokens, and a draft would agree with neither. Here the embedding of token k + 1 is that
+of token k rotated by one dimension, and the last projection of each decoder rotates by one dimension, too: both loops
+choose the successor of the last token, since the other layers add little. All products are computed, so that a step
+takes as long as with trained weights.
 
-What the aligner predicts lies near an embedding, at a cosine of about 0.98, as a trained aligner's predictions do
-(those of `checkpoints/tiny`: 0.997 in the middle, below 0.85 in one case of ten). For this an embedding is a vector of
-half its size, twice: the aligner, half as wide, keeps all of it. `random_projection` is the other case: near none.
+Predictions of the aligner lie near an embedding, at a cosine of about 0.98, as those of a trained aligner do
+(`checkpoints/tiny`: 0.997 in the median, below 0.85 in one case of ten). To this end, an embedding is a vector of half
+its size, repeated: the aligner, which is half as wide, keeps all of it. `random_projection` yields predictions that are
+near no embedding.
 
-The LLM has its LoRA folded in, as `seam merge` does, and an output matrix of its own in the place of the embedding
-table, which takes as long to read.
+LoRA is merged into the LLM, as `seam merge` does. Its output layer is not tied to the embedding table, but as large.
 """
 
 import math
@@ -32,22 +32,22 @@ from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
 SIZES = ("tiny", "small", "paper")
-# Numbers that fill all weights, over and over; a prime, so that no two rows of a matrix begin with the same one.
+# How many random numbers are repeated to fill all weights; a prime, so that no two rows of a matrix are equal.
 BLOCK = 2**20 + 7
-# What all layers together add to the embedding, as a share of it.
+# Norm of what all layers together add to the embedding, as a share of its own.
 LAYERS_SHARE = 0.1
-PREDICTED_NORM = 0.7  # of an embedding's, as a mean of embeddings has
+PREDICTED_NORM = 0.7  # as a share of an embedding's; a mean of embeddings is shorter than these
 WHISPER_VOCABULARY = 51865
-BOA, AUDIO = 0, 1  # ids; the texts are the successors of `BOA`
+BOA, AUDIO = 0, 1  # ids; Stage 1's text are the successors of `BOA`
 # "<|im_start|>user\nTranscribe the following audio:" and "<|im_end|>\n<|im_start|>assistant\n", in Qwen3's tokens.
 INSTRUCTION_TOKENS, REPLY_TOKENS = 9, 5
-TEXT_TOKENS = 151643  # ids of Qwen3's vocabulary that text uses; the others are special or unused
-DRAFT_TOKENS = 19029  # that the transcripts of LibriSpeech-100h use
-LAYER_ENDS = ("out_proj", "o_proj", "fc2", "down_proj")  # what a layer ends with
+TEXT_TOKENS = 151643  # number of ids of Qwen3's vocabulary that stand for text; the others are special or unused
+DRAFT_TOKENS = 19029  # number of ids in the transcripts of LibriSpeech-100h
+LAYER_ENDS = ("out_proj", "o_proj", "fc2", "down_proj")  # the last modules of attention and feed-forward blocks
 
 
 def seam_config(size: str) -> SeamConfig:
-    """The sizes of `recipes/paper` and `recipes/small`, or tiny ones with a window of 2 s."""
+    """Return a config with the sizes of `recipes/paper` or `recipes/small`, or tiny ones with a window of 2 s."""
     if size == "tiny":
         audio = {"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 128}
         aligner = {"decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 128}
@@ -68,24 +68,24 @@ def seam_config(size: str) -> SeamConfig:
 
 
 def build(size: str, device: str) -> SeamForSpeechRecognition:
-    """The model, in bf16; at size tiny in fp32."""
+    """Build the model in bf16, at size tiny in fp32."""
     config = seam_config(size)
-    with _weights_as_they_come(torch.float32 if size == "tiny" else torch.bfloat16, device):
+    with _uninitialized_weights(torch.float32 if size == "tiny" else torch.bfloat16, device):
         model = SeamForSpeechRecognition(config).eval()
     _fill(model)
-    _make_successors_clear(model)
-    # Neither ends by itself: what is written is as long as it is asked to be.
+    _make_successors_nearest(model)
+    # Without end tokens: every loop decodes as many tokens as it is asked for.
     model.generation_config = GenerationConfig(pad_token_id=0)
     model.language_model.generation_config = GenerationConfig(pad_token_id=0)
     return model
 
 
 def stock_whisper(model: SeamForSpeechRecognition) -> WhisperForConditionalGeneration:
-    """Stock Whisper around the encoder and the decoder layers of a model, with Whisper's own vocabulary."""
+    """Build stock Whisper around the encoder and the decoder layers of a model, with Whisper's own vocabulary size."""
     sizes = model.config.aligner_config.to_dict() | {"encoder_layers": 1, "decoder_layers": 1}
     config = WhisperConfig(**sizes | {"vocab_size": WHISPER_VOCABULARY})
     config._attn_implementation = model.config._attn_implementation
-    with _weights_as_they_come(model.dtype, model.device):
+    with _uninitialized_weights(model.dtype, model.device):
         whisper = WhisperForConditionalGeneration(config).eval()
     _fill(whisper)
     whisper.tie_weights()
@@ -99,22 +99,24 @@ def stock_whisper(model: SeamForSpeechRecognition) -> WhisperForConditionalGener
 
 def successors(token: int, count: int, period: int) -> list[int]:
     """
-    The tokens that both loops write after `token`.
+    Return the tokens that both loops decode after `token`.
 
     Args:
-        period: see `period_of`: so many tokens are a circle.
+        token: id of the token before them.
+        count: number of tokens.
+        period: number of tokens after which they repeat (see `period_of`).
     """
     start = token - token % period
     return [start + (token + step) % period for step in range(1, count + 1)]
 
 
 def period_of(model: SeamForSpeechRecognition) -> int:
-    """The number of dimensions that an embedding is moved in before it is the first one again."""
+    """Return the number of rotations by one dimension after which an embedding is the first one again."""
     return model.config.get_text_config().hidden_size // 2
 
 
 def lookup(model: SeamForSpeechRecognition, active: int | None = None) -> NearestToken:
-    """A lookup that never ends a text; with `active`, among so many of the first ids."""
+    """Make a lookup that never finds EOA; with `active`, among that many of the first ids alone."""
     config = model.config
     never = [*(config.lookup_excluded_ids or []), config.eoa_token_id]
     return NearestToken(
@@ -127,7 +129,7 @@ def lookup(model: SeamForSpeechRecognition, active: int | None = None) -> Neares
 
 
 def random_projection(aligner: nn.Module) -> nn.Linear:
-    """An output projection whose predictions are near no embedding."""
+    """Make an output projection whose predictions are near no embedding."""
     like = aligner.output_projection.weight
     projection = nn.Linear(like.shape[1], like.shape[0], bias=False, device=like.device, dtype=like.dtype)
     numbers = torch.randn(like.shape, generator=torch.Generator().manual_seed(4))
@@ -137,8 +139,8 @@ def random_projection(aligner: nn.Module) -> nn.Linear:
 
 
 @contextmanager
-def _weights_as_they_come(dtype: torch.dtype, device) -> Iterator[None]:
-    """Models are built in a type and on a device, and their weights are left to be filled."""
+def _uninitialized_weights(dtype: torch.dtype, device) -> Iterator[None]:
+    """Build models with a data type on a device, without initializing their weights."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -150,7 +152,7 @@ def _weights_as_they_come(dtype: torch.dtype, device) -> Iterator[None]:
 
 @torch.no_grad()
 def _fill(model: nn.Module):
-    """Matrices that keep the length of what they are given; those that end a layer add little."""
+    """Fill matrices so that they preserve norms; those at the end of a layer are scaled down to add little."""
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(BLOCK, generator=generator)
     blocks = {}
@@ -172,13 +174,13 @@ def _fill(model: nn.Module):
 
 
 @torch.no_grad()
-def _make_successors_clear(model: SeamForSpeechRecognition):
+def _make_successors_nearest(model: SeamForSpeechRecognition):
     aligner, table, period = model.aligner, model.get_input_embeddings().weight, period_of(model)
     dim, width = table.shape[1], aligner.config.d_model
     generator = torch.Generator().manual_seed(1)
     for rows in table.split(period):
         first = torch.randn(period, generator=generator).div(math.sqrt(dim)).to(table)
-        # Row k is the first one moved by k dimensions to the left.
+        # Row k is the first one rotated by k dimensions to the left.
         rows.copy_(first.repeat(3).unfold(0, dim, 1)[: len(rows)])
     for start in range(0, len(table), period):
         model.get_output_embeddings().weight[start : start + period] = table[start : start + period].roll(1, dims=1)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from seam.bench.inference import profiling
-from seam.bench.inference.profiling import LAYERS, LOOKUP, REST, SPEECH, components, lookup_share
+from seam.bench.inference.profiling import LAYERS, LOOKUP, REST, SPEECH, lookup_share, time_components
 
 
 def test_a_component_is_counted_without_those_inside_it(monkeypatch):
@@ -26,7 +26,7 @@ def test_a_component_is_counted_without_those_inside_it(monkeypatch):
         parts.outer()
         parts.inner()
 
-    seconds = components(system, [("a", parts, "inner"), ("b", parts, "outer")], torch.device("cpu"))
+    seconds = time_components(system, [("a", parts, "inner"), ("b", parts, "outer")], torch.device("cpu"))
     assert seconds == {"a": 20, "b": 1, REST: 100}
     assert parts.outer is outer  # as before
 
