@@ -1,4 +1,8 @@
-"""What caches are made from, so that one is used for nothing else: model, data and settings, by digests."""
+"""
+Cache keys: digests of the model, the data and the settings that a cache was computed from.
+
+A cache file keeps its key, and is refused where the model, the data or the settings are others.
+"""
 
 import hashlib
 import json
@@ -11,7 +15,7 @@ from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.weights import fingerprint
 
-# Beside the weights, what decides the features, the encoder's states and the tokens that Stage 1 writes.
+# The settings that, with the weights, decide the features, the encoder's states and Stage 1's tokens.
 FEATURES = ("feature_size", "sampling_rate", "hop_length", "n_fft", "chunk_length", "padding_value", "dither")
 ENCODER = ("encoder_attention_heads", "activation_function", "scale_embedding")
 ALIGNER = ("decoder_attention_heads", "activation_function")
@@ -26,8 +30,8 @@ STAGE_1 = (
     "alignment_reduction",
     "mask_speech_padding",
 )
-# In words, for a message.
-WORDS = {
+# What an error says of an entry that differs.
+DIFFERENCES = {
     "encoder": "another speech encoder",
     "features": "other features",
     "stage1": "another Stage 1",
@@ -39,12 +43,12 @@ WORDS = {
     "dtype": "another precision",
     "places": "shards of another size",
 }
-# Of these the values themselves are told; the rest are digests.
-TOLD = ("utterances", "casing", "llm_inputs", "dtype", "places")
+# Entries that are not digests: an error shows their values.
+READABLE = ("utterances", "casing", "llm_inputs", "dtype", "places")
 
 
-def of_states(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:
-    """The speech encoder by its weights and settings, and the features that it is given."""
+def encoder_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:
+    """Return digests of the speech encoder, by its weights and settings, and of the settings of its features."""
     settings = {name: getattr(model.config.audio_config, name, None) for name in ENCODER}
     features = {name: getattr(processor.feature_extractor, name, None) for name in FEATURES}
     return {
@@ -53,22 +57,28 @@ def of_states(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict
     }
 
 
-def of_stage1(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:
+def stage1_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:
     """
-    All that has a part in what Stage 1 writes. The LLM beyond its embedding table has none: the checkpoint of Stage 1
-    and that of Stage 2 after it are the same here. Nor has the draft head, whose tokens the aligner checks.
+    Return digests of everything that Stage 1's tokens depend on.
+
+    Of the LLM that is the embedding table alone, so that a checkpoint of Stage 1 and that of Stage 2 after it have the
+    same key. They do not depend on the draft head either, whose tokens the aligner checks.
     """
     tensors = {f"aligner.{name}": tensor for name, tensor in model.aligner.state_dict().items()}
-    tensors["embeddings"] = model.lookup.table.float()  # the same, in whatever precision the LLM is held
+    tensors["embeddings"] = model.lookup.table.float()  # the same key for every precision that the LLM is kept in
     settings = [
         {name: getattr(model.config, name) for name in STAGE_1},
         {name: getattr(model.config.aligner_config, name, None) for name in ALIGNER},
     ]
-    return {**of_states(model, processor), "stage1": _digest([fingerprint(tensors), settings])}
+    return {**encoder_key(model, processor), "stage1": _digest([fingerprint(tensors), settings])}
 
 
-def of_recordings(utterances: Sequence[Utterance]) -> dict[str, Any]:
-    """Recordings in their order, by path and duration; all of them may lie elsewhere than they did, together."""
+def recordings_key(utterances: Sequence[Utterance]) -> dict[str, Any]:
+    """
+    Return the number of the recordings and a digest of their paths and durations, in order.
+
+    Paths are relative to the folder that holds them all, which may be moved.
+    """
     folders = [os.path.abspath(utterance.audio.parent) for utterance in utterances]
     common = os.path.commonpath(folders)
     rows = [
@@ -78,22 +88,37 @@ def of_recordings(utterances: Sequence[Utterance]) -> dict[str, Any]:
     return {"utterances": len(utterances), "recordings": _digest(rows)}
 
 
-def of_transcripts(transcripts: Sequence[Sequence[int]], casing: str) -> dict[str, str]:
+def transcripts_key(transcripts: Sequence[Sequence[int]], casing: str) -> dict[str, str]:
     """
+    Return the transcripts' casing and a digest of their ids.
+
     Args:
-        transcripts: the ids of each.
-        casing: the name of the one that they are in.
+        transcripts: token ids of each.
+        casing: one of `seam.data.manifest.CASINGS`.
     """
     return {"casing": casing, "transcripts": _digest([list(ids) for ids in transcripts])}
 
 
-def check(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `ValueError` for a cache that was made from anything else than what is there now."""
-    for key, value in now.items():
-        if before.get(key) != value:
-            told = f" ({before.get(key)}, now {value})" if key in TOLD else ""
-            raise ValueError(f"{path} is stale: it was made from {WORDS[key]}{told}. Delete it or give another folder.")
+def check_key(path: Path, kept: dict[str, Any], key: dict[str, Any]) -> None:
+    """
+    Check that a cache file was computed from the present model, data and settings.
+
+    Args:
+        path: of the file.
+        kept: the key that the file keeps.
+        key: the present one.
+
+    Raises:
+        ValueError: for the first entry that differs.
+    """
+    for name, value in key.items():
+        if kept.get(name) != value:
+            values = f" ({kept.get(name)}, now {value})" if name in READABLE else ""
+            raise ValueError(
+                f"{path} is stale: it was made from {DIFFERENCES[name]}{values}. Delete it or give another folder."
+            )
 
 
 def _digest(values: Any) -> str:
+    """Return the SHA-256 digest of values as JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -170,11 +170,11 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
 def _data_sets(recipe, model, processor) -> dict[str, tuple[list[Utterance], dict[str, Any]]]:
     """By name, the utterances and what their rows are made from."""
     casing = CASINGS[recipe.data.casing]
-    stage1 = cache_keys.of_stage1(model, processor)
+    stage1 = cache_keys.stage1_key(model, processor)
     sets = {}
     for name, utterances in zip(("train", "validation"), read_utterances(recipe.data), strict=True):
         transcripts = [processor.transcript_ids(casing(utterance.text)) for utterance in utterances]
-        identity = cache_keys.of_recordings(utterances) | cache_keys.of_transcripts(transcripts, recipe.data.casing)
+        identity = cache_keys.recordings_key(utterances) | cache_keys.transcripts_key(transcripts, recipe.data.casing)
         sets[name] = (utterances, stage1 | identity)
     return sets
 
@@ -195,7 +195,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 def _rows(path: Path, identity: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows of a file that another process may be writing to. Raises `ValueError` when it is stale."""
     first, *rows = read_json_lines(path, ignore_unfinished=True) or [{"made_from": identity}]
-    cache_keys.check(path, first.get("made_from", {}), identity)
+    cache_keys.check_key(path, first.get("made_from", {}), identity)
     return rows
 
 

@@ -106,7 +106,7 @@ class Shards:
         with _naming_damage(path), safe_open(path, framework="pt") as opened:
             identity = json.loads((opened.metadata() or {}).get("made_from", "{}"))
             lengths = opened.get_tensor("lengths").clone()
-        cache_keys.check(path, identity, self._identity(batches))
+        cache_keys.check_key(path, identity, self._identity(batches))
         return lengths
 
 
@@ -202,12 +202,12 @@ def states_on_disk(
     """
     folder = Path(recipe.data.encoder_states)
     dtype = getattr(torch, recipe.data.encoder_states_dtype)
-    encoder = cache_keys.of_states(model, processor)
+    encoder = cache_keys.encoder_key(model, processor)
     bytes_per_state = model.config.audio_config.d_model * dtype.itemsize
     workers = max(2, recipe.training.dataloader_num_workers)
     sets = []
     for name, dataset in zip(("train", "validation"), datasets, strict=True):
-        recordings = cache_keys.of_recordings(dataset.utterances)
+        recordings = cache_keys.recordings_key(dataset.utterances)
         identity = {**encoder, **recordings, "dtype": recipe.data.encoder_states_dtype}
         sizes = [_states(utterance.duration, model, processor) for utterance in dataset.utterances]
         shards = Shards(dataset, folder, name, identity, sizes, bytes_per_state, "speech_states")
@@ -257,9 +257,9 @@ def aligned_on_disk(
     speech = SpeechDataset(utterances, processor, CASINGS[recipe.data.casing])
     transcripts = [speech.token_ids(place).tolist() for place in range(len(speech))]
     identity = {
-        **cache_keys.of_stage1(model, processor),
-        **cache_keys.of_recordings(utterances),
-        **cache_keys.of_transcripts(transcripts, recipe.data.casing),
+        **cache_keys.stage1_key(model, processor),
+        **cache_keys.recordings_key(utterances),
+        **cache_keys.transcripts_key(transcripts, recipe.data.casing),
         "llm_inputs": model.config.llm_inputs,
         "dtype": str(dtype).removeprefix("torch."),
     }
