@@ -1,16 +1,15 @@
 """
-Checkpoints from which a training goes on exactly: found by themselves, whole or not there, and refused to another
-recipe.
+Find, check, complete and remove the checkpoints that a training resumes from.
 
-A folder `checkpoint-STEP` appears by a rename, when all of it is on disk. It holds `resume.json`, which says from what
-settings, data and weights the training comes, what the Trainer leaves out of its own state, and the size of each file.
+A folder `checkpoint-STEP` appears by a rename, when all of it is on disk. Its `resume.json` holds the record of the
+run (settings, data, and weights that it began with), which a run that resumes must share; what the `Trainer` leaves out
+of its own state; and the size of each file, by which an incomplete checkpoint is told from a complete one.
 """
 
 import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,34 +28,69 @@ from seam.train.recipe import RecipeError, StageRecipe
 
 logger = logging.getLogger(__name__)
 
-RECORD = "resume.json"
-# The Trainer takes it for none of its checkpoints, and leaves it out when it uploads the folder.
+RESUME_STATE = "resume.json"
+# A name that the Trainer neither takes for a checkpoint of its own nor uploads with the folder.
 UNFINISHED = "checkpoint-unfinished"
 
-# Settings of where and how a training runs and what it reports; what it learns does not depend on them. The manifests
-# stand for their utterances, which are compared themselves.
-FREE = re.compile(
-    r"data\.(train|validation|eval_batch_size|keep_encoder_states|encoder_states)$|(alignment_cache|aligned_embeds)$|training\.("
-    r"output_dir|resume_from_checkpoint|restore_callback_states_from_checkpoint|remove_unused_columns|do_\w+"
-    r"|dataloader_(num_workers|pin_memory|persistent_workers|prefetch_factor|multiprocessing_context)"
-    r"|(log|logging|eval|save|hub|push|trackio)_\w+|per_device_eval_batch_size|load_best_model_at_end|report_to"
-    r"|(gradient|activation)_checkpointing(_kwargs)?|run_name|project|disable_tqdm|enable_jit_checkpoint|skip_memory_metrics|local_rank|ddp_\w+)$"
+# Settings that may change when a run resumes: where it runs, what it reports and what it keeps, none of which changes what
+# it learns. The manifests are compared by their utterances instead.
+FREE_SETTINGS = {
+    "aligned_embeds",
+    "alignment_cache",
+    "data.encoder_states",
+    "data.eval_batch_size",
+    "data.keep_encoder_states",
+    "data.train",
+    "data.validation",
+    "training.activation_checkpointing",
+    "training.activation_checkpointing_kwargs",
+    "training.dataloader_multiprocessing_context",
+    "training.dataloader_num_workers",
+    "training.dataloader_persistent_workers",
+    "training.dataloader_pin_memory",
+    "training.dataloader_prefetch_factor",
+    "training.disable_tqdm",
+    "training.enable_jit_checkpoint",
+    "training.gradient_checkpointing",
+    "training.gradient_checkpointing_kwargs",
+    "training.load_best_model_at_end",
+    "training.local_rank",
+    "training.output_dir",
+    "training.per_device_eval_batch_size",
+    "training.project",
+    "training.remove_unused_columns",
+    "training.report_to",
+    "training.restore_callback_states_from_checkpoint",
+    "training.resume_from_checkpoint",
+    "training.run_name",
+    "training.skip_memory_metrics",
+}
+FREE_PREFIXES = tuple(
+    f"training.{group}_" for group in ("ddp", "do", "eval", "hub", "log", "logging", "push", "save", "trackio")
 )
 
 
-def origin(recipe: StageRecipe, model: torch.nn.Module, *data: Iterable[Utterance]) -> dict[str, Any]:
+def run_record(recipe: StageRecipe, model: torch.nn.Module, *data: Iterable[Utterance]) -> dict[str, Any]:
     """
-    All that a training depends on, by name, as JSON gives it back.
+    Return everything that decides what a run learns, by name: its settings, and digests of data and weights.
 
     Args:
-        model: at the beginning of the training.
+        recipe: of the run.
+        model: at the beginning of the run.
         data: training and validation utterances.
+
+    Returns:
+        Values as they are read back from JSON.
     """
     values = {**vars(recipe), "training": recipe.training.to_dict(), "data": asdict(recipe.data)}
     values["processor"] = asdict(recipe.processor)
-    settings = {name: value for name, value in _flat(values) if not FREE.match(name)}
+    settings = {
+        name: value
+        for name, value in _flatten(values)
+        if name not in FREE_SETTINGS and not name.startswith(FREE_PREFIXES)
+    }
     settings["processes"] = recipe.training.world_size
-    if recipe.data.streaming:  # its utterances are not known, but where they are read from
+    if recipe.data.streaming:  # utterances that are not read yet are known by the names of their files
         settings["data.train"] = recipe.data.train
     settings["utterances"] = [_utterances_digest(utterances) for utterances in data]
     if recipe.model is not None:
@@ -64,74 +98,82 @@ def origin(recipe: StageRecipe, model: torch.nn.Module, *data: Iterable[Utteranc
     return json.loads(json.dumps(settings, default=str))
 
 
-def find_checkpoint(recipe: StageRecipe, begun: dict[str, Any]) -> Path | None:
+def find_checkpoint(recipe: StageRecipe, record: dict[str, Any]) -> Path | None:
     """
-    Where the training goes on: the last whole checkpoint in `training.output_dir`, else the one that
-    `training.resume_from_checkpoint` names.
+    Return the checkpoint to resume from, or `None` for a run that begins.
+
+    It is the last complete one in `training.output_dir`, else the one that `training.resume_from_checkpoint` names.
 
     Args:
-        begun: see `origin`.
+        recipe: of the run.
+        record: see `run_record`.
 
     Raises:
-        RecipeError: the folder's checkpoints are of another recipe, or the named one is none.
+        RecipeError: when the output folder's checkpoints are of another recipe, or the named folder is no checkpoint.
     """
     folder, named = Path(recipe.training.output_dir), recipe.training.resume_from_checkpoint
-    last = last_checkpoint(folder)
-    if last is not None:
-        _check_same(read_record(last)["origin"], begun, folder)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        _check_same_run(read_resume_state(checkpoint)["origin"], record, folder)
     elif named is not None:
-        last = Path(named)
-        if not (last / TRAINER_STATE_NAME).is_file():
-            raise RecipeError(f"training.resume_from_checkpoint: {named} is no checkpoint that can be gone on from.")
-    if last is not None:
-        logger.warning("The training goes on from %s.", last)
-    return last
+        checkpoint = Path(named)
+        if not (checkpoint / TRAINER_STATE_NAME).is_file():
+            raise RecipeError(
+                f"training.resume_from_checkpoint: {named} is not a checkpoint of a training: it has no "
+                f"{TRAINER_STATE_NAME}."
+            )
+    if checkpoint is not None:
+        logger.warning("The training resumes from %s.", checkpoint)
+    return checkpoint
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint of a training's output folder; others are left alone, and named in the log."""
-    for checkpoint in reversed(numbered(folder)):
-        if is_whole(checkpoint):
+    """Return the last complete checkpoint of an output folder; log a warning for later ones that are not complete."""
+    for checkpoint in reversed(list_checkpoints(folder)):
+        if is_complete(checkpoint):
             return checkpoint
-        logger.warning("%s is not whole, or was not written to be gone on from: ignored.", checkpoint)
+        logger.warning("%s is not complete, or has no %s to resume with: ignored.", checkpoint, RESUME_STATE)
     return None
 
 
-def numbered(folder: Path) -> list[Path]:
-    """The folders `checkpoint-STEP`, whole or not, by step."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the folders `checkpoint-STEP`, complete or not, by step."""
     steps = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdecimal()}
     return [steps[step] for step in sorted(steps)]
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether every file of it is there, at the size that it was written with."""
+def is_complete(checkpoint: Path) -> bool:
+    """Return whether every file of a checkpoint is there, at the size that it was written with."""
     try:
-        files = read_record(checkpoint)["files"]
+        files = read_resume_state(checkpoint)["files"]
         return all((checkpoint / name).stat().st_size == size for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
 
 
-def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What `seal` wrote; empty where there is nothing."""
-    path = checkpoint / RECORD
+def read_resume_state(checkpoint: Path) -> dict[str, Any]:
+    """Return what `write_resume_state` wrote; empty where there is none."""
+    path = checkpoint / RESUME_STATE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def seal(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record of a checkpoint whose other files are written, and wait until all are on disk."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    write_text(folder / RECORD, json.dumps({**record, "files": sizes}, indent=1) + "\n")
-    # A process that dies loses nothing of what it wrote; a machine that is switched off would.
-    for path in (*files, folder / RECORD):
+def write_resume_state(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Complete a checkpoint, whose other files are written, by its `resume.json`, and wait until all is on disk."""
+    files = [path for path in sorted(checkpoint.rglob("*")) if path.is_file()]
+    sizes = {str(path.relative_to(checkpoint)): path.stat().st_size for path in files}
+    write_text(checkpoint / RESUME_STATE, json.dumps({**state, "files": sizes}, indent=1) + "\n")
+    # What was written survives the end of the process, but not that of the machine before it is on disk.
+    for path in (*files, checkpoint / RESUME_STATE):
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
-def read_trained(model: torch.nn.Module, checkpoint: Path) -> None:
+def load_trained_parameters(model: torch.nn.Module, checkpoint: Path) -> None:
     """
-    Put the trained parameters of a checkpoint, and no others, into the model. Raises `RecipeError` when it lacks one.
+    Load the trained parameters of a checkpoint, and no others, into the model.
+
+    Raises:
+        RecipeError: when the checkpoint lacks one of them.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for file in weight_files(checkpoint):
@@ -142,45 +184,48 @@ def read_trained(model: torch.nn.Module, checkpoint: Path) -> None:
         raise RecipeError(f"{checkpoint} does not hold {next(iter(trained))}, which this recipe trains.")
 
 
-def discard(folder: Path) -> None:
-    """Remove a folder; where that is interrupted, what is left of it looks like no checkpoint."""
-    aside = folder.with_name(UNFINISHED)
-    if folder != aside:
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.replace(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint so that nothing looks like a checkpoint where the removal is interrupted."""
+    unfinished = checkpoint.with_name(UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    checkpoint.replace(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def discard_old(folder: Path, limit: int | None, best: str | None) -> None:
-    """Keep `limit` checkpoints (all by default), the last and the `best` one in any case, as the Trainer does."""
-    checkpoints = numbered(folder)
+def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
+    """Keep `limit` checkpoints (`None`: all), among them the last and the `best` one, as the `Trainer` does."""
+    checkpoints = list_checkpoints(folder)
     kept = {checkpoints[-1].name, Path(best).name if best else checkpoints[-1].name}
     too_many = len(checkpoints) - max(limit, len(kept)) if limit else 0
     for checkpoint in [path for path in checkpoints if path.name not in kept][: max(too_many, 0)]:
-        discard(checkpoint)
+        remove_checkpoint(checkpoint)
 
 
 @contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A folder to write files to, which are moved to `folder` at the end, each of them as a whole."""
-    aside = folder / UNFINISHED
-    shutil.rmtree(aside, ignore_errors=True)
+def staging_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write files to, which are moved to `folder` at the end, each of them complete."""
+    staging = folder / UNFINISHED
+    shutil.rmtree(staging, ignore_errors=True)
     try:
-        yield aside
-        for path in aside.iterdir():
+        yield staging
+        for path in staging.iterdir():
             if path.is_dir():
                 shutil.rmtree(folder / path.name, ignore_errors=True)
             path.replace(folder / path.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In what two origins differ. What only one of two versions of a library has is no difference."""
+    """
+    Return the names under which two records differ.
+
+    A name that only one of them has is no difference: another version of transformers has other settings.
+    """
     return [name for name in before if name in now and before[name] != now[name]]
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def _check_same_run(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     if differ := differences(before, now):
         changes = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differ[:3])
         more = f"; {len(differ) - 3} more" * (len(differ) > 3)
@@ -190,16 +235,17 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], folder: Path) -> No
         )
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dictionaries under their names with dots."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def _utterances_digest(utterances: Iterable[Utterance]) -> str:
-    """Of names and texts in their order: a corpus may lie elsewhere on another machine."""
+    """Return a digest of the names of files and of texts, in order: another machine may have them in another folder."""
     digest = hashlib.sha256()
     for utterance in utterances:
         digest.update(json.dumps([utterance.audio.name, utterance.text]).encode())
@@ -207,7 +253,7 @@ def _utterances_digest(utterances: Iterable[Utterance]) -> str:
 
 
 def _weights_digest(model: torch.nn.Module) -> str:
-    """Of what earlier stages have trained, aligner and LoRA; the backbones are known by their names."""
+    """Return a digest of what earlier stages have trained, aligner and LoRA; backbones are compared by their names."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if name.startswith("aligner.") or "lora_" in name:

@@ -13,7 +13,14 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ExportableState
 
 from seam.data.files import one_line
-from seam.train.checkpoints import UNFINISHED, differences, discard_old, last_checkpoint, read_record, seal
+from seam.train.checkpoints import (
+    UNFINISHED,
+    differences,
+    last_checkpoint,
+    read_resume_state,
+    remove_old_checkpoints,
+    write_resume_state,
+)
 from seam.train.recipe import RecipeError
 
 
@@ -27,13 +34,13 @@ class ResumableTrainer(Trainer):
     the last checkpoint as it was.
 
     Args:
-        origin: of the training (`seam.train.checkpoints.origin`), which its checkpoints tell; nothing by default.
+        run_record: of this run (`seam.train.checkpoints.run_record`), which its checkpoints keep; empty by default.
         kwargs: of `Trainer`.
     """
 
-    def __init__(self, *, args: TrainingArguments, origin: dict[str, Any] | None = None, **kwargs):
-        self.origin = origin or {}
-        self.record = {}  # of the checkpoint that this run goes on from
+    def __init__(self, *, args: TrainingArguments, run_record: dict[str, Any] | None = None, **kwargs):
+        self.run_record = run_record or {}
+        self.resumed = {}  # `resume.json` of the checkpoint that this run resumes from
         self.is_saving = self.is_over = self.is_same = False
         args.logging_nan_inf_filter = False  # `training_step` looks instead; the filter would hide it
         super().__init__(args=args, **kwargs)
@@ -42,8 +49,8 @@ class ResumableTrainer(Trainer):
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
         if resume_from_checkpoint is not None:
             resume_from_checkpoint = str(resume_from_checkpoint)
-            self.record = read_record(Path(resume_from_checkpoint))
-            self.is_same = bool(self.record) and not differences(self.record["origin"], self.origin)
+            self.resumed = read_resume_state(Path(resume_from_checkpoint))
+            self.is_same = bool(self.resumed) and not differences(self.resumed["origin"], self.run_record)
         self.args.restore_callback_states_from_checkpoint = self.is_same  # how long early stopping has waited
         self._name_run()
         if self.args.should_save:  # left by a process that died
@@ -75,16 +82,16 @@ class ResumableTrainer(Trainer):
         best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
         if best.is_dir():  # the folder may lie elsewhere now
             self.state.best_model_checkpoint = str(best)
-        if self.record:
-            self._tr_loss.fill_(self.record["loss_not_logged"])
-            self._globalstep_last_logged = self.record["last_logged_step"]
-            self._total_loss_scalar = self.record["loss_logged"]
+        if self.resumed:
+            self._tr_loss.fill_(self.resumed["loss_not_logged"])
+            self._globalstep_last_logged = self.resumed["last_logged_step"]
+            self._total_loss_scalar = self.resumed["loss_logged"]
             self._initial_global_step = 0  # the mean loss is that of all steps
 
     def _name_run(self) -> None:
         """A training that goes on does so under the same name, and trackers show one run."""
         folder = Path(self.args.output_dir)
-        before = self.record.get("run_name") if self.is_same else None
+        before = self.resumed.get("run_name") if self.is_same else None
         self.args.run_name = self.args.run_name or before or f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -102,7 +109,7 @@ class ResumableTrainer(Trainer):
         # the steps after it again.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            return super()._finalize_training(trial, num_train_samples, start_time - self.record.get("seconds", 0.0))
+            return super()._finalize_training(trial, num_train_samples, start_time - self.resumed.get("seconds", 0.0))
         finally:
             self.args.save_total_limit = limit
 
@@ -123,7 +130,7 @@ class ResumableTrainer(Trainer):
         folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
         aside = folder / UNFINISHED / checkpoint.name
-        record = self._record()
+        state = self._resume_state()
         self.is_saving = True
         try:
             super()._save_checkpoint(model, trial)
@@ -133,11 +140,11 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(aside / "trainer_state.json"))
                 if not self.args.save_only_model:
-                    seal(aside, record)
+                    write_resume_state(aside, state)
                 if checkpoint.exists():  # not whole, or this run had gone on from there
                     shutil.rmtree(checkpoint)
                 aside.replace(checkpoint)
-                discard_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+                remove_old_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{checkpoint} cannot be saved: {one_line(error)}") from error
         finally:
@@ -152,14 +159,14 @@ class ResumableTrainer(Trainer):
         if not self.is_saving:  # the upload goes on in the background, from where the checkpoint stays
             super()._push_from_checkpoint(checkpoint_folder)
 
-    def _record(self) -> dict[str, Any]:
+    def _resume_state(self) -> dict[str, Any]:
         return {
-            "origin": self.origin,
+            "origin": self.run_record,
             "loss_not_logged": self.accelerator.gather(self._tr_loss).mean().item(),
             "last_logged_step": self._globalstep_last_logged,
             "loss_logged": self._total_loss_scalar,
             "run_name": self.args.run_name,
-            "seconds": self.record.get("seconds", 0.0) + time.time() - self.begun,
+            "seconds": self.resumed.get("seconds", 0.0) + time.time() - self.begun,
         }
 
     # ---- what ends the training ----

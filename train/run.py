@@ -9,7 +9,7 @@ from transformers.trainer_utils import SaveStrategy
 from seam.data.dataset import SpeechCollator, SpeechDataset, keep_encoder_states
 from seam.data.manifest import CASINGS
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.checkpoints import find_checkpoint, origin, written_aside
+from seam.train.checkpoints import find_checkpoint, run_record, staging_folder
 from seam.train.inputs import check_fits, length_batches, read_utterances, skipped_audio, training_data
 from seam.train.monitoring import write_curves
 from seam.train.recipe import RecipeError, StageRecipe
@@ -42,8 +42,8 @@ def run(
     casing = CASINGS[recipe.data.casing]
     for utterance in (*train, *validation):
         check_fits(utterance, model, processor, casing)
-    begun = origin(recipe, model, train, validation)
-    checkpoint = find_checkpoint(recipe, begun)
+    record = run_record(recipe, model, train, validation)
+    checkpoint = find_checkpoint(recipe, record)
     model.to(recipe.training.device)
     skipped = skipped_audio(recipe)
     read = training_data(recipe, train, model, processor, skipped)
@@ -60,7 +60,7 @@ def run(
         train_dataset=items,
         batches=length_batches(recipe, train, items, processor),
         eval_dataset=prepare(datasets[1], "validation", validation),
-        origin=begun,
+        run_record=record,
         processor=processor,
         validation=validation,
         data=recipe.data,
@@ -75,9 +75,9 @@ def run(
     folder = Path(recipe.training.output_dir)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all ranks together
     if recipe.training.should_save:
-        with written_aside(folder) as aside:
-            model.save_pretrained(aside, state_dict=weights)
-            processor.save_pretrained(aside)
+        with staging_folder(folder) as staging:
+            model.save_pretrained(staging, state_dict=weights)
+            processor.save_pretrained(staging)
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
     if trainer.is_world_process_zero():

@@ -15,7 +15,7 @@ from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.checkpoints import read_trained
+from seam.train.checkpoints import load_trained_parameters
 from seam.train.distributed import all_gather, map_over_ranks, prepare_for_fsdp, shard, unsharded
 from seam.train.monitoring import Progress, Throughput
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
@@ -87,13 +87,13 @@ class StageTrainer(ResumableTrainer, ABC):
         if self.model.full_llm is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:  # there the LLM lies in full
-            read_trained(self.model, Path(resume_from_checkpoint))
+            load_trained_parameters(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self):
         if self.model.full_llm is None:
             super()._load_best_model()
         else:
-            read_trained(self.model, Path(self.state.best_model_checkpoint))
+            load_trained_parameters(self.model, Path(self.state.best_model_checkpoint))
 
     @classmethod
     def error_rates(cls, model: SeamForSpeechRecognition) -> list[str]:

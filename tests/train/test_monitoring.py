@@ -123,7 +123,7 @@ def test_an_epoch_counts_the_audio_and_the_tokens_of_the_data_set(
 ):
     clock.takes(READ, SpeechReader, "__call__")
     clock.takes(STEP, Trainer, "training_step")
-    clock.takes(100, resumable_trainer, "seal")
+    clock.takes(100, resumable_trainer, "write_resume_state")
     clock.takes(100, StageTrainer, "word_error_rates")
     training = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 2, **steps}
     training |= {"logging_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 1}

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from seam.tests.helpers import training_sounds
 from seam.tests.helpers.training_sounds import Killed, changed, weights
 from seam.train import alignment, draft, instruction
-from seam.train.checkpoints import numbered
+from seam.train.checkpoints import list_checkpoints
 from seam.train.recipe import RecipeError, StageRecipe, build, check_stage
 from seam.train.trainer import StageTrainer
 
@@ -73,7 +73,7 @@ def evaluated(folder: Path, key: str) -> list[tuple[int, float]]:
 def test_the_best_weights_are_kept_and_reported(stage, said, before, manifest, tmp_path):
     metrics = run(tmp_path, manifest, 8, before, stage)
     assert state(tmp_path)["best_global_step"] == 4 and state(tmp_path)["best_metric"] == 20.0
-    assert [path.name for path in numbered(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
     last, best, kept = (weights(tmp_path / name) for name in ("checkpoint-8", "checkpoint-4", "."))
     assert changed(last, best) and not changed(best, kept)
     losses = evaluated(tmp_path, "eval_loss")
@@ -91,7 +91,7 @@ def test_the_best_is_remembered_where_it_died(said, before, manifest, tmp_path, 
         with pytest.raises(Killed):
             run(tmp_path / "resumed", manifest, 8, before)
     dies_after(None)
-    assert [path.name for path in numbered(tmp_path / "resumed")] == ["checkpoint-4", "checkpoint-6"]
+    assert [path.name for path in list_checkpoints(tmp_path / "resumed")] == ["checkpoint-4", "checkpoint-6"]
     for _ in range(2):
         resumed = run(tmp_path / "resumed", manifest, 8, before)
         assert resumed["eval_loss"] == whole["eval_loss"]

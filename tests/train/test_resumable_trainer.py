@@ -18,7 +18,14 @@ from transformers import EarlyStoppingCallback, Trainer
 from seam.tests.helpers import training_sounds
 from seam.tests.helpers.training_sounds import Killed, changed, weights, write_sounds
 from seam.train import alignment, draft, instruction, refinement
-from seam.train.checkpoints import RECORD, UNFINISHED, discard_old, is_whole, last_checkpoint, numbered
+from seam.train.checkpoints import (
+    RESUME_STATE,
+    UNFINISHED,
+    is_complete,
+    last_checkpoint,
+    list_checkpoints,
+    remove_old_checkpoints,
+)
 from seam.train.recipe import RecipeError
 
 STAGES = {"alignment": alignment, "instruction": instruction, "refinement": refinement, "draft": draft}
@@ -234,7 +241,7 @@ def test_a_checkpoint_is_whole_or_not_there(before, manifest, tmp_path, monkeypa
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4", "checkpoint-6"}
 
 
-@pytest.mark.parametrize("missing", ["model.safetensors", "optimizer.pt", "trainer_state.json", RECORD])
+@pytest.mark.parametrize("missing", ["model.safetensors", "optimizer.pt", "trainer_state.json", RESUME_STATE])
 def test_a_checkpoint_with_a_part_missing_is_not_taken(missing, trained, tmp_path, caplog):
     folder = shutil.copytree(trained, tmp_path / "copy")
     assert last_checkpoint(folder) == folder / "checkpoint-6"
@@ -243,13 +250,13 @@ def test_a_checkpoint_with_a_part_missing_is_not_taken(missing, trained, tmp_pat
         file.truncate(100)
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(folder) == folder / "checkpoint-2"
-    assert caplog.text.count("is not whole") == 2
+    assert caplog.text.count("is not complete") == 2
 
 
 def test_a_checkpoint_is_on_disk_before_it_has_its_name(trained):
     for step in (2, 4, 6):
-        assert is_whole(trained / f"checkpoint-{step}")
-    record = json.loads((trained / "checkpoint-4" / RECORD).read_text())
+        assert is_complete(trained / f"checkpoint-{step}")
+    record = json.loads((trained / "checkpoint-4" / RESUME_STATE).read_text())
     assert {"model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"} <= set(record["files"])
     assert not (trained / UNFINISHED).exists()
 
@@ -322,21 +329,19 @@ def test_a_named_checkpoint_is_where_another_training_begins(trained, before, ma
     named["training"]["resume_from_checkpoint"] = str(trained / "checkpoint-6")  # where that training had ended
     alignment.main(again(tmp_path / "longer", manifest, before, steps=8, **named))
     assert state(tmp_path / "longer")["global_step"] == 8
-    with pytest.raises(
-        RecipeError, match="resume_from_checkpoint: .*sounds.* is no checkpoint that can be gone on from"
-    ):
+    with pytest.raises(RecipeError, match="resume_from_checkpoint: .*sounds.* is not a checkpoint of a training"):
         wrong = {"training": {"resume_from_checkpoint": str(Path(manifest).parent)}}
         alignment.main(again(tmp_path / "new", manifest, before, **wrong))
 
 
 def test_old_checkpoints_are_discarded_but_for_the_best(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
-    discard_old(folder, None, None)
-    assert [path.name for path in numbered(folder)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
-    discard_old(folder, 1, "elsewhere/checkpoint-2")
-    assert [path.name for path in numbered(folder)] == ["checkpoint-2", "checkpoint-6"]
-    discard_old(folder, 1, None)
-    assert [path.name for path in numbered(folder)] == ["checkpoint-6"] and not (folder / UNFINISHED).exists()
+    remove_old_checkpoints(folder, None, None)
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-2", "checkpoint-4", "checkpoint-6"]
+    remove_old_checkpoints(folder, 1, "elsewhere/checkpoint-2")
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-2", "checkpoint-6"]
+    remove_old_checkpoints(folder, 1, None)
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-6"] and not (folder / UNFINISHED).exists()
 
 
 # ---- what ends a training ----
