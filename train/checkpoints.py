@@ -32,8 +32,8 @@ RESUME_STATE = "resume.json"
 # A name that the Trainer neither takes for a checkpoint of its own nor uploads with the folder.
 UNFINISHED = "checkpoint-unfinished"
 
-# Settings that may change when a run resumes: where it runs, what it reports and what it keeps, none of which changes what
-# it learns. The manifests are compared by their utterances instead.
+# Settings that may change when a run resumes: where it runs, what it reports and keeps. They do not change what it
+# learns. Manifests may change their names because their utterances are compared.
 FREE_SETTINGS = {
     "aligned_embeds",
     "alignment_cache",

@@ -1,4 +1,8 @@
-"""A `Trainer` that can be killed at any moment: started again, it computes what it would have computed."""
+"""
+Train with a `Trainer` that can be killed at any moment.
+
+Started again, it resumes from its last checkpoint and computes exactly what it would have computed.
+"""
 
 import shutil
 import time
@@ -23,15 +27,21 @@ from seam.train.checkpoints import (
 )
 from seam.train.recipe import RecipeError
 
+SAME_AGAIN = (
+    "the same recipe would come to it again, so lower the learning rate or look for what is wrong with the data."
+)
+
 
 class ResumableTrainer(Trainer):
     """
-    Beside what `Trainer` saves, its checkpoints hold the losses that are not logged yet. The random state is not saved:
-    every epoch and every step begin with one that follows from `seed`, so that it does not matter how often anything
-    was started, decoded or evaluated before, nor by how many workers.
+    Train so that a run which resumes gives the losses and weights of one that was never interrupted.
 
-    A loss that is no number ends the training, as does anything that cannot be read or written: with one sentence, and
-    the last checkpoint as it was.
+    Beside what `Trainer` saves, checkpoints hold the losses that are not logged yet. The random state is not saved:
+    every epoch and every step seed it by their number and `seed`, so that it does not matter what else was drawn
+    before, in how many runs or by how many workers.
+
+    A loss that is not finite ends the training, as does anything that cannot be read or written. The error says what
+    happened, at which step, and which checkpoint is the last.
 
     Args:
         run_record: of this run (`seam.train.checkpoints.run_record`), which its checkpoints keep; empty by default.
@@ -41,21 +51,34 @@ class ResumableTrainer(Trainer):
     def __init__(self, *, args: TrainingArguments, run_record: dict[str, Any] | None = None, **kwargs):
         self.run_record = run_record or {}
         self.resumed = {}  # `resume.json` of the checkpoint that this run resumes from
-        self.is_saving = self.is_over = self.is_same = False
-        args.logging_nan_inf_filter = False  # `training_step` looks instead; the filter would hide it
+        self.is_saving = False
+        self.is_over = False  # the checkpoint was the last step's: nothing is left to train
+        self.is_same_run = False  # rather than another run that begins from a named checkpoint
+        args.logging_nan_inf_filter = False  # it would hide what `training_step` looks for
         super().__init__(args=args, **kwargs)
         self.add_callback(_ExactSteps(self))
 
     def train(self, resume_from_checkpoint: str | Path | None = None, **kwargs):
+        """
+        Train as `Trainer.train` does.
+
+        Args:
+            resume_from_checkpoint: folder of a checkpoint.
+            kwargs: of `Trainer.train`.
+
+        Raises:
+            RecipeError, OSError: for whatever ends the training early.
+        """
         if resume_from_checkpoint is not None:
             resume_from_checkpoint = str(resume_from_checkpoint)
             self.resumed = read_resume_state(Path(resume_from_checkpoint))
-            self.is_same = bool(self.resumed) and not differences(self.resumed["origin"], self.run_record)
-        self.args.restore_callback_states_from_checkpoint = self.is_same  # how long early stopping has waited
+            self.is_same_run = bool(self.resumed) and not differences(self.resumed["origin"], self.run_record)
+        # For instance how many evaluations early stopping has waited.
+        self.args.restore_callback_states_from_checkpoint = self.is_same_run
         self._name_run()
-        if self.args.should_save:  # left by a process that died
+        if self.args.should_save:  # a process that died may have left it
             shutil.rmtree(Path(self.args.output_dir, UNFINISHED), ignore_errors=True)
-        self.begun = time.time()
+        self.start_time = time.time()
         try:
             return super().train(resume_from_checkpoint, **kwargs)
         except (OSError, ValueError) as error:
@@ -65,48 +88,48 @@ class ResumableTrainer(Trainer):
                 f"{one_line(error).rstrip('.')}. The training has ended at step {self.state.global_step}; {kept}."
             ) from error
 
-    # ---- what goes on ----
+    # ---- resuming ----
 
     def restore(self) -> None:
-        """What `Trainer` forgets. To be called at the beginning of a training, before its first step."""
-        self.state.compute_steps(self.args, self.state.max_steps)  # they may be others now
+        """Restore what `Trainer` does not; called when a training begins, before its first step."""
+        self.state.compute_steps(self.args, self.state.max_steps)  # the recipe may log, evaluate and save at others now
         if self.state.global_step == 0:
             return
-        self.args.eval_on_start = False  # done
+        self.args.eval_on_start = False  # the run that began has done so
         control = self.state.stateful_callbacks.get("TrainerControl", {}).get("args", {})
         ended = control.get("should_training_stop", False)
-        self.is_over = self.state.global_step >= self.state.max_steps or (ended and self.is_same)
-        for callback in self.callback_handler.callbacks:  # `Trainer` asks for those that the checkpoint lacks as well
+        self.is_over = self.state.global_step >= self.state.max_steps or (ended and self.is_same_run)
+        for callback in self.callback_handler.callbacks:  # `Trainer` expects a state of each in the checkpoint
             if isinstance(callback, ExportableState):
                 self.state.stateful_callbacks.setdefault(type(callback).__name__, callback.state())
         best = Path(self.args.output_dir, f"checkpoint-{self.state.best_global_step}")
-        if best.is_dir():  # the folder may lie elsewhere now
+        if best.is_dir():  # the output folder may have been moved
             self.state.best_model_checkpoint = str(best)
         if self.resumed:
             self._tr_loss.fill_(self.resumed["loss_not_logged"])
             self._globalstep_last_logged = self.resumed["last_logged_step"]
             self._total_loss_scalar = self.resumed["loss_logged"]
-            self._initial_global_step = 0  # the mean loss is that of all steps
+            self._initial_global_step = 0  # so that the mean loss is that of all steps
 
     def _name_run(self) -> None:
-        """A training that goes on does so under the same name, and trackers show one run."""
+        """Name the run; one that resumes keeps its name, so that trackers show a single run."""
         folder = Path(self.args.output_dir)
-        before = self.resumed.get("run_name") if self.is_same else None
+        before = self.resumed.get("run_name") if self.is_same_run else None
         self.args.run_name = self.args.run_name or before or f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
                 callback.logging_dir = str(folder / "runs" / self.args.run_name)
 
     def _run_epoch(self, *args, **kwargs):
-        if self.is_over:  # `Trainer` would make one step more
+        if self.is_over:  # `Trainer` would take one more step
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         self.check_weights()
-        # With a limit of 1 `Trainer` would delete all but the best one, and who starts again what has ended would make
-        # the steps after it again.
+        # With a limit of 1 `Trainer` would delete all checkpoints but the best. Started again, a training that had ended
+        # would repeat the steps after it.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             return super()._finalize_training(trial, num_train_samples, start_time - self.resumed.get("seconds", 0.0))
@@ -114,12 +137,12 @@ class ResumableTrainer(Trainer):
             self.args.save_total_limit = limit
 
     def _save_rng_state(self, output_dir):
-        pass  # see the class
+        """Save none: see the class."""
 
     def _load_rng_state(self, checkpoint):
-        pass
+        """Load none: see the class."""
 
-    # ---- what is kept ----
+    # ---- saving ----
 
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
@@ -129,21 +152,21 @@ class ResumableTrainer(Trainer):
         self.check_weights()
         folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        aside = folder / UNFINISHED / checkpoint.name
+        unfinished = folder / UNFINISHED / checkpoint.name
         state = self._resume_state()
         self.is_saving = True
         try:
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
-            if self.state.best_global_step == self.state.global_step:  # all ranks load it at the end
+            if self.state.best_global_step == self.state.global_step:  # on every rank, as each loads it at the end
                 self.state.best_model_checkpoint = str(checkpoint)
             if self.args.should_save:
-                self.state.save_to_json(str(aside / "trainer_state.json"))
+                self.state.save_to_json(str(unfinished / "trainer_state.json"))
                 if not self.args.save_only_model:
-                    write_resume_state(aside, state)
-                if checkpoint.exists():  # not whole, or this run had gone on from there
+                    write_resume_state(unfinished, state)
+                if checkpoint.exists():  # an incomplete one, or the one that this run resumed from
                     shutil.rmtree(checkpoint)
-                aside.replace(checkpoint)
+                unfinished.replace(checkpoint)
                 remove_old_checkpoints(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(f"{checkpoint} cannot be saved: {one_line(error)}") from error
@@ -156,43 +179,39 @@ class ResumableTrainer(Trainer):
             self._push_from_checkpoint(str(checkpoint))
 
     def _push_from_checkpoint(self, checkpoint_folder):
-        if not self.is_saving:  # the upload goes on in the background, from where the checkpoint stays
+        if not self.is_saving:  # the upload reads in the background: not before the checkpoint is where it stays
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _resume_state(self) -> dict[str, Any]:
+        """Return what `resume.json` holds of this run."""
         return {
             "origin": self.run_record,
             "loss_not_logged": self.accelerator.gather(self._tr_loss).mean().item(),
             "last_logged_step": self._globalstep_last_logged,
             "loss_logged": self._total_loss_scalar,
             "run_name": self.args.run_name,
-            "seconds": self.resumed.get("seconds", 0.0) + time.time() - self.begun,
+            "seconds": self.resumed.get("seconds", 0.0) + time.time() - self.start_time,
         }
 
-    # ---- what ends the training ----
+    # ---- what is not finite ----
 
     def training_step(self, *args, **kwargs):
+        """Return the loss of a training step; raise `RecipeError` when it is not finite."""
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):
-            raise RecipeError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}: the same recipe would come to it "
-                "again, so lower the learning rate or look for what is wrong with the data."
-            )
+            raise RecipeError(f"the loss of step {self.state.global_step + 1} is {loss.item()}: {SAME_AGAIN}")
         return loss
 
     def check_weights(self) -> None:
-        """Raise `RecipeError` when a trained parameter is no longer finite: no checkpoint shall be made of it."""
+        """Raise `RecipeError` when a trained parameter is not finite, so that no checkpoint is made of it."""
         for name, parameter in self.model.named_parameters():
             local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
             if parameter.requires_grad and not torch.isfinite(local).all():
-                raise RecipeError(
-                    f"after step {self.state.global_step} {name} is not finite any more: the same recipe would come "
-                    "to it again, so lower the learning rate or look for what is wrong with the data."
-                )
+                raise RecipeError(f"after step {self.state.global_step} {name} is not finite any more: {SAME_AGAIN}")
 
 
 class _ExactSteps(TrainerCallback):
-    """What has to be done at the steps of a `ResumableTrainer`."""
+    """Seed the epochs and the steps of a `ResumableTrainer`, and order what is due at the end of an epoch."""
 
     def __init__(self, trainer: ResumableTrainer):
         self.trainer = trainer
@@ -202,13 +221,13 @@ class _ExactSteps(TrainerCallback):
         self.trainer.restore()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        set_seed(_seed(args.seed, 0, int(state.epoch or 0)))  # the same in all processes, for the order of the data
+        set_seed(_seed(args.seed, 0, int(state.epoch or 0)))  # the same on all ranks: it decides the order of the data
 
     def on_step_begin(self, args, state, control, **kwargs):
         set_seed(_seed(args.seed, 1, state.global_step, args.process_index))
 
     def on_step_end(self, args, state, control, **kwargs):
-        # What else is due at the end of the epoch comes before the checkpoint, or it would be lost with the process.
+        # Save after all else that is due at the end of an epoch: a run that resumes from the checkpoint skips it.
         self.saves_at_epoch_end = control.should_save and (state.epoch % 1 == 0 or control.should_training_stop)
         if self.saves_at_epoch_end:
             control.should_save = False
@@ -218,6 +237,6 @@ class _ExactSteps(TrainerCallback):
         self.saves_at_epoch_end = False
 
 
-def _seed(seed: int, *place: int) -> int:
-    """Independent seeds of 32 bits for the places of a training."""
-    return int(np.random.SeedSequence(seed, spawn_key=place).generate_state(1)[0])
+def _seed(seed: int, *key: int) -> int:
+    """Return a seed of 32 bits for an epoch or a step, independent of those with other keys."""
+    return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1)[0])
