@@ -39,7 +39,7 @@ class DraftTrainer(StageTrainer):
         return list(model.draft_head.parameters())
 
     @classmethod
-    def error_rates(cls, model: SeamForSpeechRecognition) -> list[str]:
+    def metric_names(cls, model: SeamForSpeechRecognition) -> list[str]:
         return ["stage1_wer", "draft_wer", "draft_agreement"]
 
     def compute_loss(self, model, inputs, *args, **kwargs):
@@ -53,11 +53,11 @@ class DraftTrainer(StageTrainer):
         quiet = self.args.disable_tqdm or not self.is_world_process_zero()
         for batch in tqdm(loader, desc="drafting", leave=False, disable=quiet):
             del batch["labels"]
-            speech = self.evaluated.speech(**BatchFeature(batch).to(self.evaluated.device))
-            alignment = self.evaluated.align(*speech)
+            speech = self.eval_model.speech(**BatchFeature(batch).to(self.eval_model.device))
+            alignment = self.eval_model.align(*speech)
             written = [
                 [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
-                for ids, mask in ((alignment.sequences, alignment.mask), self.evaluated.draft_head.decode(*speech))
+                for ids, mask in ((alignment.sequences, alignment.mask), self.eval_model.draft_head.decode(*speech))
             ]
             pairs += zip(*written, strict=True)
         return pairs

@@ -128,7 +128,7 @@ class ResumableTrainer(Trainer):
 
     def _finalize_training(self, trial, num_train_samples, start_time):
         self.check_weights()
-        # With a limit of 1 `Trainer` would delete all checkpoints but the best. Started again, a training that had ended
+        # With a limit of 1 `Trainer` would delete all checkpoints but the best. Started again, a finished training
         # would repeat the steps after it.
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:

@@ -36,7 +36,7 @@ def run(
     Returns:
         The metrics of the last evaluation.
     """
-    check_best(recipe.training, ["loss", *trainer_class.error_rates(model)])
+    check_best(recipe.training, ["loss", *trainer_class.metric_names(model)])
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)
     casing = CASINGS[recipe.data.casing]

@@ -1,4 +1,4 @@
-"""What the trainers of stages and draft share: batches, the word error rate on a held-out split, what is watched."""
+"""Share among the trainers of the stages and of the draft head: batches, evaluation and what a training shows."""
 
 from abc import ABC, abstractmethod
 from functools import partial
@@ -24,17 +24,18 @@ from seam.train.resumable_trainer import ResumableTrainer
 
 class StageTrainer(ResumableTrainer, ABC):
     """
-    The trainer of one stage of SEAM, or of its draft. Beside the loss, `evaluate` reports the word error rate of the
-    held-out utterances, decoded as a user would decode them.
+    Train one stage of SEAM, or its draft head.
 
-    On several processes (ranks) a step, an epoch and an evaluation are what they are on one, with a batch as many times
-    as large: losses are means over the tokens of all ranks and accumulated batches, every utterance is seen once.
+    Beside the loss, `evaluate` reports the word error rate of held-out utterances, decoded as a user would decode them.
+
+    N processes (ranks) train and evaluate as one process with batches N times as large would: losses are means over the
+    tokens of all ranks and accumulated batches, and every utterance is seen once an epoch.
 
     Args:
         processor ([`SeamProcessor`]): saved with every checkpoint.
         validation (`list[Utterance]`): held-out utterances for the word error rate.
         data (`DataSettings`): casing and batch size of the decoding.
-        batches (`LengthBatches`, *optional*): of the training data, instead of batches of one size in random order.
+        batches (`LengthBatches`, *optional*): of the training data; by default batches of one size in random order.
         kwargs: of `ResumableTrainer`.
     """
 
@@ -53,19 +54,25 @@ class StageTrainer(ResumableTrainer, ABC):
         self.validation = validation
         self.batches = batches
         self.data = data
-        args.remove_unused_columns = False  # items are not the arguments of `forward`; the collator makes those
-        args.accelerator_config.even_batches = False  # `EvenBatches` are, without repeating utterances
+        args.remove_unused_columns = False  # the collator, not the data set, makes the arguments of `forward`
+        args.accelerator_config.even_batches = False  # accelerate's repeat utterances, `EvenBatches` does not
         if args.ddp_find_unused_parameters is None:
-            args.ddp_find_unused_parameters = False  # all that a stage trains has a part in its loss: none to look for
+            args.ddp_find_unused_parameters = False  # there are none: the loss depends on all that a stage trains
         if args.data_seed is None:
-            args.data_seed = args.seed  # and not that of the moment, which may be each rank's own
+            args.data_seed = args.seed  # transformers would draw one, on each rank its own
         super().__init__(args=args, processing_class=processor, **kwargs)
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
-            raise RecipeError("DeepSpeed: accepted are ZeRO stages up to 2; FSDP2 spreads the weights as well.")
-        drawn = [one for one in (self.train_dataset, batches) if hasattr(one, "set_epoch")]
-        self.add_callback(SetEpoch(*drawn))
+            raise RecipeError("DeepSpeed: accepted are ZeRO stages up to 2; to shard the weights as well, use FSDP2.")
+        self._watch(processor)
+        self.model.requires_grad_(False)
+        for parameter in self.trained_parameters(self.model):
+            parameter.requires_grad_(True)
+
+    def _watch(self, processor) -> None:
+        """Add the callbacks that follow the data and measure the speed."""
+        self.add_callback(SetEpoch(*(one for one in (self.train_dataset, self.batches) if hasattr(one, "set_epoch"))))
         if isinstance(self.train_dataset, SpeechStream):
             self.add_callback(StartStream(self.train_dataset))
         extractor = processor.feature_extractor
@@ -74,19 +81,16 @@ class StageTrainer(ResumableTrainer, ABC):
         self.progress = Progress()
         if self.pop_callback(ProgressCallback):
             self.add_callback(self.progress)
-        self.model.requires_grad_(False)
-        for parameter in self.trained_parameters(self.model):
-            parameter.requires_grad_(True)
 
     @staticmethod
     @abstractmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
-        """The parameters that this stage trains; all others stay frozen."""
+        """Return the parameters that this stage trains; all others stay frozen."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.model.full_llm is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:  # there the LLM lies in full
+        else:  # the checkpoint holds the LLM in full, the model holds it in lower precision
             load_trained_parameters(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self):
@@ -96,24 +100,25 @@ class StageTrainer(ResumableTrainer, ABC):
             load_trained_parameters(self.model, Path(self.state.best_model_checkpoint))
 
     @classmethod
-    def error_rates(cls, model: SeamForSpeechRecognition) -> list[str]:
-        """What `evaluate` reports of this model beside the loss, by name."""
+    def metric_names(cls, model: SeamForSpeechRecognition) -> list[str]:
+        """Return the names of the metrics that `evaluate` reports of this model beside the loss."""
         return ["stage1_wer"] * model.aligner.writes_tokens + ["wer"] * cls.use_llm
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict:
-        """Arguments of this trainer that come from the recipe."""
+        """Return the arguments of this trainer that come from the recipe."""
         return {}
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        # FSDP2 computes the parts that it spreads in half precision, but not what it is told to leave alone.
+        """Return the loss of a batch; logits are not computed."""
+        # FSDP2 computes in half precision what it shards, but not the modules that it ignores.
         with self.accelerator.autocast():
             return super().compute_loss(
                 model, {**inputs, "use_llm": self.use_llm, "return_logits": False}, *args, **kwargs
             )
 
     def get_train_dataloader(self) -> DataLoader:
-        """As in transformers, except that an epoch is the data set, once, for any number of ranks."""
+        """Return transformers' loader, except that an epoch is the data set, once, for any number of ranks."""
         args = self.args
         loader = partial(
             DataLoader,
@@ -125,7 +130,7 @@ class StageTrainer(ResumableTrainer, ABC):
             prefetch_factor=args.dataloader_prefetch_factor,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
-        if isinstance(self.train_dataset, SpeechStream):  # accelerate would deal out again what is this rank's own
+        if isinstance(self.train_dataset, SpeechStream):  # this rank's batches, which accelerate would shard once more
             return loader(batch_size=None)
         batches = self.batches
         if batches is None:
@@ -134,15 +139,18 @@ class StageTrainer(ResumableTrainer, ABC):
         return self.accelerator.prepare(loader(batch_sampler=batches))
 
     def train(self, *args, **kwargs):
+        """Train as `ResumableTrainer.train` does, and close the progress bars."""
         try:
             return super().train(*args, **kwargs)
         finally:
             self.progress.close()
 
     def get_batch_samples(self, epoch_iterator, *args, **kwargs):
+        """Return the batches of the next step, counted."""
         return super().get_batch_samples(self.throughput.batches(epoch_iterator), *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the numbers of a step, with the throughput since the last ones."""
         speed = self.throughput.measured() if "loss" in logs else {}
         super().log({**logs, **speed}, start_time)
 
@@ -151,7 +159,7 @@ class StageTrainer(ResumableTrainer, ABC):
             super()._save_checkpoint(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """This rank's share of the held-out utterances."""
+        """Return a loader of this rank's share of the held-out utterances."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         return DataLoader(
             Subset(dataset, shard(range(len(dataset)))),
@@ -165,15 +173,16 @@ class StageTrainer(ResumableTrainer, ABC):
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
     ) -> EvalLoopOutput:
         """
-        The loss is a mean over the tokens of the whole data set, whatever the batch size and the number of ranks. The
-        word error rates are a part of it, so that trackers and early stopping are told them too.
+        Evaluate the loss and the word error rates, the latter here so that trackers and early stopping see them.
+
+        The loss is the mean over the tokens of the whole data set, whatever the batch size and the number of ranks.
         """
         self.callback_handler.eval_dataloader = dataloader
         loss_sum, tokens, utterances = 0.0, 0, 0
         for inputs in dataloader:
             inputs = self._prepare_inputs(inputs)
             count = int((inputs["labels"] != -100).sum())
-            loss_sum += float(self.compute_loss(self.evaluated, inputs)) * count
+            loss_sum += float(self.compute_loss(self.eval_model, inputs)) * count
             tokens += count
             utterances += len(inputs["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
@@ -183,23 +192,26 @@ class StageTrainer(ResumableTrainer, ABC):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=utterances)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        # Each rank evaluates its own share, with as many passes as that takes.
-        self.evaluated = unsharded(self.model).eval()
+        """Evaluate as `Trainer.evaluate` does, out of the training's time."""
+        # A sharded model would need as many forward passes on every rank; their shares of the data may need different
+        # numbers.
+        self.eval_model = unsharded(self.model).eval()
         with torch.no_grad(), self.throughput.paused():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        self.evaluated = None
+        self.eval_model = None
         return metrics
 
     def word_error_rates(self) -> dict[str, float]:
         """
-        Word error rates (%) on held-out utterances: `stage1_wer`, where there is a Stage 1, and `wer` when the LLM is a
-        part of the stage.
+        Return word error rates (%) on the held-out utterances.
+
+        These are `stage1_wer`, where the bridge has a Stage 1, and `wer`, where the stage uses the LLM.
         """
         casing = CASINGS[self.data.casing]
         references = [casing(utterance.text) for utterance in self.validation]
         decode = partial(
             transcribe,
-            self.evaluated,
+            self.eval_model,
             self.processing_class,
             batch_size=self.data.eval_batch_size,
             progress=self.is_world_process_zero() and not self.args.disable_tqdm,
@@ -207,7 +219,7 @@ class StageTrainer(ResumableTrainer, ABC):
         )
         results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
         rates = {}
-        if self.evaluated.aligner.writes_tokens:
+        if self.eval_model.aligner.writes_tokens:
             rates["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
         if self.use_llm:
             rates["wer"] = word_errors(references, [result.text for result in results]).rate
@@ -216,31 +228,34 @@ class StageTrainer(ResumableTrainer, ABC):
 
 class SetEpoch(TrainerCallback):
     """
-    Tells data sets and samplers which epoch begins, so that what they draw depends on its number alone. accelerate's
-    loaders do so as well, but reach not all of them with several processes, nor after a resume within an epoch.
+    Tell data sets and samplers which epoch begins, so that what they draw depends on its number alone.
+
+    accelerate's loaders do so too, but do not reach all of them on several ranks, or after resuming within an epoch.
 
     Args:
-        listeners: have a `set_epoch` method.
+        targets: objects with a `set_epoch` method.
     """
 
-    def __init__(self, *listeners):
-        self.listeners = listeners
+    def __init__(self, *targets):
+        self.targets = targets
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        for listener in self.listeners:
-            listener.set_epoch(int(state.epoch or 0))
+        """Set the epoch."""
+        for target in self.targets:
+            target.set_epoch(int(state.epoch or 0))
 
 
 class StartStream(TrainerCallback):
     """
-    Tells a stream how far a training that is resumed has come, so that it does not read again what the `Trainer` drops.
+    Tell a stream how many batches a run that resumes skips, so that it need not read them for the `Trainer` to drop.
 
     Args:
-        stream ([`SpeechStream`]): of the training.
+        stream ([`SpeechStream`]): of the training data.
     """
 
     def __init__(self, stream):
         self.stream = stream
 
     def on_epoch_begin(self, args, state, control, **kwargs):
+        """Set the number of batches to skip."""
         self.stream.start_at(0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps)
