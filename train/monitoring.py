@@ -1,4 +1,4 @@
-"""What a training shows of itself: its throughput, its bar and its curves."""
+"""Measure the throughput of a training, show its progress, and plot its curves."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,8 +20,9 @@ FRAMES_PER_STATE = 2  # the encoder's second convolution halves the mel frames
 
 class Throughput(TrainerCallback):
     """
-    Counts what a training takes in, and the time that it takes for it, from one line of its log to the next. Nothing is
-    read from the device before the line is written.
+    Count the audio and the tokens that a training reads between two lines of its log, and the time that it takes.
+
+    The counts stay on the batches' device until the line is written, so that no step waits for them.
 
     Args:
         frame_seconds: between two mel frames.
@@ -29,30 +30,32 @@ class Throughput(TrainerCallback):
 
     def __init__(self, frame_seconds: float):
         self.frame_seconds = frame_seconds
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
-        self._begun = perf_counter()
-        self._not_counted = self._waited = 0.0
-        self._frames = self._tokens = 0  # tensors of the batches' device, later
-        self._epoch_begun = None
+    def _reset(self) -> None:
+        self._start = perf_counter()
+        self._paused = self._waited = 0.0
+        self._frames = self._tokens = 0  # tensors on the batches' device from the first batch on
+        self._epoch_start = None
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._begin()
+        """Begin to count."""
+        self._reset()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self._epoch_begun = perf_counter()  # a loader starts its workers before it is asked for a batch
+        """Begin to wait for the first batch: the loader starts its workers before it is asked for one."""
+        self._epoch_start = perf_counter()
 
     def batches(self, iterator: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The same batches, counted, and the time that they are waited for."""
+        """Yield the same batches, and count them and the time spent waiting for them."""
         while True:
-            begun = perf_counter() if self._epoch_begun is None else self._epoch_begun
-            self._epoch_begun = None
+            start = perf_counter() if self._epoch_start is None else self._epoch_start
+            self._epoch_start = None
             try:
                 batch = next(iterator)
             except StopIteration:
                 return
-            self._waited += perf_counter() - begun
+            self._waited += perf_counter() - start
             self._count(batch)
             yield batch
 
@@ -65,25 +68,25 @@ class Throughput(TrainerCallback):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Evaluations and checkpoints: what is done here is no part of the time."""
-        begun = perf_counter()
+        """Leave the time that is spent in the context (evaluating, saving) out of the measurement."""
+        start = perf_counter()
         yield
-        self._not_counted += perf_counter() - begun
+        self._paused += perf_counter() - start
 
     def measured(self) -> dict[str, float]:
         """
-        Since the line before, of all ranks together; all ranks must come here.
+        Return the throughput of all ranks together since the last call; every rank must call this.
 
-        - `audio_hours_per_hour`: audio without its padding, where the batches have any. States that a model without
-          `mask_speech_padding` keeps are those of whole windows, and so counted.
-        - `tokens_per_second`: of the transcripts, each with its end.
-        - `utilisation` (%): time that was not spent waiting for a batch. Of several ranks it is that of the one which
-          waited longest: the others wait for it in turn.
+        - `audio_hours_per_hour`: audio without its padding, where batches hold speech. Encoder states of a model
+          without `mask_speech_padding` count with their padding.
+        - `tokens_per_second`: of the transcripts, with the end of each.
+        - `utilisation` (%): time not spent waiting for a batch, of the rank that waited longest, because the others
+          wait for it in turn.
         """
-        seconds = perf_counter() - self._begun - self._not_counted
+        seconds = perf_counter() - self._start - self._paused
         ranks = all_gather((float(self._frames), float(self._tokens), seconds, self._waited))
         frames, tokens, seconds, waited = zip(*ranks, strict=True)
-        self._begin()
+        self._reset()
         speed = {"tokens_per_second": sum(tokens) / max(seconds), "utilisation": 100 * (1 - max(waited) / max(seconds))}
         if any(frames):
             speed = {"audio_hours_per_hour": sum(frames) * self.frame_seconds / max(seconds), **speed}
@@ -92,11 +95,14 @@ class Throughput(TrainerCallback):
 
 class Progress(ProgressCallback):
     """
-    The time left follows from the mean of all steps since the start, with the evaluations and checkpoints between them.
-    As in transformers it would follow from the last few, and count the steps before a resume as made within the first.
+    Show the progress of a training, and an estimate of the time left from the mean of all steps since its start.
+
+    transformers estimates it from the last few steps, without the evaluations and checkpoints between them, and counts
+    the steps before a resume as taken in no time.
     """
 
     def on_train_begin(self, args, state, control, **kwargs):
+        """Open the bar."""
         self.current_step = state.global_step
         if state.is_world_process_zero:
             self.training_bar = tqdm(
@@ -104,13 +110,13 @@ class Progress(ProgressCallback):
             )
 
     def close(self) -> None:
-        """Of a training that ends by an error, which gets a line of its own."""
+        """Close the bars, so that the error that ends a training gets a line of its own."""
         for bar in (self.prediction_bar, self.training_bar):
             if bar is not None:
                 bar.close()
 
 
-# Of every panel its title and unit, and the numbers of the log in it, with their names and colours.
+# The title and unit of every panel, and its curves: keys of the log, with their labels and colours.
 PANELS = [
     ("loss", "", {"loss": ("training", "C0"), "eval_loss": ("validation", "C1")}),
     (
@@ -129,50 +135,51 @@ PANELS = [
     ("utilisation: not waiting for data", "% of the time", {"utilisation": ("", "C0")}),
 ]
 COLUMNS, WIDTH, HEIGHT = 3, 4.6, 3.1  # of a panel, in inches
-SPREAD = 10  # largest by smallest, from which on a loss is drawn on a logarithmic scale
-FEW = 40  # points that are marked one by one
+LOG_SCALE_RATIO = 10  # of the largest to the smallest loss, above which their axis is logarithmic
+MAX_MARKED = 40  # points of a curve that are marked one by one
 
 
-def write_curves(log: Iterable[dict[str, float]], path: Path, title: str, best_step: int | None = None) -> None:
+def plot_training_curves(log: Iterable[dict[str, float]], path: Path, title: str, best_step: int | None = None) -> None:
     """
-    Write a PNG: losses, word error rates, learning rate and speed over the steps, a panel for each that there is.
+    Plot losses, word error rates, learning rate and throughput over the steps, a panel for each that the log has.
 
     Args:
-        log: `log_history` of a `TrainerState`. Of two numbers for the same step the first is drawn; a later one is that
-            of the weights which were kept at the end.
-        path: of the PNG.
+        log: `log_history` of a `TrainerState`. Where a step has two values the first is plotted: the second is from
+            the evaluation at the end, of the weights that were kept.
+        path: PNG to write.
         title: for instance the output folder.
-        best_step: whose weights were kept, where they are not the last.
+        best_step: step of the weights that were kept, where it is not the last.
     """
-    numbers: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, float]] = {}
     for row in log:
         for key, value in row.items():
-            numbers.setdefault(key, {}).setdefault(row["step"], value)
+            values.setdefault(key, {}).setdefault(row["step"], value)
     panels = [
-        (name, unit, drawn)
+        (name, unit, plotted)
         for name, unit, curves in PANELS
-        if (drawn := {key: curve for key, curve in curves.items() if key in numbers})
+        if (plotted := {key: curve for key, curve in curves.items() if key in values})
     ]
-    last = max(step for steps in numbers.values() for step in steps)
+    last = max(step for steps in values.values() for step in steps)
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH * columns, HEIGHT * rows + 0.4), layout="constrained")
-    for place, (name, unit, curves) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, place + 1)
+    for number, (name, unit, curves) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number)
         for key, (label, colour) in curves.items():
-            steps, values = zip(*sorted(numbers[key].items()), strict=True)
-            axes.plot(steps, values, color=colour, label=label, marker="." if len(steps) <= FEW else None, lw=1.2)
+            x, y = zip(*sorted(values[key].items()), strict=True)
+            axes.plot(x, y, color=colour, label=label, marker="." if len(x) <= MAX_MARKED else None, lw=1.2)
         if best_step is not None:
             axes.axvline(best_step, color="grey", lw=0.9, ls="--")
         axes.set_xlim(0, 1.02 * last)
-        _set_up(axes, name, unit, [value for key in curves for value in numbers[key].values()])
+        _format_axes(axes, name, unit, [value for key in curves for value in values[key].values()])
     best = "" if best_step is None else f"\nbest, and kept: step {best_step} (dashed)"
     figure.suptitle(title + best, fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _set_up(axes: Axes, name: str, unit: str, values: list[float]) -> None:
+def _format_axes(axes: Axes, name: str, unit: str, values: list[float]) -> None:
+    """Give a panel its title, labels, scale and legend; `values` are those of all its curves."""
     axes.set_title(name, fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.set_ylabel(unit, fontsize=9)
@@ -180,11 +187,11 @@ def _set_up(axes: Axes, name: str, unit: str, values: list[float]) -> None:
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     if name != "loss":
-        # What is untrained may have several times as many errors as there are words: nobody looks at those.
+        # Before training there may be several times as many errors as words, which would flatten the rest of the curve.
         top = 100 if unit.startswith("%") and min(values) < 100 < max(values) else max(*values, 1e-12)
         axes.set_ylim(0, 1.05 * top)
         axes.ticklabel_format(axis="y", scilimits=(-3, 6))
-    elif min(values) > 0 and max(values) > SPREAD * min(values):
+    elif min(values) > 0 and max(values) > LOG_SCALE_RATIO * min(values):
         axes.set_yscale("log")
     if any(axes.get_legend_handles_labels()[1]):
         axes.legend(fontsize=8)

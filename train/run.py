@@ -11,7 +11,7 @@ from seam.data.manifest import CASINGS
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, run_record, staging_folder
 from seam.train.inputs import check_fits, length_batches, read_utterances, skipped_audio, training_data
-from seam.train.monitoring import write_curves
+from seam.train.monitoring import plot_training_curves
 from seam.train.recipe import RecipeError, StageRecipe
 from seam.train.state_cache import states_on_disk
 from seam.train.trainer import StageTrainer
@@ -82,7 +82,7 @@ def run(
     trainer.save_state()
     if trainer.is_world_process_zero():
         best = trainer.state.best_global_step if recipe.training.load_best_model_at_end else None
-        write_curves(trainer.state.log_history, folder / "curves.png", str(folder), best)
+        plot_training_curves(trainer.state.log_history, folder / "curves.png", str(folder), best)
     trainer.accelerator.wait_for_everyone()  # no rank reads what is not written yet
     return {**metrics, "output_dir": str(folder)}
 

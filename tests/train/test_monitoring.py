@@ -16,7 +16,7 @@ from transformers import Trainer
 from seam.data.dataset import SpeechReader
 from seam.tests.helpers.training_sounds import TEXTS, recipe
 from seam.train import alignment, instruction, monitoring, refinement, resumable_trainer
-from seam.train.monitoring import Progress, Throughput, write_curves
+from seam.train.monitoring import Progress, Throughput, plot_training_curves
 from seam.train.recipe import RecipeError
 from seam.train.trainer import StageTrainer
 
@@ -221,7 +221,7 @@ def figures(monkeypatch) -> list[Figure]:
 
 
 def test_a_panel_for_each_number_that_there_is(figures, tmp_path):
-    write_curves(LOG, tmp_path / "curves.png", "a title")
+    plot_training_curves(LOG, tmp_path / "curves.png", "a title")
     (figure,) = figures
     assert figure.get_suptitle() == "a title"
     drawn = {
@@ -245,7 +245,7 @@ def test_a_panel_for_each_number_that_there_is(figures, tmp_path):
 
 
 def test_the_best_step_is_marked(figures, tmp_path):
-    write_curves(LOG, tmp_path / "curves.png", "a title", best_step=5)
+    plot_training_curves(LOG, tmp_path / "curves.png", "a title", best_step=5)
     assert figures[0].get_suptitle() == "a title\nbest, and kept: step 5 (dashed)"
     for axes in figures[0].axes:
         assert list(axes.lines[-1].get_xdata()) == [5, 5] and axes.lines[-1].get_linestyle() == "--"
