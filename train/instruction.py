@@ -14,7 +14,7 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.inputs import llm_adapters, new_model, stage_before
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.state_cache import aligned_on_disk
+from seam.train.state_cache import cached_aligned_embeds
 from seam.train.trainer import StageTrainer
 
 
@@ -68,6 +68,6 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         raise RecipeError(f"aligned_embeds: the bridge {model.config.bridge!r} is trained here, not frozen.")
 
     def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> Dataset:
-        return aligned_on_disk(recipe, model, processor, dataset, name, utterances)
+        return cached_aligned_embeds(recipe, model, processor, dataset, name, utterances)
 
     return run(recipe, InstructionTrainer, model, processor, prepare)

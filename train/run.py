@@ -13,7 +13,7 @@ from seam.train.checkpoints import find_checkpoint, run_record, staging_folder
 from seam.train.inputs import check_fits, length_batches, read_utterances, skipped_audio, training_data
 from seam.train.monitoring import plot_training_curves
 from seam.train.recipe import RecipeError, StageRecipe
-from seam.train.state_cache import states_on_disk
+from seam.train.state_cache import cached_encoder_states
 from seam.train.trainer import StageTrainer
 
 
@@ -51,7 +51,7 @@ def run(
     if recipe.data.keep_encoder_states:
         datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
     elif recipe.data.encoder_states is not None:
-        datasets = states_on_disk(recipe, model, processor, datasets)
+        datasets = cached_encoder_states(recipe, model, processor, datasets)
     items = prepare(datasets[0], "train", train)
     trainer = trainer_class(
         model=model,

@@ -19,7 +19,7 @@ from seam.train.alignment import AlignmentTrainer
 from seam.train.instruction import InstructionTrainer
 from seam.train.recipe import DataSettings, StageRecipe
 from seam.train.refinement import AlignedDataset, RefinementTrainer
-from seam.train.state_cache import States, aligned_on_disk, states_on_disk
+from seam.train.state_cache import CachedStates, cached_aligned_embeds, cached_encoder_states
 from seam.train.trainer import StageTrainer
 
 # Makes a model and returns a function that makes a new trainer of it in every call.
@@ -29,7 +29,7 @@ Builder = Callable[[Setting], Callable[[], Trainer]]
 def stage_trainer(
     trainer_class: type[StageTrainer],
     setting: Setting,
-    load_data: Callable[[Setting, SeamForSpeechRecognition], SpeechDataset | States],
+    load_data: Callable[[Setting, SeamForSpeechRecognition], SpeechDataset | CachedStates],
 ) -> Callable[[], Trainer]:
     """
     Build the trainer of a stage.
@@ -63,7 +63,7 @@ def speech(setting: Setting, model: SeamForSpeechRecognition | None = None) -> S
     return SpeechDataset(setting.utterances, setting.processor, CASINGS["lower"])
 
 
-def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> States:
+def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> CachedStates:
     """Return the cached states of `data.encoder_states`; those that are missing are computed first."""
     dtype = str(setting.sizes.dtype).removeprefix("torch.")
     # A folder for each: how long Stage 1 takes to fill its cache is measured, so that it must start empty.
@@ -71,15 +71,15 @@ def encoder_states(setting: Setting, model: SeamForSpeechRecognition) -> States:
     data = DataSettings(encoder_states=str(folder), encoder_states_dtype=dtype)
     recipe = StageRecipe(training=setting.arguments(), data=data)
     held_out = SpeechDataset(setting.utterances[:1], setting.processor, CASINGS["lower"])  # as recipes have one
-    return states_on_disk(recipe, model, setting.processor, [speech(setting), held_out])[0]
+    return cached_encoder_states(recipe, model, setting.processor, [speech(setting), held_out])[0]
 
 
-def aligned_embeds(setting: Setting, model: SeamForSpeechRecognition) -> States:
+def aligned_embeds(setting: Setting, model: SeamForSpeechRecognition) -> CachedStates:
     """Return the cached embeddings of `aligned_embeds`; those that are missing are computed first."""
     recipe = StageRecipe(
         training=setting.arguments(), data=DataSettings(), aligned_embeds=str(setting.folder / "aligned")
     )
-    return aligned_on_disk(recipe, model, setting.processor, speech(setting), "train", setting.utterances)
+    return cached_aligned_embeds(recipe, model, setting.processor, speech(setting), "train", setting.utterances)
 
 
 BUILDERS: dict[str, Builder] = {

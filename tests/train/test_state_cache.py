@@ -18,9 +18,8 @@ from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement, state_cache
-from seam.train import state_cache as shards_module
 from seam.train.recipe import RecipeError
-from seam.train.state_cache import states_on_disk
+from seam.train.state_cache import cached_encoder_states
 from seam.train.trainer import StageTrainer
 
 
@@ -43,7 +42,7 @@ def read(ready, model, processor, manifest):
 
     def read(model=model, **values):
         datasets = [SpeechDataset(read_manifest(manifest), processor) for _ in range(2)]
-        return states_on_disk(ready(**values), model, processor, datasets)[0]
+        return cached_encoder_states(ready(**values), model, processor, datasets)[0]
 
     return read
 
@@ -51,8 +50,8 @@ def read(ready, model, processor, manifest):
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Three shards: of three, three and two sounds."""
-    monkeypatch.setattr(shards_module, "ENCODED_AT_ONCE", 3)
-    monkeypatch.setattr(shards_module, "SHARD_BYTES", 1)
+    monkeypatch.setattr(state_cache, "ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr(state_cache, "SHARD_BYTES", 1)
 
 
 @pytest.fixture
@@ -179,7 +178,7 @@ def test_an_interrupted_run_goes_on(read, in_pieces, tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, monkeypatch):
-    save, written = shards_module.save_file, []
+    save, written = state_cache.save_file, []
 
     def fails_at_last(tensors, path, metadata):
         if len(written) == 2:
@@ -188,7 +187,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, mon
         written.append(path)
         save(tensors, path, metadata)
 
-    monkeypatch.setattr(shards_module, "save_file", fails_at_last)
+    monkeypatch.setattr(state_cache, "save_file", fails_at_last)
     with pytest.raises(OSError, match="train-00002.safetensors cannot be written: .*No space left on device"):
         read()
     assert len(shards(tmp_path)) == 2 and len(list((tmp_path / "states").glob("[!.]*"))) == 2
@@ -197,7 +196,7 @@ def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, mon
 def test_processes_share_the_work(read, in_pieces, tmp_path):
     whole = read()
     about = ("train", {"encoder": "a"}, [1] * len(whole), 1, "speech_states")
-    sets = shards_module.Shards(whole.dataset, tmp_path / "shared", *about)
+    sets = state_cache.Shards(whole.dataset, tmp_path / "shared", *about)
 
     def compute(batches):
         return ([whole[place]["speech_states"] for place in batch] for batch in batches)
@@ -221,7 +220,7 @@ def test_states_of_anything_else_are_stale(read, ready, build_model, processor, 
         datasets = [SpeechDataset(utterances, processor) for _ in range(2)]
         message = f"train-00000.safetensors is stale: it was made from {what}. Delete it or give another folder"
         with pytest.raises(ValueError, match=message):
-            states_on_disk(ready(**values), model or build_model(), processor, datasets)
+            cached_encoder_states(ready(**values), model or build_model(), processor, datasets)
 
     other = build_model()
     with torch.no_grad():
@@ -249,7 +248,7 @@ def test_transcripts_are_those_of_now(ready, model, processor, manifest, tmp_pat
             SpeechDataset([dataclasses.replace(one, text=text) for one in utterances], processor, casing)
             for _ in range(2)
         ]
-        train, _ = states_on_disk(ready(), model, processor, datasets)
+        train, _ = cached_encoder_states(ready(), model, processor, datasets)
         assert train[3]["token_ids"].tolist() == processor.transcript_ids(ids)
 
 

@@ -12,7 +12,7 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.helpers.training_sounds import recipe
 from seam.train import instruction
 from seam.train.recipe import RecipeError, check_stage
-from seam.train.state_cache import aligned_on_disk
+from seam.train.state_cache import cached_aligned_embeds
 from seam.train.trainer import StageTrainer
 
 
@@ -34,7 +34,7 @@ def read(ready, processor, manifest):
     def read(model, utterances=None, **values):
         utterances = utterances or read_manifest(manifest)
         dataset = SpeechDataset(utterances, processor)
-        return aligned_on_disk(ready(**values), model, processor, dataset, "train", utterances)
+        return cached_aligned_embeds(ready(**values), model, processor, dataset, "train", utterances)
 
     return read
 
