@@ -1,6 +1,6 @@
-"""What a stage begins with: its utterances and batches, its model, and what of the LLM is trained."""
+"""Load what a training starts from: its utterances, data sets and batches, and its model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -11,119 +11,232 @@ from accelerate.utils import parse_flag_from_env
 from torch.utils.data import Dataset
 
 from seam.data.bad_audio import Skipped
-from seam.data.dataset import SpeechDataset, SpeechReader
+from seam.data.dataset import SpeechDataset, SpeechReader, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.data.samplers import LengthBatches, budget_shares
 from seam.data.streaming import SpeechStream
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.recipe import FULL, DataSettings, RecipeError, StageRecipe
+from seam.train.state_cache import cached_encoder_states
 
 
 def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance]]:
     """
-    Training and validation utterances of a recipe; a stream's training utterances are not read here. Raises
-    `RecipeError` when one of them is not given.
+    Return the training and the validation utterances of a recipe; of a stream no training utterances.
+
+    Raises:
+        RecipeError: when the recipe names no manifest for one of the two.
     """
     for name in ("train", "validation"):
         if not getattr(data, name):
             raise RecipeError(f"the recipe names no data.{name} manifest.")
     train = [] if data.streaming else [u for path in data.train for u in read_manifest(path, data.train_split)]
     validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
-    return taken_evenly(train, data.train_limit), taken_evenly(validation, data.validation_limit)
+    return _subsample(train, data.train_limit), _subsample(validation, data.validation_limit)
 
 
-def taken_evenly(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
-    """At most `limit` utterances, from everywhere in the list."""
-    if limit is None or limit >= len(utterances):
-        return utterances
-    return [utterances[index * len(utterances) // limit] for index in range(limit)]
-
-
-def longest_transcript(model: SeamForSpeechRecognition) -> int:
-    """Tokens that the aligner has positions for, beside that of `<EOA>`."""
-    return model.config.aligner_config.max_target_positions - 1
-
-
-def check_fits(utterance: Utterance, model: SeamForSpeechRecognition, processor: SeamProcessor, casing: Callable):
-    """Raise `RecipeError` for audio longer than the encoder's window or a transcript longer than the aligner's."""
-    if utterance.duration > processor.max_seconds:
-        raise RecipeError(
-            f"{utterance.audio}: {utterance.duration:.1f} s of audio, but the encoder's window is "
-            f"{processor.max_seconds} s."
-        )
-    tokens = len(processor.transcript_ids(casing(utterance.text)))
-    limit = longest_transcript(model)
-    if tokens > limit:
-        raise RecipeError(
-            f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
-        )
-
-
-def training_data(
-    recipe: StageRecipe,
-    utterances: list[Utterance],
-    model: SeamForSpeechRecognition,
-    processor: SeamProcessor,
-    skipped: Skipped | None,
-) -> SpeechDataset | SpeechStream:
+def check_lengths(
+    utterances: Iterable[Utterance], recipe: StageRecipe, model: SeamForSpeechRecognition, processor: SeamProcessor
+) -> None:
     """
-    Args:
-        utterances: of a recipe that does not stream them.
-        skipped: of `skipped_audio`.
+    Check that the encoder's window and the aligner's positions are enough for every utterance.
+
+    Raises:
+        RecipeError: for the first that is too long.
     """
-    data, training = recipe.data, recipe.training
-    made = (processor, CASINGS[data.casing], data.augmentation, longest_transcript(model))
-    if not data.streaming:
-        return SpeechDataset(utterances, *made, seed=training.seed, skipped=skipped)
-    return SpeechStream(
-        data.train,
-        SpeechReader(*made),
-        partial(shares_of, recipe, processor),
-        data.train_split,
-        data.shuffle_buffer,
-        training.seed,
-        training.process_index,
-        training.world_size,
-        skipped,
-    )
+    casing, limit = CASINGS[recipe.data.casing], _max_tokens(model)
+    for utterance in utterances:
+        if utterance.duration > processor.max_seconds:
+            raise RecipeError(
+                f"{utterance.audio}: {utterance.duration:.1f} s of audio, but the encoder's window is "
+                f"{processor.max_seconds} s."
+            )
+        tokens = len(processor.transcript_ids(casing(utterance.text)))
+        if tokens > limit:
+            raise RecipeError(
+                f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
+            )
 
 
-def skipped_audio(recipe: StageRecipe) -> Skipped | None:
-    """Where the recordings are noted that a training leaves out, or `None` where it stops at them."""
+def skipped_recordings(recipe: StageRecipe) -> Skipped | None:
+    """Return the list, in the output folder, of recordings that training skips; `None` where it stops at them."""
     if recipe.data.on_bad_audio == "stop":
         return None
     folder = Path(recipe.training.output_dir)
     skipped = Skipped(folder / "skipped_audio.jsonl")
-    if recipe.training.process_index == 0 and not any(folder.glob("checkpoint-*")):  # of a training before this one
-        skipped.path.unlink(missing_ok=True)
+    if recipe.training.process_index == 0 and not any(folder.glob("checkpoint-*")):
+        skipped.path.unlink(missing_ok=True)  # left by another training
     return skipped
+
+
+def build_datasets(
+    recipe: StageRecipe,
+    train: list[Utterance],
+    validation: list[Utterance],
+    model: SeamForSpeechRecognition,
+    processor: SeamProcessor,
+    skipped: Skipped | None,
+) -> list[Dataset]:
+    """
+    Return the training and the validation set: features, or encoder states where the recipe keeps them.
+
+    Args:
+        recipe: of the training.
+        train, validation: see `read_utterances`.
+        model, processor: of the training.
+        skipped: see `skipped_recordings`.
+    """
+    casing = CASINGS[recipe.data.casing]
+    reader = (processor, casing, recipe.data.augmentation, _max_tokens(model))
+    if recipe.data.streaming:
+        training_set = _stream(recipe, processor, SpeechReader(*reader), skipped)
+    else:
+        training_set = SpeechDataset(train, *reader, seed=recipe.training.seed, skipped=skipped)
+    datasets = [training_set, SpeechDataset(validation, processor, casing)]
+    if recipe.data.keep_encoder_states:
+        return [keep_encoder_states(model, dataset) for dataset in datasets]
+    if recipe.data.encoder_states is not None:
+        return cached_encoder_states(recipe, model, processor, datasets)
+    return datasets
 
 
 def length_batches(
     recipe: StageRecipe, utterances: list[Utterance], items: Dataset, processor: SeamProcessor
 ) -> LengthBatches | None:
     """
-    Batches by the recipe's budgets; `None` where it has none, and where the data is a stream, which makes its own.
+    Return batches within the recipe's budgets; `None` where it has none, and for a stream, which makes its own.
 
     Args:
-        items: the training items, made of some of the utterances: at `places`, or of all of them.
+        recipe: of the training.
+        utterances: for training.
+        items: the training items, of all utterances or of those at `items.positions`.
+        processor: of the training.
     """
     if recipe.data.streaming or not recipe.data.has_budget:
         return None
-    kept = [utterances[place] for place in getattr(items, "places", range(len(items)))]
-    return LengthBatches(shares_of(recipe, processor, kept), recipe.training.world_size, recipe.training.seed)
+    kept = [utterances[position] for position in getattr(items, "positions", range(len(items)))]
+    return LengthBatches(_batch_shares(recipe, processor, kept), recipe.training.world_size, recipe.training.seed)
 
 
-def shares_of(recipe: StageRecipe, processor: SeamProcessor, utterances: Sequence[Utterance]) -> np.ndarray:
+def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
     """
-    The part that each utterance takes of the budgets of a batch, of which the number of utterances is one. Raises
-    `RecipeError` where a budget is too small for one of them.
+    Build a model around the recipe's `encoder` and `llm`, and its processor.
+
+    Args:
+        recipe: names the backbones.
+        config: fields of the config that the stage decides.
+
+    Raises:
+        RecipeError: when the recipe names no backbones.
+    """
+    if recipe.encoder is None or recipe.llm is None:
+        raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
+    tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
+    processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
+    torch.manual_seed(recipe.training.seed)  # the aligner and LoRA are initialized at random
+    fields = {**recipe.config, **config}
+    model = SeamForSpeechRecognition.from_backbones(
+        recipe.encoder,
+        recipe.llm,
+        processor,
+        llm_dtype=llm_precision(recipe),
+        aligner_from_decoder=recipe.aligner_from_decoder,
+        **fields,
+    )
+    return model, processor
+
+
+def load_previous_stage(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """
+    Load the model and processor that Stages 2 and 3 continue with; a checkpoint of Stage 1 gets its LLM here.
+
+    Raises:
+        RecipeError: when the recipe names no checkpoint, or lacks the LLM that goes with it, or names a second one.
+    """
+    if recipe.model is None:
+        raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
+    device = {"device_map": str(recipe.training.device)} if recipe.llm_dtype == "4bit" else {}  # CPUs quantize slowly
+    model, processor = load_checkpoint(recipe.model, dtype=torch.float32, llm_dtype=llm_precision(recipe), **device)
+    if model.config.alignment_only:
+        if recipe.llm is None and model.config.backbones is None:
+            raise RecipeError(
+                f"{recipe.model} holds Stage 1 alone, trained with an LLM from a folder: name it, llm=FOLDER."
+            )
+        torch.manual_seed(recipe.training.seed)  # LoRA is initialized at random
+        model.add_llm(recipe.llm, llm_precision(recipe))
+    elif recipe.llm is not None:
+        raise RecipeError(f"{recipe.model} holds its LLM already: leave llm out.")
+    return model, processor
+
+
+def llm_precision(recipe: StageRecipe) -> str | None:
+    """
+    Return the precision to keep the LLM in, as `from_pretrained` takes it.
+
+    Raises:
+        RecipeError: for a lower precision with FSDP2 or DeepSpeed.
+    """
+    if recipe.llm_dtype == FULL:
+        return None
+    if (recipe.training.fsdp or recipe.training.deepspeed) or any(
+        map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    ):
+        raise RecipeError(
+            f"llm_dtype is {recipe.llm_dtype!r}, but FSDP2 and DeepSpeed take weights of one precision only; accepted "
+            "with them: float32. With the whole model on each GPU (recipes/accelerate/eight_gpus.yaml) all are."
+        )
+    return recipe.llm_dtype
+
+
+def lora_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+    """Return the LoRA parameters, which Stages 2 and 3 train; raise `RecipeError` for a model without."""
+    parameters = [parameter for name, parameter in model.language_model.named_parameters() if "lora_" in name]
+    if not parameters:
+        raise RecipeError("the model has no LoRA adapters to train; build it with config.lora_rank above 0.")
+    return parameters
+
+
+def _subsample(utterances: list[Utterance], limit: int | None) -> list[Utterance]:
+    """Return at most `limit` utterances, at even distances in the list."""
+    if limit is None or limit >= len(utterances):
+        return utterances
+    return [utterances[index * len(utterances) // limit] for index in range(limit)]
+
+
+def _max_tokens(model: SeamForSpeechRecognition) -> int:
+    """Return how many tokens of a transcript the aligner has positions for, beside that of `<EOA>`."""
+    return model.config.aligner_config.max_target_positions - 1
+
+
+def _stream(
+    recipe: StageRecipe, processor: SeamProcessor, reader: SpeechReader, skipped: Skipped | None
+) -> SpeechStream:
+    """Return the training data of a recipe that streams it."""
+    return SpeechStream(
+        recipe.data.train,
+        reader,
+        partial(_batch_shares, recipe, processor),
+        recipe.data.train_split,
+        recipe.data.shuffle_buffer,
+        recipe.training.seed,
+        recipe.training.process_index,
+        recipe.training.world_size,
+        skipped,
+    )
+
+
+def _batch_shares(recipe: StageRecipe, processor: SeamProcessor, utterances: Sequence[Utterance]) -> np.ndarray:
+    """
+    Return the largest share of a batch's budgets that each utterance takes; one budget is the number of utterances.
+
+    Raises:
+        RecipeError: for an utterance that takes more than a whole budget.
     """
     data, casing = recipe.data, CASINGS[recipe.data.casing]
     lengths, budgets = [np.ones(len(utterances))], [float(recipe.training.per_device_train_batch_size)]
     if data.batch_seconds is not None:
-        lengths.append(np.array([one.duration for one in utterances]))
+        lengths.append(np.array([utterance.duration for utterance in utterances]))
         budgets.append(data.batch_seconds)
     if data.batch_tokens is not None:
         lengths.append(np.array([len(processor.transcript_ids(casing(one.text))) for one in utterances]))
@@ -136,62 +249,3 @@ def shares_of(recipe: StageRecipe, processor: SeamProcessor, utterances: Sequenc
             "a batch (data.batch_seconds, data.batch_tokens)."
         )
     return shares
-
-
-def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
-    """A model around the recipe's `encoder` and `llm`, and its processor. `config`: fields that the stage decides."""
-    if recipe.encoder is None or recipe.llm is None:
-        raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
-    tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
-    processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
-    torch.manual_seed(recipe.training.seed)  # of the fresh parts
-    fields = {**recipe.config, **config}
-    model = SeamForSpeechRecognition.from_backbones(
-        recipe.encoder,
-        recipe.llm,
-        processor,
-        llm_dtype=held_in(recipe),
-        aligner_from_decoder=recipe.aligner_from_decoder,
-        **fields,
-    )
-    return model, processor
-
-
-def stage_before(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
-    """Model and processor that Stages 2 and 3 go on with; a checkpoint of Stage 1 gets its LLM here."""
-    if recipe.model is None:
-        raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
-    # A GPU quantizes faster than its machine.
-    place = {"device_map": str(recipe.training.device)} if recipe.llm_dtype == "4bit" else {}
-    model, processor = load_checkpoint(recipe.model, dtype=torch.float32, llm_dtype=held_in(recipe), **place)
-    if model.config.alignment_only:
-        if recipe.llm is None and model.config.backbones is None:
-            raise RecipeError(
-                f"{recipe.model} holds Stage 1 alone, trained with an LLM from a folder: name it, llm=FOLDER."
-            )
-        torch.manual_seed(recipe.training.seed)  # of the fresh LoRA
-        model.add_llm(recipe.llm, held_in(recipe))
-    elif recipe.llm is not None:
-        raise RecipeError(f"{recipe.model} holds its LLM already: leave llm out.")
-    return model, processor
-
-
-def held_in(recipe: StageRecipe) -> str | None:
-    """The precision of the LLM, as `from_pretrained` takes it. Raises `RecipeError` where it cannot be held so."""
-    if recipe.llm_dtype == FULL:
-        return None
-    given = recipe.training.fsdp or recipe.training.deepspeed
-    if given or any(map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))):
-        raise RecipeError(
-            f"llm_dtype is {recipe.llm_dtype!r}, but FSDP2 and DeepSpeed take weights of one precision only; accepted "
-            "with them: float32. With the whole model on each GPU (recipes/accelerate/eight_gpus.yaml) all are."
-        )
-    return recipe.llm_dtype
-
-
-def llm_adapters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
-    """The LoRA parameters: what Stages 2 and 3 train."""
-    parameters = [parameter for name, parameter in model.language_model.named_parameters() if "lora_" in name]
-    if not parameters:
-        raise RecipeError("the model has no LoRA adapters to train; build it with config.lora_rank above 0.")
-    return parameters

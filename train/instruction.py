@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.inputs import llm_adapters, new_model, stage_before
+from seam.train.inputs import load_previous_stage, lora_parameters, new_model
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
 from seam.train.state_cache import cached_aligned_embeds
@@ -35,8 +35,8 @@ class InstructionTrainer(StageTrainer):
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         if model.aligner.writes_tokens:
-            return llm_adapters(model)
-        adapters = llm_adapters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
+            return lora_parameters(model)
+        adapters = lora_parameters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
         return [*model.aligner.parameters(), *adapters]
 
     @staticmethod
@@ -59,7 +59,7 @@ def main(recipe: StageRecipe) -> dict[str, float]:
                 f"the bridge {model.config.bridge!r} has a Stage 1: train it first (seam train alignment)."
             )
     else:
-        model, processor = stage_before(recipe)
+        model, processor = load_previous_stage(recipe)
     if recipe.first_token_guidance and not model.aligner.writes_tokens:
         raise RecipeError(f"first_token_guidance: the bridge {model.config.bridge!r} writes no token to guide with.")
     if recipe.aligned_embeds is None:

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.train.inputs import llm_adapters, stage_before
+from seam.train.inputs import load_previous_stage, lora_parameters
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
 from seam.train.stage1_decoding import Heard, decode_all, read_cache
@@ -68,7 +68,7 @@ class RefinementTrainer(StageTrainer):
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         mask = [] if model.mask_embedding is None else [model.mask_embedding]
-        return [*llm_adapters(model), *mask]
+        return [*lora_parameters(model), *mask]
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict[str, float | bool]:
@@ -106,9 +106,9 @@ class AlignedDataset(Dataset):
         return len(self.items)
 
     @property
-    def places(self) -> list[int]:
-        """Of the items among the utterances that were decoded."""
-        return [place for place, _, _ in self.items]
+    def positions(self) -> list[int]:
+        """Return the positions of the items among the utterances that were decoded."""
+        return [position for position, _, _ in self.items]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         place, token_ids, alignment_ids = self.items[index]
@@ -132,7 +132,7 @@ def aligned(dataset: Dataset | None, items: list[Heard]) -> AlignedDataset:
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2. What Stage 1 hears is read where `seam train decode` has written it."""
     check_stage(recipe, "refinement")
-    model, processor = stage_before(recipe)
+    model, processor = load_previous_stage(recipe)
     if not model.aligner.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")
     if recipe.mask == "zero" and model.config.learned_mask:

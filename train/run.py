@@ -1,4 +1,4 @@
-"""One stage from its recipe to its checkpoint."""
+"""Run one stage, from its recipe to its checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,14 +6,12 @@ from pathlib import Path
 from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from seam.data.dataset import SpeechCollator, SpeechDataset, keep_encoder_states
-from seam.data.manifest import CASINGS
+from seam.data.dataset import SpeechCollator
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, run_record, staging_folder
-from seam.train.inputs import check_fits, length_batches, read_utterances, skipped_audio, training_data
+from seam.train.inputs import build_datasets, check_lengths, length_batches, read_utterances, skipped_recordings
 from seam.train.monitoring import plot_training_curves
 from seam.train.recipe import RecipeError, StageRecipe
-from seam.train.state_cache import cached_encoder_states
 from seam.train.trainer import StageTrainer
 
 
@@ -26,40 +24,37 @@ def run(
 ) -> dict[str, float]:
     """
     Train one stage and save the result in `training.output_dir`, from where the next stage and `from_pretrained` load.
-    A run that was interrupted goes on from its last checkpoint there. Beside the checkpoint are the curves of the
-    training, `curves.png`.
+
+    A run that was interrupted resumes from its last checkpoint there. The curves of the training are saved beside the
+    result, as `curves.png`.
 
     Args:
-        prepare: makes the training items of a stage from the (possibly encoded) data set, its name (`train` or
-            `validation`) and its utterances.
+        recipe: of the stage.
+        trainer_class: of the stage.
+        model, processor: to train.
+        prepare: makes the items of a stage from the (possibly encoded) data set, its name (`train` or `validation`)
+            and its utterances.
 
     Returns:
         The metrics of the last evaluation.
     """
-    check_best(recipe.training, ["loss", *trainer_class.metric_names(model)])
+    check_best_metric(recipe.training, ["loss", *trainer_class.metric_names(model)])
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)
-    casing = CASINGS[recipe.data.casing]
-    for utterance in (*train, *validation):
-        check_fits(utterance, model, processor, casing)
+    check_lengths((*train, *validation), recipe, model, processor)
     record = run_record(recipe, model, train, validation)
     checkpoint = find_checkpoint(recipe, record)
     model.to(recipe.training.device)
-    skipped = skipped_audio(recipe)
-    read = training_data(recipe, train, model, processor, skipped)
-    datasets = [read, SpeechDataset(validation, processor, casing)]
-    if recipe.data.keep_encoder_states:
-        datasets = [keep_encoder_states(model, dataset) for dataset in datasets]
-    elif recipe.data.encoder_states is not None:
-        datasets = cached_encoder_states(recipe, model, processor, datasets)
-    items = prepare(datasets[0], "train", train)
+    skipped = skipped_recordings(recipe)
+    training_set, validation_set = build_datasets(recipe, train, validation, model, processor, skipped)
+    items = prepare(training_set, "train", train)
     trainer = trainer_class(
         model=model,
         args=recipe.training,
         data_collator=SpeechCollator(processor),
         train_dataset=items,
         batches=length_batches(recipe, train, items, processor),
-        eval_dataset=prepare(datasets[1], "validation", validation),
+        eval_dataset=prepare(validation_set, "validation", validation),
         run_record=record,
         processor=processor,
         validation=validation,
@@ -72,23 +67,21 @@ def run(
     metrics = trainer.evaluate()
     if skipped is not None:
         metrics["skipped_audio"] = len(skipped)
-    folder = Path(recipe.training.output_dir)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # of all ranks together
-    if recipe.training.should_save:
-        with staging_folder(folder) as staging:
-            model.save_pretrained(staging, state_dict=weights)
-            processor.save_pretrained(staging)
-    trainer.save_metrics("eval", metrics)
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        best = trainer.state.best_global_step if recipe.training.load_best_model_at_end else None
-        plot_training_curves(trainer.state.log_history, folder / "curves.png", str(folder), best)
-    trainer.accelerator.wait_for_everyone()  # no rank reads what is not written yet
-    return {**metrics, "output_dir": str(folder)}
+    save_result(trainer, metrics)
+    return {**metrics, "output_dir": str(Path(recipe.training.output_dir))}
 
 
-def check_best(training: TrainingArguments, metrics: list[str]) -> None:
-    """Raise `RecipeError` for a best model that no evaluation tells. `metrics`: what evaluations report, by name."""
+def check_best_metric(training: TrainingArguments, metrics: list[str]) -> None:
+    """
+    Check that evaluations report the metric that decides which model is the best.
+
+    Args:
+        training: may name it, `metric_for_best_model`.
+        metrics: names of those that evaluations report.
+
+    Raises:
+        RecipeError: for another metric, or for none where checkpoints of the best model only are saved.
+    """
     best = training.metric_for_best_model
     if best is not None and best.removeprefix("eval_") not in metrics:
         raise RecipeError(f"training.metric_for_best_model is {best!r}; this stage reports: {', '.join(metrics)}.")
@@ -96,3 +89,19 @@ def check_best(training: TrainingArguments, metrics: list[str]) -> None:
         raise RecipeError(
             f"training.save_strategy is 'best', by training.metric_for_best_model; accepted: {', '.join(metrics)}."
         )
+
+
+def save_result(trainer: StageTrainer, metrics: dict[str, float]) -> None:
+    """Save the trained model, its processor, metrics and curves in the output folder."""
+    folder = Path(trainer.args.output_dir)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered from all ranks
+    if trainer.args.should_save:
+        with staging_folder(folder) as staging:
+            trainer.model.save_pretrained(staging, state_dict=weights)
+            trainer.processing_class.save_pretrained(staging)
+    trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        plot_training_curves(trainer.state.log_history, folder / "curves.png", str(folder), best)
+    trainer.accelerator.wait_for_everyone()  # before any rank reads the result

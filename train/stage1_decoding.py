@@ -27,7 +27,7 @@ from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.backbones import EmbeddingTable
 from seam.train import cache_keys
 from seam.train.distributed import map_over_ranks
-from seam.train.inputs import check_fits, read_utterances
+from seam.train.inputs import check_lengths, read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 
 # How long to wait for a file's writer: workers of a killed process live on for a few seconds and hold its lock.
@@ -134,8 +134,7 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
     casing = CASINGS[recipe.data.casing]
     todo = {}
     for name, (utterances, identity) in _data_sets(recipe, model, processor).items():
-        for utterance in utterances:
-            check_fits(utterance, model, processor, casing)
+        check_lengths(utterances, recipe, model, processor)
         done = {row["id"] for file in _files(folder, name) for row in _rows(file, identity)}
         durations = [utterance.duration for utterance in utterances]
         mine = batches_by_length(durations, recipe.data.eval_batch_size)[rank::processes]

@@ -10,7 +10,7 @@ from seam.modeling_seam.nearest import NearestToken
 from seam.tests.conftest import SENTENCES, WHISPER_SIZES
 from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement
-from seam.train.inputs import llm_adapters
+from seam.train.inputs import lora_parameters
 from seam.train.recipe import RecipeError
 
 CHECKPOINTING = {"gradient_checkpointing": True}
@@ -94,7 +94,7 @@ def saved_bytes(model, batch, **kwargs) -> int:
 def test_checkpointed_activations_are_not_kept(use_llm, build_model, processor, waveforms):
     model = build_model(lora_dropout=0.1)
     batch = processor(audio=waveforms, text=SENTENCES)
-    for parameter in llm_adapters(model) if use_llm else model.aligner.parameters():
+    for parameter in lora_parameters(model) if use_llm else model.aligner.parameters():
         parameter.requires_grad_(True)
     model.train()
     plain = saved_bytes(model, batch, use_llm=use_llm, return_logits=False)
@@ -117,7 +117,7 @@ def test_logits_are_computed_where_there_is_a_target(guided, build_model, proces
     batch = processor(audio=waveforms, text=SENTENCES)
     if guided:
         batch["first_token_ids"] = batch["labels"][:, 0]
-    adapters = llm_adapters(model)
+    adapters = lora_parameters(model)
     for parameter in adapters:
         parameter.requires_grad_(True)
     model.train()
