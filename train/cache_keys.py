@@ -4,13 +4,12 @@ Cache keys: digests of the model, the data and the settings that a cache was com
 A cache file keeps its key, and is refused where the model, the data or the settings are others.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from seam.data.files import sha256_of
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.weights import fingerprint
@@ -52,8 +51,8 @@ def encoder_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> di
     settings = {name: getattr(model.config.audio_config, name, None) for name in ENCODER}
     features = {name: getattr(processor.feature_extractor, name, None) for name in FEATURES}
     return {
-        "encoder": _digest([fingerprint(model.encoder.state_dict()), settings, model.config.mask_speech_padding]),
-        "features": _digest(features),
+        "encoder": sha256_of([[fingerprint(model.encoder.state_dict()), settings, model.config.mask_speech_padding]]),
+        "features": sha256_of([features]),
     }
 
 
@@ -70,7 +69,7 @@ def stage1_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dic
         {name: getattr(model.config, name) for name in STAGE_1},
         {name: getattr(model.config.aligner_config, name, None) for name in ALIGNER},
     ]
-    return {**encoder_key(model, processor), "stage1": _digest([fingerprint(tensors), settings])}
+    return {**encoder_key(model, processor), "stage1": sha256_of([[fingerprint(tensors), settings]])}
 
 
 def recordings_key(utterances: Sequence[Utterance]) -> dict[str, Any]:
@@ -85,7 +84,7 @@ def recordings_key(utterances: Sequence[Utterance]) -> dict[str, Any]:
         [Path(os.path.relpath(folder, common), utterance.audio.name).as_posix(), utterance.duration]
         for folder, utterance in zip(folders, utterances, strict=True)
     ]
-    return {"utterances": len(utterances), "recordings": _digest(rows)}
+    return {"utterances": len(utterances), "recordings": sha256_of([rows])}
 
 
 def transcripts_key(transcripts: Sequence[Sequence[int]], casing: str) -> dict[str, str]:
@@ -96,7 +95,7 @@ def transcripts_key(transcripts: Sequence[Sequence[int]], casing: str) -> dict[s
         transcripts: token ids of each.
         casing: one of `seam.data.manifest.CASINGS`.
     """
-    return {"casing": casing, "transcripts": _digest([list(ids) for ids in transcripts])}
+    return {"casing": casing, "transcripts": sha256_of([[list(ids) for ids in transcripts]])}
 
 
 def check_key(path: Path, kept: dict[str, Any], key: dict[str, Any]) -> None:
@@ -117,8 +116,3 @@ def check_key(path: Path, kept: dict[str, Any], key: dict[str, Any]) -> None:
             raise ValueError(
                 f"{path} is stale: it was made from {DIFFERENCES[name]}{values}. Delete it or give another folder."
             )
-
-
-def _digest(values: Any) -> str:
-    """Return the SHA-256 digest of values as JSON."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

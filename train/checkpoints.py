@@ -6,7 +6,6 @@ run (settings, data, and weights that it began with), which a run that resumes m
 of its own state; and the size of each file, by which an incomplete checkpoint is told from a complete one.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -21,7 +20,7 @@ import torch
 from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
-from seam.data.files import write_text
+from seam.data.files import sha256_of, write_text
 from seam.data.manifest import Utterance
 from seam.modeling_seam.weights import weight_files
 from seam.train.recipe import RecipeError, StageRecipe
@@ -245,17 +244,14 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _utterances_digest(utterances: Iterable[Utterance]) -> str:
-    """Return a digest of the names of files and of texts, in order: another machine may have them in another folder."""
-    digest = hashlib.sha256()
-    for utterance in utterances:
-        digest.update(json.dumps([utterance.audio.name, utterance.text]).encode())
-    return digest.hexdigest()[:12]
+    """Return a digest of file names and transcripts, in order; another machine may keep the files in another folder."""
+    return sha256_of([utterance.audio.name, utterance.text] for utterance in utterances)[:12]
 
 
 def _weights_digest(model: torch.nn.Module) -> str:
     """Return a digest of what earlier stages have trained, aligner and LoRA; backbones are compared by their names."""
-    digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if name.startswith("aligner.") or "lora_" in name:
-            digest.update(parameter.detach().cpu().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
+    return sha256_of(
+        parameter.detach().cpu().flatten().view(torch.uint8).numpy()
+        for name, parameter in model.named_parameters()
+        if name.startswith("aligner.") or "lora_" in name
+    )[:12]
