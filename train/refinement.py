@@ -1,6 +1,7 @@
 """
-Stage 3, refinement tuning (Section 3.5, Eq. 5): the LoRA adapters go on learning, now from what Stage 1 really heard
-by itself, with some of its embeddings masked or deleted.
+Train Stage 3, refinement tuning (Section 3.5, Eq. 5).
+
+The LoRA adapters are trained further, now on Stage 1's own output, of which some embeddings are masked or deleted.
 
     seam train refinement RECIPE.yaml [key=value ...]
 """
@@ -16,7 +17,7 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.train.inputs import load_previous_stage, lora_parameters
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.stage1_decoding import Heard, decode_all, read_cache
+from seam.train.stage1_decoding import DecodedUtterance, decode_all, read_cache
 from seam.train.trainer import StageTrainer
 
 logger = logging.getLogger(__name__)
@@ -26,14 +27,16 @@ def perturb(
     aligned_mask: torch.Tensor, masking_probability: float, deletion_probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Choose aligned embeddings that are deleted, with probability p_d, and others that are masked, with probability p_m.
+    Choose at random the aligned embeddings to delete, and those to mask.
+
+    A row always keeps at least one embedding: deletions that would leave none are not made.
 
     Args:
-        aligned_mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for tokens that Stage 1 wrote, 0 for padding.
+        aligned_mask (`torch.Tensor` of shape `(batch, tokens)`): 1 for Stage 1's tokens, 0 for padding.
+        masking_probability, deletion_probability: p_m and p_d.
 
     Returns:
-        Two of the same shape: which are kept, 0 where one is deleted, and which are masked, 1 where the mask is
-        written. No row loses its last embedding: a deletion that would leave a row empty is not made.
+        Two tensors of the same shape: 1 for the embeddings that are kept, and 1 for those that are masked.
     """
     kept = aligned_mask.bool() & (torch.rand(aligned_mask.shape, device=aligned_mask.device) >= deletion_probability)
     kept = torch.where(kept.any(-1, keepdim=True), kept, aligned_mask.bool())
@@ -43,11 +46,11 @@ def perturb(
 
 class RefinementTrainer(StageTrainer):
     """
-    Trains the LoRA adapters with Eq. 5 on perturbed Stage-1 outputs, and the model's learned mask, where it has one.
+    Train the LoRA adapters with Eq. 5 on perturbed Stage-1 outputs, and the model's learned mask, where it has one.
 
     Args:
         masking_probability, deletion_probability: p_m and p_d.
-        first_token_guidance: the first token that Stage 1 heard is given, not learned.
+        first_token_guidance: Stage 1's first token is given, not learned.
     """
 
     use_llm = True
@@ -67,11 +70,13 @@ class RefinementTrainer(StageTrainer):
 
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+        """Return LoRA's parameters and the learned mask."""
         mask = [] if model.mask_embedding is None else [model.mask_embedding]
         return [*lora_parameters(model), *mask]
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict[str, float | bool]:
+        """Return guidance and the probabilities of Section 3.5."""
         return {
             "first_token_guidance": recipe.first_token_guidance,
             "masking_probability": recipe.masking_probability,
@@ -79,6 +84,7 @@ class RefinementTrainer(StageTrainer):
         }
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        """Return the loss of a batch, perturbed in training but not in evaluation."""
         if model.training:
             mask = (inputs["alignment_ids"] != -100).long()
             kept, masked = perturb(mask, self.masking_probability, self.deletion_probability)
@@ -90,15 +96,16 @@ class RefinementTrainer(StageTrainer):
 
 class AlignedDataset(Dataset):
     """
-    What Stage 1 heard (`alignment_ids`) beside the transcript (`token_ids`), and, when the language model is to be
-    given predictions rather than tokens, the speech that they are predicted from.
+    Items with Stage 1's tokens (`alignment_ids`) beside the transcript (`token_ids`).
+
+    Where the language model reads continuous predictions instead of tokens, they hold the speech as well.
 
     Args:
-        speech: the data set that was decoded, or None where the speech is not needed again.
-        items: per utterance its index in `speech`, its transcript's ids and its Stage-1 ids.
+        speech: the data set that was decoded, or `None` where the speech is not needed again.
+        items: the decoded utterances.
     """
 
-    def __init__(self, speech: Dataset | None, items: list[Heard]):
+    def __init__(self, speech: Dataset | None, items: list[DecodedUtterance]):
         self.speech = speech
         self.items = items
 
@@ -111,39 +118,43 @@ class AlignedDataset(Dataset):
         return [position for position, _, _ in self.items]
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        place, token_ids, alignment_ids = self.items[index]
-        speech = self.speech[place] if self.speech is not None else {}
+        position, token_ids, alignment_ids = self.items[index]
+        speech = self.speech[position] if self.speech is not None else {}
         return {**speech, "token_ids": token_ids, "alignment_ids": alignment_ids}
 
 
-def aligned(dataset: Dataset | None, items: list[Heard]) -> AlignedDataset:
+def drop_empty(items: list[DecodedUtterance]) -> list[DecodedUtterance]:
     """
-    What Stage 1 heard, to be learned from. Utterances in which it heard nothing are left out, and counted in the log:
-    such audio gets an empty transcript, which the language model never sees.
+    Leave out utterances without a single Stage-1 token, and log their number.
+
+    At inference the transcript of such audio is empty without the LLM being asked.
+
+    Raises:
+        RecipeError: when none is left.
     """
-    heard = [item for item in items if len(item[2])]
-    if not heard:
-        raise RecipeError("Stage 1 heard nothing in any utterance: train it longer before Stage 3.")
-    if len(heard) < len(items):
-        logger.warning("Stage 1 heard nothing in %d of %d utterances; left out.", len(items) - len(heard), len(items))
-    return AlignedDataset(dataset, heard)
+    kept = [item for item in items if len(item.alignment_ids)]
+    if not kept:
+        raise RecipeError("Stage 1 wrote no token for any utterance: train it longer before Stage 3.")
+    if len(kept) < len(items):
+        logger.warning("Stage 1 wrote no token for %d of %d utterances; left out.", len(items) - len(kept), len(items))
+    return kept
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
-    """Run Stage 3 on the checkpoint of Stage 2. What Stage 1 hears is read where `seam train decode` has written it."""
+    """Run Stage 3 on the checkpoint of Stage 2; Stage 1's tokens come from `alignment_cache`, or are decoded first."""
     check_stage(recipe, "refinement")
     model, processor = load_previous_stage(recipe)
     if not model.aligner.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")
     if recipe.mask == "zero" and model.config.learned_mask:
-        raise RecipeError(f"{recipe.model} has a learned mask already: go on with it, mask=learned.")
+        raise RecipeError(f"{recipe.model} has a learned mask already: continue with it, mask=learned.")
     if recipe.mask == "learned" and not model.config.learned_mask:
         model.add_mask_embedding()
     needs_speech = model.config.llm_inputs == "continuous"
     cached = None
     if recipe.alignment_cache is not None:
         cached = read_cache(recipe, model, processor)
-        if not needs_speech:  # nothing is left for the encoder to do
+        if not needs_speech:  # then the encoder's states are not needed either
             recipe = replace(recipe, data=replace(recipe.data, keep_encoder_states=False, encoder_states=None))
 
     def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> AlignedDataset:
@@ -151,6 +162,6 @@ def main(recipe: StageRecipe) -> dict[str, float]:
             items = decode_all(model, processor, dataset, utterances, recipe.data.eval_batch_size)
         else:
             items = cached[name]
-        return aligned(dataset if needs_speech else None, items)
+        return AlignedDataset(dataset if needs_speech else None, drop_empty(items))
 
     return run(recipe, RefinementTrainer, model, processor, prepare)

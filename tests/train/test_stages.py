@@ -319,7 +319,7 @@ def test_a_learned_mask_is_trained_with_lora_and_resumed(stages, manifest, tmp_p
     going_on = {"training": {"learning_rate": 0.0}, "model": str(tmp_path / "whole")}
     refinement.main(recipe(tmp_path / "on", manifest, 1, **going_on, **settings))
     assert torch.equal(weights(tmp_path / "on")["mask_embedding"], whole["mask_embedding"])
-    with pytest.raises(RecipeError, match="whole has a learned mask already: go on with it, mask=learned"):
+    with pytest.raises(RecipeError, match="whole has a learned mask already: continue with it, mask=learned"):
         refinement.main(recipe(tmp_path / "off", manifest, 1, model=str(tmp_path / "whole")))
 
 
