@@ -1,5 +1,7 @@
 """
-Stage 1, speech-conditioning alignment (Section 3.5, Eq. 3): only the aligner learns; encoder and embeddings are frozen.
+Train Stage 1, speech-conditioning alignment (Section 3.5, Eq. 3).
+
+Only the aligner is trained; encoder and embeddings are frozen.
 
     seam train alignment RECIPE.yaml [key=value ...]
 """
@@ -15,19 +17,21 @@ from seam.train.trainer import StageTrainer
 
 
 class AlignmentTrainer(StageTrainer):
-    """Trains the aligner with Eq. 3 on teacher-forced transcripts; reports Stage 1's word error rate."""
+    """Train the aligner with Eq. 3 on teacher-forced transcripts, and report Stage 1's word error rate."""
 
     use_llm = False
 
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+        """Return the aligner's parameters."""
         return list(model.aligner.parameters())
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
     """
-    Run Stage 1: on a new model around `encoder` and `llm`, of which only the embedding table is read (Table 2), or on
-    an existing `model`.
+    Run Stage 1 on an existing `model`, or on a new one around `encoder` and `llm`.
+
+    Of the LLM only the embedding table is read (Table 2).
     """
     check_stage(recipe, "alignment")
     if recipe.model is not None:

@@ -1,7 +1,9 @@
 """
-Stage 2, instruction tuning (Section 3.5, Eq. 4): LoRA on the language model, which reads the aligner's teacher-forced
-embeddings in its chat template; the loss is on the assistant's reply only. For a bridge without a Stage 1 it is the
-first and only stage: it trains the bridge as well.
+Train Stage 2, instruction tuning (Section 3.5, Eq. 4).
+
+LoRA is trained on the language model, which reads the aligner's teacher-forced embeddings in its chat template; the
+loss is on the assistant's reply only. For a bridge without a Stage 1 this is the first and only stage, which trains the
+bridge as well.
 
     seam train instruction RECIPE.yaml [key=value ...]
 """
@@ -20,7 +22,7 @@ from seam.train.trainer import StageTrainer
 
 class InstructionTrainer(StageTrainer):
     """
-    Trains the LoRA adapters with Eq. 4; reports the word error rates of Stage 1 and of the full model.
+    Train the LoRA adapters with Eq. 4, and report the word error rates of Stage 1 and of the full model.
 
     Args:
         first_token_guidance: the transcript's first token is given, not learned.
@@ -34,6 +36,7 @@ class InstructionTrainer(StageTrainer):
 
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
+        """Return LoRA's parameters, and those of a bridge that has no Stage 1."""
         if model.aligner.writes_tokens:
             return lora_parameters(model)
         adapters = lora_parameters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
@@ -41,9 +44,11 @@ class InstructionTrainer(StageTrainer):
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict[str, bool]:
+        """Return whether the first token is given."""
         return {"first_token_guidance": recipe.first_token_guidance}
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        """Return the loss of a batch."""
         if self.first_token_guidance:
             inputs = {**inputs, "first_token_ids": inputs["labels"][:, 0]}
         return super().compute_loss(model, inputs, *args, **kwargs)

@@ -76,7 +76,7 @@ class RefinementTrainer(StageTrainer):
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict[str, float | bool]:
-        """Return guidance and the probabilities of Section 3.5."""
+        """Return whether the first token is given, and the probabilities of masking and deletion."""
         return {
             "first_token_guidance": recipe.first_token_guidance,
             "masking_probability": recipe.masking_probability,
