@@ -1,4 +1,4 @@
-"""What a model is made of, counted without allocating it, beside the paper's Table 2."""
+"""Count a model's parameters without allocating them, and set them beside the paper's Table 2."""
 
 import copy
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ from seam.train.instruction import InstructionTrainer
 from seam.train.recipe import RecipeError, StageRecipe, load_recipe
 from seam.train.refinement import RefinementTrainer
 
-# config.json of the backbones that the recipes name: their shapes are known without the Hub.
+# config.json of the backbones that the recipes name, so that counting needs no access to the Hub.
 BACKBONES = Path(__file__).parents[1] / "recipes" / "backbones"
-DRAFT = "draft"  # is no stage: it can be trained after any
+DRAFT = "draft"  # stands in the place of a stage's number, as the draft head can be trained after any stage
 TRAINERS = {1: AlignmentTrainer, 2: InstructionTrainer, 3: RefinementTrainer, DRAFT: DraftTrainer}
 ENCODER, DECODER, PROJECTIONS, BRIDGE = "speech encoder", "alignment decoder", "projections", "bridge"
 DRAFT_HEAD = "draft head"
@@ -34,12 +34,14 @@ TRAINED_BYTES = 16
 @dataclass(frozen=True)
 class Component:
     """
+    One row of the table of components.
+
     Args:
-        name: what it is; names that begin with a space are a part of the one before.
+        name: of the component; one that begins with a space is a part of the component before.
         parameters: their number.
-        trained_in: the stages, 1 to 3, in which it is trained; the draft head: `DRAFT`.
+        trained_in: the stages, 1 to 3, in which it is trained; `DRAFT` for the draft head.
         paper: millions of parameters in the paper's Table 2, for the paper's architecture.
-        note: where the paper's figure comes from, by counts of our own.
+        note: how the paper's figure can be explained.
     """
 
     name: str
@@ -52,11 +54,13 @@ class Component:
 @dataclass(frozen=True)
 class Stage:
     """
+    One row of the table of stages.
+
     Args:
         number: 1 to 3, or `DRAFT`.
-        loaded: parameters that are in memory: in Stage 1, and for a draft trained on its checkpoint, the LLM's
-            embedding table and no more of it.
-        trained: parameters that are trained.
+        loaded: number of parameters in memory; of the LLM, in Stage 1 and for a draft head trained on its checkpoint,
+            only the embedding table.
+        trained: number of parameters that are trained.
         weights_fp32, weights_bf16: bytes of the weights alone.
         training_fp32: bytes of weights, gradients and AdamW's moments in fp32, without activations.
         paper_trained: millions of trained parameters in the paper's Table 2.
@@ -73,12 +77,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Description:
-    """The components of a model and what each stage needs of them."""
+    """The components of a model, and what each stage loads and trains."""
 
     components: list[Component]
     stages: list[Stage]
 
     def to_dict(self) -> dict:
+        """Return nested dictionaries, for JSON."""
         return asdict(self)
 
 
@@ -91,19 +96,44 @@ def describe(name: str) -> Description:
 
     Raises:
         RecipeError: for a recipe that names neither a checkpoint nor both backbones.
-        OSError: when a configuration is not to be had.
+        OSError: when a configuration cannot be read.
     """
-    config = _config(name)
-    config.alignment_only = False  # all that the stages need, whatever is there already
+    config = _load_config(name)
+    config.alignment_only = False  # a checkpoint of Stage 1 is described with the LLM of the later stages
     with torch.device("meta"):
         model = SeamForSpeechRecognition(config)
-    lora = [parameter for key, parameter in model.language_model.named_parameters() if "lora_" in key]
-    if config.bridge == "aligner":
+    groups = _group_parameters(model)
+    trained = {number: list(TRAINERS[number].trained_parameters(model)) for number in _stages_of(model, groups)}
+    notes = _notes(model, groups) if _has_paper_sizes(config) else {}
+    components = [
+        Component(
+            name,
+            _count(parameters),
+            tuple(number for number, those in trained.items() if parameters and not _without(parameters, those)),
+            PAPER.get(name) if notes else None,
+            notes.get(name, ""),
+        )
+        for name, parameters in groups.items()
+    ]
+    stages = []
+    for number, those in trained.items():
+        absent = (LLM, LORA) if number in (1, DRAFT) else (TABLE,)  # which the language model includes
+        loaded, count = sum(_count(groups[name]) for name in groups if name not in absent), _count(those)
+        training = 4 * (loaded - count) + TRAINED_BYTES * count
+        paper = PAPER_TRAINED.get(number) if notes else None
+        stages.append(Stage(number, loaded, count, 4 * loaded, 2 * loaded, training, paper))
+    return Description(components, stages)
+
+
+def _group_parameters(model: SeamForSpeechRecognition) -> dict[str, list[nn.Parameter]]:
+    """Return the parameters by the components' names; the LLM's embedding table belongs to two of them."""
+    lora = [parameter for name, parameter in model.language_model.named_parameters() if "lora_" in name]
+    if model.config.bridge == "aligner":
         projections = [model.aligner.input_projection.weight, model.aligner.output_projection.weight]
         bridge = {DECODER: _without(model.aligner.parameters(), projections), PROJECTIONS: projections}
     else:
-        bridge = {f"{BRIDGE} ({config.bridge})": list(model.aligner.parameters())}
-    parts = {
+        bridge = {f"{BRIDGE} ({model.config.bridge})": list(model.aligner.parameters())}
+    return {
         ENCODER: list(model.encoder.parameters()),
         **bridge,
         **({} if model.draft_head is None else {DRAFT_HEAD: list(model.draft_head.parameters())}),
@@ -112,72 +142,56 @@ def describe(name: str) -> Description:
         LORA: lora,
         **({} if model.mask_embedding is None else {MASK: [model.mask_embedding]}),
     }
+
+
+def _stages_of(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]]) -> tuple[int | str, ...]:
+    """Return the stages in which the model can be trained."""
     if not model.aligner.writes_tokens:
-        numbers = (2,)
+        stages = (2,)
     else:
-        numbers = (1, 2, 3) if lora else (1,)
-    if model.draft_head is not None:
-        numbers += (DRAFT,)
-    trained = {number: list(TRAINERS[number].trained_parameters(model)) for number in numbers}
-    notes = _notes(model, parts) if _is_the_papers(config) else {}
-    components = [
-        Component(
-            part,
-            _count(parameters),
-            tuple(one for one, those in trained.items() if parameters and not _without(parameters, those)),
-            PAPER.get(part) if notes else None,
-            notes.get(part, ""),
-        )
-        for part, parameters in parts.items()
-    ]
-    stages = []
-    for number, those in trained.items():
-        absent = (LLM, LORA) if number in (1, DRAFT) else (TABLE,)  # the table is a part of the language model
-        loaded, count = sum(_count(parts[part]) for part in parts if part not in absent), _count(those)
-        training = 4 * (loaded - count) + TRAINED_BYTES * count
-        paper = PAPER_TRAINED.get(number) if notes else None
-        stages.append(Stage(number, loaded, count, 4 * loaded, 2 * loaded, training, paper))
-    return Description(components, stages)
+        stages = (1, 2, 3) if groups[LORA] else (1,)
+    return stages if model.draft_head is None else (*stages, DRAFT)
 
 
-def _config(name: str) -> SeamConfig:
+def _load_config(name: str) -> SeamConfig:
+    """Return the config of a checkpoint, or of the model that a recipe builds or continues with."""
     if Path(name).suffix not in (".yaml", ".yml"):
         return SeamConfig.from_pretrained(name)
-    recipe = load_recipe(StageRecipe, name, ["training.use_cpu=true"])  # bf16 would ask for a GPU, to count
+    recipe = load_recipe(StageRecipe, name, ["training.use_cpu=true"])  # without a GPU a recipe in bf16 is refused
     if recipe.model is not None:
         try:
             return SeamConfig.from_pretrained(recipe.model)
         except OSError as error:
             raise RecipeError(
-                f"{name} goes on with {recipe.model}, which cannot be read; describe the recipe of Stage 1."
+                f"{name} continues with {recipe.model}, which cannot be read; describe the recipe of Stage 1."
             ) from error
     if recipe.encoder is None or recipe.llm is None:
         raise RecipeError(f"{name} names neither a model nor both backbones (encoder and llm).")
-    ids = {"boa_token_id": 0, "eoa_token_id": 1}  # the tokenizer's are not needed to count, nor fit every vocabulary
+    ids = {"boa_token_id": 0, "eoa_token_id": 1}  # any two do for counting, which loads no tokenizer
     return SeamConfig.from_backbones(
         backbone_config(recipe.encoder), backbone_config(recipe.llm), **{**ids, **recipe.config}
     )
 
 
 def backbone_config(name: str) -> PreTrainedConfig:
-    """The configuration of a Hub id or folder; of the backbones of our recipes without asking the Hub."""
+    """Return the config of a Hub id or folder, without the Hub for the backbones that our recipes name."""
     known = BACKBONES / name
     return AutoConfig.from_pretrained(known if not Path(name).exists() and known.is_dir() else name)
 
 
-def _is_the_papers(config: SeamConfig) -> bool:
-    """Whether the sizes are those of Section 3.4 and Table 2."""
-    parts = (
+def _has_paper_sizes(config: SeamConfig) -> bool:
+    """Return whether the sizes are those of Section 3.4 and Table 2."""
+    expected = (
         (config.audio_config, WHISPER_LARGE),
         (config.aligner_config, WHISPER_LARGE_DECODER),
         (config.text_config, QWEN3_4B),
         (config, {"bridge": "aligner", "lora_rank": 32}),
     )
-    return all(getattr(part, key, None) == value for part, sizes in parts for key, value in sizes.items())
+    return all(getattr(part, key, None) == value for part, sizes in expected for key, value in sizes.items())
 
 
-def _notes(model: SeamForSpeechRecognition, parts: dict[str, list[nn.Parameter]]) -> dict[str, str]:
-    """How the paper's figures come about, as far as a count of ours yields them."""
+def _notes(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]]) -> dict[str, str]:
+    """Return explanations of the paper's figures, as far as a count of ours gives the same number."""
     config = model.config
     vocabulary = config.audio_config.vocab_size * config.audio_config.d_model
     narrow = copy.deepcopy(config)
@@ -194,14 +208,15 @@ def _notes(model: SeamForSpeechRecognition, parts: dict[str, list[nn.Parameter]]
         "positions, norms and biases",
         DECODER: f"the paper's is its matrices alone, {millions(matrices(model.aligner.layers))}",
         PROJECTIONS: f"with Whisper's vocabulary table of {millions(vocabulary)}, which nothing here uses, it would be "
-        f"{millions(_count(parts[PROJECTIONS]) + vocabulary)}",
-        LLM: "no count of ours yields the paper's",
+        f"{millions(_count(groups[PROJECTIONS]) + vocabulary)}",
+        LLM: "no count of ours gives the paper's",
         LORA: f"with heads of {narrow.text_config.head_dim} instead of {config.text_config.head_dim} it would be "
         f"{millions(narrow_lora)}",
     }
 
 
 def millions(count: int) -> str:
+    """Return a count in millions, with two decimals."""
     return f"{count / 1e6:,.2f}M"
 
 
@@ -210,5 +225,6 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _without(parameters: Iterable[nn.Parameter], others: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters that are not among the others."""
     left_out = {id(other) for other in others}
     return [parameter for parameter in parameters if id(parameter) not in left_out]

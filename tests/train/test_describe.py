@@ -102,7 +102,7 @@ def test_a_checkpoint():
 
 
 def test_what_cannot_be_described(tmp_path):
-    with pytest.raises(RecipeError, match="goes on with runs/paper/alignment, .* the recipe of Stage 1"):
+    with pytest.raises(RecipeError, match="continues with runs/paper/alignment, .* the recipe of Stage 1"):
         describe(str(RECIPES / "paper" / "instruction.yaml"))
     (tmp_path / "empty.yaml").write_text("training: {output_dir: x}\n")
     with pytest.raises(RecipeError, match="names neither a model nor both backbones"):
