@@ -157,7 +157,7 @@ def _load_config(name: str) -> SeamConfig:
     """Return the config of a checkpoint, or of the model that a recipe builds or continues with."""
     if Path(name).suffix not in (".yaml", ".yml"):
         return SeamConfig.from_pretrained(name)
-    recipe = load_recipe(StageRecipe, name, ["training.use_cpu=true"])  # without a GPU a recipe in bf16 is refused
+    recipe = load_recipe(StageRecipe, name, ["training.use_cpu=true"])  # or bf16 would need a GPU, just to count
     if recipe.model is not None:
         try:
             return SeamConfig.from_pretrained(recipe.model)

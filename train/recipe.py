@@ -1,4 +1,4 @@
-"""Typed settings of a training run, from YAML and `key=value`."""
+"""Read the typed settings of a training run from YAML and `key=value`."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ from seam.modeling_seam.backbones import LLM_DTYPES
 
 T = TypeVar("T")
 
-# The stages (`seam train …`) that have a setting of `StageRecipe` which not all of them have.
+# The stages (`seam train …`) that have the settings of `StageRecipe` which not all stages have.
 STAGES_WITH = {
     "aligner_from_decoder": ("alignment",),
     "first_token_guidance": ("instruction", "refinement"),
@@ -38,37 +38,39 @@ ON_BAD_AUDIO = ("stop", "skip")
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be run, in one sentence."""
+    """A recipe that cannot be run; the message says why in one sentence."""
 
 
 @strict
 @dataclass
 class DataSettings:
     """
+    The data of a training run, and how it is read.
+
     Args:
         train, validation: manifests (see `seam.data.manifest.read_manifest`). Of a stream `train` may be WebDataset
             shards, by name or pattern (`shards/*.tar`), or data sets of `datasets` (`datasets:PATH[:CONFIGURATION]`).
         train_split, validation_split: keep only the utterances of this split.
-        casing: of the transcripts: `lower`, `upper`, or `keep`, as they are. LibriSpeech ships upper case, which costs
-            46 % more tokens.
+        casing: of the transcripts: `lower`, `upper`, or `keep`, as they are. LibriSpeech's upper case takes 46 % more
+            tokens than lower case.
         keep_encoder_states: run the frozen encoder once and keep its states in memory.
-        encoder_states: folder to keep them in instead, where a later training finds them: 50 states for each second,
-            with Whisper-large-v2 256 kB (0.9 TB for LibriSpeech's 960 hours).
-        encoder_states_dtype: `float32`, or `bfloat16`, half as large, for training in bf16: the aligner reads them so
-            anyway, and the losses are the same to the bit. A Q-Former normalises them first and sees them rounded.
-        train_limit, validation_limit: at most so many utterances, taken evenly.
+        encoder_states: folder to keep them in instead, for later trainings too: 50 states for each second, with
+            Whisper-large-v2 256 kB (0.9 TB for LibriSpeech's 960 hours).
+        encoder_states_dtype: `float32`, or `bfloat16`, half as large, for training in bf16. The aligner reads them in
+            bf16 anyway, so that the losses are the same to the bit; a Q-Former normalizes them first, and reads rounded
+            ones.
+        train_limit, validation_limit: the most utterances to use, taken at even distances.
         eval_batch_size: utterances decoded at once, for the word error rate and for Stage 3.
         augmentation: random changes to the training audio (see `Augmentation`).
-        on_bad_audio: what happens when training meets a recording that cannot be read: `stop`, or `skip`, which leaves
-            it out and names it in the log and in `skipped_audio.jsonl` in the output folder.
-        batch_seconds, batch_tokens: with either, training batches are of utterances of like length, and as large as
-            these allow for: seconds of audio and transcript tokens in one batch of one process, padding to the longest
-            included. `training.per_device_train_batch_size` is the most utterances then; Whisper's encoder hears each
-            in a whole window, however short it is.
-        streaming: read the training data while training goes on, instead of its manifests before (see `SpeechStream`).
+        on_bad_audio: what to do about a recording that cannot be read: `stop`, or `skip` it and name it in the log and
+            in `skipped_audio.jsonl` in the output folder.
+        batch_seconds, batch_tokens: budgets of seconds of audio and of transcript tokens in one batch of one process,
+            padding included. With either, batches hold utterances of similar length, as many as fit, and at most
+            `training.per_device_train_batch_size`; Whisper's encoder reads each as a whole window, however short.
+        streaming: read the training data during the training, instead of its manifests before (see `SpeechStream`).
             Needs `training.max_steps`.
-        shuffle_buffer: utterances of a stream that are shuffled and made into batches together. In those of `datasets`
-            the audio is held as well, in its files' own compression.
+        shuffle_buffer: number of a stream's utterances that are shuffled and batched together. Those of `datasets` are
+            buffered with their audio, in the compression of its files.
     """
 
     train: list[str] = field(default_factory=list)
@@ -100,32 +102,32 @@ class DataSettings:
             raise RecipeError("data.keep_encoder_states is memory, data.encoder_states is a folder: give one of them.")
         if self.on_bad_audio not in ON_BAD_AUDIO:
             raise RecipeError(f"data.on_bad_audio is {self.on_bad_audio!r}; accepted: {', '.join(ON_BAD_AUDIO)}.")
-        kept = "keep_encoder_states" if self.keep_encoder_states else "encoder_states" if self.encoder_states else None
-        if self.augmentation and kept:
+        cache = "keep_encoder_states" if self.keep_encoder_states else "encoder_states" if self.encoder_states else None
+        if self.augmentation and cache:
             raise RecipeError(
-                f"data.augmentation changes the audio anew in every epoch, but data.{kept} keeps what the encoder made "
-                "of it once: leave one of them out."
+                f"data.augmentation changes the audio anew in every epoch, but data.{cache} keeps what the encoder "
+                "computed once: leave one of them out."
             )
-        if self.on_bad_audio == "skip" and kept:
+        if self.on_bad_audio == "skip" and cache:
             raise RecipeError(
-                f"data.on_bad_audio=skip: data.{kept} reads all audio before the training; take the recordings that "
-                "cannot be read out of the manifests."
+                f"data.on_bad_audio=skip: data.{cache} reads all audio before the training; remove the recordings that "
+                "cannot be read from the manifests."
             )
         if self.has_budget and self.augmentation.concatenation_probability:
             raise RecipeError(
                 "data.augmentation.concatenation_probability makes utterances of other lengths than those that "
                 "data.batch_seconds and data.batch_tokens count: leave one of them out."
             )
-        if self.streaming and kept:
-            raise RecipeError(f"data.streaming reads the audio during the training, but data.{kept} before it.")
+        if self.streaming and cache:
+            raise RecipeError(f"data.streaming reads the audio during the training, but data.{cache} before it.")
         if self.streaming and self.train_limit is not None:
-            raise RecipeError("data.train_limit takes utterances from everywhere: data.streaming does not know them.")
+            raise RecipeError("data.train_limit chooses among all utterances, which data.streaming does not know.")
         if self.shuffle_buffer < 1:
             raise RecipeError(f"data.shuffle_buffer is {self.shuffle_buffer}; accepted: 1 and above.")
 
     @property
     def has_budget(self) -> bool:
-        """Whether batches are made by length."""
+        """Return whether batches have a budget of seconds or of tokens."""
         return self.batch_seconds is not None or self.batch_tokens is not None
 
 
@@ -147,33 +149,33 @@ class StageRecipe:
     One stage of training.
 
     Args:
-        training: fields of `transformers.TrainingArguments`. A run goes on from the last checkpoint in its `output_dir`
-            by itself; `resume_from_checkpoint` names one of another folder to begin with.
+        training: fields of `transformers.TrainingArguments`. A run resumes from the last checkpoint in its `output_dir`
+            without being asked; `resume_from_checkpoint` names one in another folder to begin from.
         data: see `DataSettings`.
-        model: checkpoint of the stage before (Stages 2 and 3), one whose aligner is trained on (Stage 1), or any that a
-            draft head is trained for.
-        encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1). On a checkpoint of Stage 1 the LLM
-            is named again where it is a folder: the checkpoint holds its embedding table only.
+        model: checkpoint of the stage before (Stages 2 and 3), one whose aligner to train further (Stage 1), or any to
+            train a draft head for.
+        encoder, llm: Hub ids or folders of the backbones of a new model (Stage 1). For a checkpoint of Stage 1, which
+            holds the LLM's embedding table only, an LLM from a folder is named again.
         config: fields of `SeamConfig` for a new model.
         processor: see `ProcessorSettings`, for a new model.
         aligner_from_decoder: whether a new aligner begins with the weights of the encoder checkpoint's own Whisper
-            decoder instead of fresh ones (Stage 1); its two projections are fresh in any case.
+            decoder instead of random ones (Stage 1); its two projections begin at random in any case.
         llm_dtype: precision of the frozen LLM while LoRA is trained on it: `float32`, `bfloat16`, or `4bit` (QLoRA's
-            NF4). An LLM that was published in bf16 loses nothing by `bfloat16`. LoRA and all else stay in fp32, and the
-            checkpoints hold the LLM as it was (Stages 2 and 3).
+            NF4). An LLM that was published in bf16 loses nothing by `bfloat16`. Everything else stays in fp32, and
+            checkpoints hold the LLM in the precision that it was loaded from (Stages 2 and 3).
         first_token_guidance: whether the reply's first token is given in training too, as it is at inference (Eq. 6),
-            rather than learned: the transcript's (Stage 2), or the one that Stage 1 heard, right or wrong (Stage 3).
-            The loss begins with y_2, in evaluation as well.
+            rather than learned: the transcript's (Stage 2), or Stage 1's, right or wrong (Stage 3). The loss begins
+            with y_2, in evaluation as well.
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
-        mask: what masking writes, which Section 3.5 does not say: `zero`, or a `learned` vector that begins at zero, is
-            trained with LoRA and saved with the checkpoint (Stage 3).
-        early_stopping_patience: end the training when so many evaluations in a row bring nothing better, by
+        mask: what replaces a masked embedding, which Section 3.5 does not say: `zero`, or a `learned` vector that
+            begins at zero, is trained with LoRA and saved with the checkpoint (Stage 3).
+        early_stopping_patience: end the training after this number of evaluations in a row without a better model, by
             `training.metric_for_best_model` (`loss` by default; of the word error rates `stage1_wer` or `wer`). Needs
             `training.load_best_model_at_end`, which keeps the best.
-        aligned_embeds: folder to keep what the frozen encoder and aligner make of the data, where a later training
-            finds it: one embedding of the LLM for each token (Stage 2).
-        alignment_cache: folder of what Stage 1 hears, written by `seam train decode` ahead of Stage 3, which by itself
-            begins with decoding.
+        aligned_embeds: folder to keep the frozen aligner's output in, for later trainings too: one embedding of the LLM
+            for each token (Stage 2).
+        alignment_cache: folder of Stage 1's tokens, which `seam train decode` writes. Without it, Stage 3 begins by
+            decoding them.
     """
 
     training: TrainingArguments
@@ -194,6 +196,12 @@ class StageRecipe:
     alignment_cache: str | None = None
 
     def __post_init__(self):
+        self._check_values()
+        self._check_early_stopping()
+        self._check_data()
+        self._check_new_model()
+
+    def _check_values(self) -> None:
         for name in ("masking_probability", "deletion_probability"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
@@ -210,30 +218,39 @@ class StageRecipe:
             raise RecipeError(
                 "mask is 'learned', but with a masking_probability of 0 there is nothing to learn it from."
             )
+
+    def _check_early_stopping(self) -> None:
+        if self.early_stopping_patience is None:
+            return
+        if self.early_stopping_patience < 1:
+            raise RecipeError(
+                f"early_stopping_patience is {self.early_stopping_patience}; accepted: 1 and above, in evaluations."
+            )
+        if not self.training.load_best_model_at_end or self.training.eval_strategy == "no":
+            raise RecipeError(
+                "early_stopping_patience waits for a better model: set training.load_best_model_at_end=true, "
+                "training.eval_strategy and training.metric_for_best_model."
+            )
+
+    def _check_data(self) -> None:
         if self.data.encoder_states_dtype == "bfloat16" and not self.training.bf16:
             raise RecipeError(
                 "data.encoder_states_dtype is 'bfloat16', which only training in bf16 reads without loss: set "
                 "training.bf16=true."
             )
-        if self.early_stopping_patience is not None:
-            if self.early_stopping_patience < 1:
-                raise RecipeError(
-                    f"early_stopping_patience is {self.early_stopping_patience}; accepted: 1 and above, in evaluations."
-                )
-            if not self.training.load_best_model_at_end or self.training.eval_strategy == "no":
-                raise RecipeError(
-                    "early_stopping_patience waits for a better model: set training.load_best_model_at_end=true, "
-                    "training.eval_strategy and training.metric_for_best_model."
-                )
         if self.data.streaming and self.training.max_steps <= 0:
             raise RecipeError("data.streaming has no last utterance: say how long to train by training.max_steps.")
         if self.aligned_embeds is not None and (self.data.augmentation or self.data.on_bad_audio == "skip"):
             raise RecipeError(
-                "aligned_embeds is made of all audio once, before the training: leave out data.augmentation and "
+                "aligned_embeds are computed once from all audio, before the training: leave out data.augmentation and "
                 "data.on_bad_audio=skip."
             )
         if self.aligned_embeds is not None and self.data.streaming:
-            raise RecipeError("aligned_embeds is made of a data set, which data.streaming does not read at once.")
+            raise RecipeError(
+                "aligned_embeds are computed for a whole data set, which data.streaming does not read at once."
+            )
+
+    def _check_new_model(self) -> None:
         check_keys(self.config, SeamConfig, "config.")
         if self.aligner_from_decoder and self.model is not None:
             raise RecipeError(
@@ -255,12 +272,12 @@ def check_stage(recipe: StageRecipe, stage: str) -> None:
         raise RecipeError(f"data.streaming: seam train {stage} reads all training data before it trains.")
     if stage == "refinement" and recipe.data.augmentation:
         raise RecipeError(
-            "data.augmentation: Stage 1 decodes the audio of Stage 3 once, so that it must stay the same."
+            "data.augmentation: Stage 1 decodes the audio of Stage 3 once, so the audio must stay the same."
         )
     if stage == "refinement" and recipe.data.on_bad_audio == "skip":
         raise RecipeError(
-            "data.on_bad_audio=skip: Stage 3 reads all audio before it trains; take the recordings that cannot be read "
-            "out of its manifests."
+            "data.on_bad_audio=skip: Stage 3 reads all audio before it trains; remove the recordings that cannot be "
+            "read from its manifests."
         )
 
 
@@ -275,7 +292,7 @@ def check_trackers(names: list[str]) -> None:
 
 
 def check_keys(values: dict[str, Any], cls: type, where: str) -> list[str]:
-    """The fields of a dataclass. Raises `RecipeError` for a key that is none of them, naming the closest one."""
+    """Return the names of a dataclass's fields; raise `RecipeError` for a key that is none, naming the closest one."""
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     for key in values:
         if key not in names:
@@ -287,7 +304,12 @@ def check_keys(values: dict[str, Any], cls: type, where: str) -> list[str]:
 
 def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     """
-    A dataclass from nested dictionaries.
+    Build a dataclass from nested dictionaries.
+
+    Args:
+        cls: the dataclass.
+        values: of its fields.
+        where: what precedes the keys in an error, for instance `data.`.
 
     Raises:
         RecipeError: for a key that does not exist, naming the closest one that does, or a value of the wrong type.
@@ -295,11 +317,11 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     if not isinstance(values, dict):
         raise RecipeError(f"{where.rstrip('.') or 'the recipe'} must be a mapping of keys to values, got {values!r}.")
     names = check_keys(values, cls, where)
-    # The dataclass of an optional field is the field's type here; only a given one is built.
+    # Of `X | None` the dataclass X is the kind, so that a value given for an optional field is built too.
     hints = get_type_hints(cls)
     kinds = {name: next(filter(dataclasses.is_dataclass, get_args(hint)), hint) for name, hint in hints.items()}
     if cls is TrainingArguments:
-        return _training_arguments(values, where)
+        return _parse_training_arguments(values, where)
     nested = {
         key: build(kinds[key], value, f"{where}{key}.") if dataclasses.is_dataclass(kinds[key]) else value
         for key, value in values.items()
@@ -316,24 +338,21 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
         raise RecipeError(f"{where.rstrip('.') or 'the recipe'}: {' '.join(str(error).split())}") from error
 
 
-def _training_arguments(values: dict[str, Any], where: str) -> TrainingArguments:
+def _parse_training_arguments(values: dict[str, Any], where: str) -> TrainingArguments:
+    """Parse values as a command line of transformers would, which converts and checks them."""
     values = {"report_to": "none", **values}
     best = values.get("metric_for_best_model")
-    if best is not None:  # transformers takes all but losses for the better, the greater they are
+    if best is not None:  # transformers takes every metric but a loss to be better when it is greater
         values = {"greater_is_better": not best.endswith(("loss", "wer")), **values}
-    words = []
+    arguments = []
     for key, value in values.items():
         if value is not None:
-            words += [f"--{key}", *(map(str, value) if isinstance(value, list) else [_as_word(value)])]
+            typed = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+            arguments += [f"--{key}", *map(str, typed)]
     try:
-        return HfArgumentParser(TrainingArguments, exit_on_error=False).parse_args_into_dataclasses(words)[0]
+        return HfArgumentParser(TrainingArguments, exit_on_error=False).parse_args_into_dataclasses(arguments)[0]
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         raise RecipeError(f"{where.rstrip('.')}: {error}") from error
-
-
-def _as_word(value: Any) -> str:
-    """A value as it would be typed on a command line."""
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
@@ -342,11 +361,11 @@ def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
 
     Args:
         cls: the dataclass that it fills.
-        path: YAML file. A recipe with `base: FILE`, relative to it, is that one with what it says otherwise (`merged`).
+        path: YAML file. With `base: FILE`, a path relative to it, its values are merged into those of that recipe.
         overrides: `key=value`, with dots between nested keys; values are YAML.
 
     Raises:
-        RecipeError: no such file, not YAML, an unknown key or an override that is not `key=value`.
+        RecipeError: for a missing file, one that is not YAML, an unknown key, or an override that is not `key=value`.
     """
     values = _read_recipe(Path(path))
     for override in overrides:
@@ -354,15 +373,15 @@ def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
         if not equals:
             raise RecipeError(f"{override!r} is not of the form key=value.")
         *parents, last = key.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = yaml.safe_load(value)
+        parent = values
+        for name in parents:
+            parent = parent.setdefault(name, {})
+        parent[last] = yaml.safe_load(value)
     return build(cls, values)
 
 
 def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe and of those that it builds on. `above`: the recipes that build on it."""
+    """Return the values of a recipe merged into those of its base; `above` are the recipes that are based on it."""
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe.")
     try:
@@ -379,7 +398,7 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `values` put in: mappings key by key, everything else as a whole."""
+    """Merge `values` into a copy of `base`: mappings key by key, everything else replaced."""
     both = dict(base)
     for key, value in values.items():
         nested = isinstance(value, dict) and isinstance(base.get(key), dict)

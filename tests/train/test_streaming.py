@@ -67,7 +67,7 @@ def test_stage_2_reads_a_stream(backbones, manifest, tmp_path):
             {"keep_encoder_states": True},
             "reads the audio during the training, but data.keep_encoder_states before it",
         ),
-        (alignment, 1, {"train_limit": 5}, "data.train_limit takes utterances from everywhere"),
+        (alignment, 1, {"train_limit": 5}, "data.train_limit chooses among all utterances"),
         (alignment, 1, {"shuffle_buffer": 0}, "shuffle_buffer is 0; accepted: 1 and above"),
         (refinement, 1, {}, "seam train refinement reads all training data before it trains"),
         (draft, 1, {}, "seam train draft reads all training data before it trains"),
