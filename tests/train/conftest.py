@@ -12,7 +12,7 @@ def manifest(tmp_path_factory) -> str:
 
 @pytest.fixture
 def dies_after(monkeypatch):
-    """Makes the training die before micro-batch `count`, from 0."""
+    """Make the training die before micro-batch `count`, from 0."""
     step = Trainer.training_step
 
     def dies_after(count: int | None):

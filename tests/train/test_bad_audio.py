@@ -1,4 +1,4 @@
-"""A recording that is damaged is met in the middle of a training."""
+"""Training on data with a damaged recording: it stops there, or skips it."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from seam.train import alignment
 
 @pytest.fixture
 def damaged(tmp_path) -> str:
-    """A manifest of its own, whose third recording is no audio any more."""
+    """Return a manifest whose third recording cannot be read."""
     (tmp_path / "sounds").mkdir()
     manifest = write_sounds(tmp_path / "sounds")
     Path(tmp_path / "sounds" / "3.wav").write_bytes(b"nothing")

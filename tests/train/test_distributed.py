@@ -54,7 +54,7 @@ def history(folder: Path, key: str) -> list[float]:
 
 
 def assert_same(one: Path, two: Path):
-    """The two add in another order; what that does to a loss in fp32 is far below 1e-4 of it."""
+    """Compare two trainings that add in different orders, which changes a loss in fp32 by far less than 1e-4 of it."""
     steps = 1 if one.name in rank_stages.ACCUMULATED else 2
     for key, count in {"loss": rank_stages.EPOCHS * steps, "grad_norm": rank_stages.EPOCHS * steps}.items():
         losses = history(one, key)

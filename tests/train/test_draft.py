@@ -1,4 +1,4 @@
-"""The draft head: that it learns, alone, what it reports, and that the stages leave it as it is."""
+"""Training the draft head: it alone is trained, its metrics are reported, and the stages leave it as it is."""
 
 import logging
 from pathlib import Path
@@ -28,7 +28,7 @@ def stage_1(tmp_path_factory, backbones, manifest) -> str:
 
 @pytest.fixture(scope="module")
 def drafted(tmp_path_factory, stage_1, manifest) -> tuple[str, dict[str, float]]:
-    """The same checkpoint with a draft head, and what its training reported."""
+    """Train a draft head on the checkpoint; return the result and its metrics."""
     folder = str(tmp_path_factory.mktemp("draft"))
     return folder, draft.main(recipe(folder, manifest, 500, model=stage_1, training=FAST))
 

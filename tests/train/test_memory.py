@@ -1,4 +1,4 @@
-"""What training holds and computes no more of than it needs: activations, logits, optimizer states."""
+"""Memory of training: activations, logits and optimizer states that it does not need are neither kept nor computed."""
 
 import json
 
@@ -20,7 +20,7 @@ QFORMER = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128
 
 
 def train(stage, folder, manifest, training, **values) -> list[dict[str, float]]:
-    """Two steps of a stage, and what was logged about them."""
+    """Train two steps of a stage, and return what was logged about them."""
     stage.main(recipe(folder, manifest, 2, training={**STEPS, **training}, **values))
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     kept = ("loss", "grad_norm", "eval_loss", "eval_wer", "eval_stage1_wer")
@@ -71,7 +71,7 @@ def test_a_training_may_go_on_with_checkpointed_activations(stage_1, backbones, 
 
 
 def saved_bytes(model, batch, **kwargs) -> int:
-    """What the forward pass leaves for the backward pass, weights aside."""
+    """Return the bytes that the forward pass saves for the backward pass, without weights."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     own |= {buffer.untyped_storage().data_ptr() for buffer in model.buffers()}
     sizes = {}

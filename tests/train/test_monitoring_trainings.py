@@ -1,4 +1,4 @@
-"""What watches a training: the best model, early stopping, trackers. What each is told, also after a resume."""
+"""The best model, early stopping and trackers, also of a run that resumes."""
 
 import json
 import sys
@@ -47,7 +47,7 @@ def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
 
 @pytest.fixture
 def said(monkeypatch):
-    """Evaluations report `RATES`."""
+    """Make evaluations report `RATES`."""
     rates = lambda self: {"stage1_wer": RATES.get(self.state.global_step, 60.0)}  # noqa: E731
     for cls in (StageTrainer, draft.DraftTrainer):
         monkeypatch.setattr(cls, "word_error_rates", rates)

@@ -1,4 +1,4 @@
-"""A training that is interrupted anywhere and started again is the training that was not; what ends one, and how."""
+"""A training that was interrupted anywhere equals one that was not; which errors end one, and how."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ AS_IT_WAS_RUN = ("runtime", "per_second", "hours_per_hour", "utilisation")
 
 
 def recipe(output_dir, manifest, steps, data=None, **values):
-    """Evaluated on one utterance: what is not known by heart is decoded at length."""
+    """Make a recipe that evaluates one utterance, because a model that is hardly trained decodes long outputs."""
     return training_sounds.recipe(output_dir, manifest, steps, data={"validation_limit": 1, **(data or {})}, **values)
 
 
@@ -209,7 +209,7 @@ def test_early_stopping_keeps_its_patience(before, manifest, tmp_path, dies_afte
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, before, manifest) -> Path:
-    """A training with three checkpoints. To be copied, as it is changed."""
+    """Train with three checkpoints; tests that change the folder copy it."""
     folder = tmp_path_factory.mktemp("trained")
     alignment.main(recipe(folder, manifest, 6, training={**TRAINING, "save_steps": 2}, **before["alignment"]))
     return folder

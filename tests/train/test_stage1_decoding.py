@@ -1,4 +1,4 @@
-"""What Stage 1 hears, written ahead of Stage 3: right, once, by several processes, and refused when stale."""
+"""Stage 1's tokens on disk, ahead of Stage 3: right, decoded once, by several processes, refused when stale."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from seam.train.recipe import RecipeError
 
 @pytest.fixture(scope="module")
 def checkpoint(build_model, processor, tmp_path_factory) -> str:
-    """A model that hears something in every sound, though nothing right."""
+    """Save a model whose Stage 1 decodes some tokens, though wrong ones, for every sound."""
     folder = tmp_path_factory.mktemp("checkpoint")
     build_model().save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -31,7 +31,7 @@ def checkpoint(build_model, processor, tmp_path_factory) -> str:
 
 @pytest.fixture
 def stage3(checkpoint, manifest, tmp_path):
-    """Makes a recipe of Stage 3 with a cache. Batches of three are two whole ones and a rest of the eight sounds."""
+    """Make recipes of Stage 3 with a cache, in batches of three: two full ones and a last one of the eight sounds."""
 
     def stage3(**values):
         data = {"keep_encoder_states": False, "eval_batch_size": 3, **values.pop("data", {})}

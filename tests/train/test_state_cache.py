@@ -1,4 +1,4 @@
-"""Encoder states on disk: the same as computed ones, once, refused when stale or too large."""
+"""Encoder states on disk: equal to computed ones, computed once, refused when stale or too large."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from seam.train.trainer import StageTrainer
 
 @pytest.fixture
 def ready(manifest, tmp_path):
-    """Makes a recipe with a folder of states."""
+    """Make recipes with a folder of states."""
 
     def ready(steps: int = 4, **values):
         data = {"keep_encoder_states": False, "encoder_states": str(tmp_path / "states"), **values.pop("data", {})}
@@ -38,7 +38,7 @@ def ready(manifest, tmp_path):
 
 @pytest.fixture
 def read(ready, model, processor, manifest):
-    """The training set of a recipe with its states on disk."""
+    """Return the training set of a recipe with its states on disk."""
 
     def read(model=model, **values):
         datasets = [SpeechDataset(read_manifest(manifest), processor) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""What Stage 2's LLM is given, on disk: the same as computed in every step, once, refused when stale."""
+"""Aligned embeddings on disk: equal to those computed in every step, computed once, refused when stale."""
 
 import json
 
@@ -18,7 +18,7 @@ from seam.train.trainer import StageTrainer
 
 @pytest.fixture
 def ready(manifest, tmp_path):
-    """Makes a recipe with a folder of embeddings."""
+    """Make recipes with a folder of embeddings."""
 
     def ready(steps: int = 4, **values):
         data = {"keep_encoder_states": False, **values.pop("data", {})}

@@ -1,4 +1,4 @@
-"""An hour of real recordings streams through Stage 1: nothing piles up, and what cannot be read is left out."""
+"""An hour of real recordings streams through Stage 1: memory stays constant, and damaged recordings are skipped."""
 
 import json
 import math

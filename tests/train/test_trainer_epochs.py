@@ -1,4 +1,4 @@
-"""What is drawn anew in every epoch knows which epoch it is."""
+"""Data sets and samplers that draw anew in every epoch are told its number."""
 
 import json
 import shutil

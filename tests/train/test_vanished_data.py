@@ -1,4 +1,4 @@
-"""Training data that vanishes in the middle ends the training: with its name, and a checkpoint to go on from."""
+"""Data that vanishes during a training ends it with an error that names the file and the last checkpoint."""
 
 import json
 import tarfile
