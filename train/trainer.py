@@ -87,18 +87,6 @@ class StageTrainer(ResumableTrainer, ABC):
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         """Return the parameters that this stage trains; all others stay frozen."""
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.model.full_llm is None:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:  # the checkpoint holds the LLM in full, the model holds it in lower precision
-            load_trained_parameters(self.model, Path(resume_from_checkpoint))
-
-    def _load_best_model(self):
-        if self.model.full_llm is None:
-            super()._load_best_model()
-        else:
-            load_trained_parameters(self.model, Path(self.state.best_model_checkpoint))
-
     @classmethod
     def metric_names(cls, model: SeamForSpeechRecognition) -> list[str]:
         """Return the names of the metrics that `evaluate` reports of this model beside the loss."""
@@ -158,6 +146,18 @@ class StageTrainer(ResumableTrainer, ABC):
         with self.throughput.paused():
             super()._save_checkpoint(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if self.model.full_llm is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:  # the checkpoint holds the LLM in full, the model holds it in lower precision
+            load_trained_parameters(self.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self):
+        if self.model.full_llm is None:
+            super()._load_best_model()
+        else:
+            load_trained_parameters(self.model, Path(self.state.best_model_checkpoint))
+
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Return a loader of this rank's share of the held-out utterances."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -193,8 +193,7 @@ class StageTrainer(ResumableTrainer, ABC):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Evaluate as `Trainer.evaluate` does, out of the training's time."""
-        # A sharded model would need as many forward passes on every rank; their shares of the data may need different
-        # numbers.
+        # All ranks must take part in every forward pass of a sharded model, but may have different numbers of batches.
         self.eval_model = unsharded(self.model).eval()
         with torch.no_grad(), self.throughput.paused():
             metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
@@ -218,12 +217,12 @@ class StageTrainer(ResumableTrainer, ABC):
             use_llm=self.use_llm,
         )
         results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
-        rates = {}
+        metrics = {}
         if self.eval_model.aligner.writes_tokens:
-            rates["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
+            metrics["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
         if self.use_llm:
-            rates["wer"] = word_errors(references, [result.text for result in results]).rate
-        return rates
+            metrics["wer"] = word_errors(references, [result.text for result in results]).rate
+        return metrics
 
 
 class SetEpoch(TrainerCallback):
