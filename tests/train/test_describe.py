@@ -67,8 +67,8 @@ def test_a_draft_head_is_trained_beside_the_stages(build_model, tmp_path):
 def test_the_paper_has_no_draft_head(tmp_path):
     paper = RECIPES / "paper" / "alignment.yaml"
     (tmp_path / "draft.yaml").write_text(f"base: {paper}\nconfig: {{draft_vocabulary: {list(range(19029))}}}\n")
-    said = CliRunner().invoke(app, ["describe", str(tmp_path / "draft.yaml")])
-    assert said.exit_code == 0 and "24.38M" in said.output  # (1280 + 1) x 19,030
+    result = CliRunner().invoke(app, ["describe", str(tmp_path / "draft.yaml")])
+    assert result.exit_code == 0 and "24.38M" in result.output  # (1280 + 1) x 19,030
 
 
 def test_what_each_stage_loads_and_trains(papers):
@@ -110,12 +110,12 @@ def test_what_cannot_be_described(tmp_path):
 
 
 def test_the_command():
-    said = CliRunner().invoke(app, ["describe", str(CHECKPOINT)])
-    assert said.exit_code == 0 and "alignment decoder" in said.output and "paper" not in said.output
-    said = CliRunner().invoke(app, ["describe", str(RECIPES / "paper" / "alignment.yaml"), "--json"])
-    assert json.loads(said.stdout)["components"][0]["paper"] == 629
-    said = CliRunner().invoke(app, ["describe", "nowhere.yaml"])
-    assert said.exit_code == 1 and "nowhere.yaml: no such recipe" in said.output
+    result = CliRunner().invoke(app, ["describe", str(CHECKPOINT)])
+    assert result.exit_code == 0 and "alignment decoder" in result.output and "paper" not in result.output
+    result = CliRunner().invoke(app, ["describe", str(RECIPES / "paper" / "alignment.yaml"), "--json"])
+    assert json.loads(result.stdout)["components"][0]["paper"] == 629
+    result = CliRunner().invoke(app, ["describe", "nowhere.yaml"])
+    assert result.exit_code == 1 and "nowhere.yaml: no such recipe" in result.output
 
 
 @pytest.mark.parametrize("folder", ["paper", "small", "own"])

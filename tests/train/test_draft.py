@@ -128,7 +128,7 @@ def test_a_rival_takes_no_draft(build_model, processor, manifest, tmp_path):
 def test_the_command_reads_the_recipe_of_your_own():
     path = Path(__file__).parents[2] / "recipes" / "own" / "draft.yaml"
     settings = ["training.bf16=false", "training.use_cpu=true"]
-    said = CliRunner().invoke(app, ["train", "draft", str(path), *settings, "model=null"])
-    assert said.exit_code == 1 and "train Stage 1 first" in said.output
-    said = CliRunner().invoke(app, ["train", "draft", str(path), *settings])
-    assert said.exit_code == 1 and "the recipe names no data.train manifest" in said.output
+    result = CliRunner().invoke(app, ["train", "draft", str(path), *settings, "model=null"])
+    assert result.exit_code == 1 and "train Stage 1 first" in result.output
+    result = CliRunner().invoke(app, ["train", "draft", str(path), *settings])
+    assert result.exit_code == 1 and "the recipe names no data.train manifest" in result.output

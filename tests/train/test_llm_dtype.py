@@ -88,18 +88,18 @@ def test_the_losses_are_nearly_those_of_full_precision(kind, tolerance, stage_2)
 def test_a_checkpoint_with_its_llm_goes_on_and_resumes_exactly(kind, stage_2, manifest, tmp_path):
     before = stage_2["float32"]
     settings = {"mask": "learned", "masking_probability": 0.5, "llm_dtype": kind, "model": before}
-    refinement.main(recipe(tmp_path / "whole", manifest, 4, training=SAVING, **settings))
-    resumed = {**SAVING, "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-2")}
+    refinement.main(recipe(tmp_path / "uninterrupted", manifest, 4, training=SAVING, **settings))
+    resumed = {**SAVING, "resume_from_checkpoint": str(tmp_path / "uninterrupted" / "checkpoint-2")}
     refinement.main(recipe(tmp_path / "resumed", manifest, 4, training=resumed, **settings))
-    whole = stored(tmp_path / "whole")
-    assert not changed(whole, stored(tmp_path / "resumed"))
-    assert losses(tmp_path / "whole") == losses(tmp_path / "resumed")
-    assert changed(stored(before), whole) == {name for name in whole if is_lora(name)}
-    assert whole["mask_embedding"].any() and whole["mask_embedding"].dtype == torch.float32
-    assert json.loads((tmp_path / "whole/checkpoint-2/resume.json").read_text())["origin"]["llm_dtype"] == kind
+    uninterrupted = stored(tmp_path / "uninterrupted")
+    assert not changed(uninterrupted, stored(tmp_path / "resumed"))
+    assert losses(tmp_path / "uninterrupted") == losses(tmp_path / "resumed")
+    assert changed(stored(before), uninterrupted) == {name for name in uninterrupted if is_lora(name)}
+    assert uninterrupted["mask_embedding"].any() and uninterrupted["mask_embedding"].dtype == torch.float32
+    assert json.loads((tmp_path / "uninterrupted/checkpoint-2/resume.json").read_text())["origin"]["llm_dtype"] == kind
     with pytest.raises(RecipeError, match=f"another recipe \\(llm_dtype was '{kind}' and is 'float32'\\)"):
         refinement.main(
-            recipe(tmp_path / "whole", manifest, 4, training=SAVING, **{**settings, "llm_dtype": "float32"})
+            recipe(tmp_path / "uninterrupted", manifest, 4, training=SAVING, **{**settings, "llm_dtype": "float32"})
         )
 
 

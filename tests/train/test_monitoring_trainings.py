@@ -28,7 +28,7 @@ BEST = {
     "metric_for_best_model": "stage1_wer",
     "warmup_steps": 0,
 }
-# By step what the word error rate is said to be: step 4 is the best of the first even ones.
+# By step the word error rate that evaluations report: step 4 is the best of the first even ones.
 RATES = {2: 50.0, 4: 20.0, 6: 30.0, 7: 15.0, 8: 40.0, 10: 10.0}
 
 
@@ -46,7 +46,7 @@ def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
 
 
 @pytest.fixture
-def said(monkeypatch):
+def scripted_rates(monkeypatch):
     """Make evaluations report `RATES`."""
     rates = lambda self: {"stage1_wer": RATES.get(self.state.global_step, 60.0)}  # noqa: E731
     for cls in (StageTrainer, draft.DraftTrainer):
@@ -70,7 +70,7 @@ def evaluated(folder: Path, key: str) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_best_weights_are_kept_and_reported(stage, said, before, manifest, tmp_path):
+def test_the_best_weights_are_kept_and_reported(stage, scripted_rates, before, manifest, tmp_path):
     metrics = run(tmp_path, manifest, 8, before, stage)
     assert state(tmp_path)["best_global_step"] == 4 and state(tmp_path)["best_metric"] == 20.0
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
@@ -82,10 +82,10 @@ def test_the_best_weights_are_kept_and_reported(stage, said, before, manifest, t
     assert json.loads((tmp_path / "eval_results.json").read_text())["eval_loss"] == metrics["eval_loss"]
 
 
-def test_the_best_is_remembered_where_it_died(said, before, manifest, tmp_path, dies_after):
+def test_the_best_is_remembered_where_it_died(scripted_rates, before, manifest, tmp_path, dies_after):
     """Before the best, after it, and when all was done but for the last evaluation; then it is started once more."""
     dies_after(None)
-    whole = run(tmp_path / "whole", manifest, 8, before)
+    uninterrupted = run(tmp_path / "uninterrupted", manifest, 8, before)
     for count in (3, 4):  # in step 4; then in step 7
         dies_after(count)
         with pytest.raises(Killed):
@@ -94,14 +94,14 @@ def test_the_best_is_remembered_where_it_died(said, before, manifest, tmp_path, 
     assert [path.name for path in list_checkpoints(tmp_path / "resumed")] == ["checkpoint-4", "checkpoint-6"]
     for _ in range(2):
         resumed = run(tmp_path / "resumed", manifest, 8, before)
-        assert resumed["eval_loss"] == whole["eval_loss"]
-        assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
+        assert resumed["eval_loss"] == uninterrupted["eval_loss"]
+        assert not changed(weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed"))
         for key in ("loss", "eval_loss", "eval_stage1_wer"):
-            assert evaluated(tmp_path / "resumed", key)[:8] == evaluated(tmp_path / "whole", key)[:8]
+            assert evaluated(tmp_path / "resumed", key)[:8] == evaluated(tmp_path / "uninterrupted", key)[:8]
         dies_after(0)  # nothing is left to be done
 
 
-def test_the_last_weights_have_their_chance(said, before, manifest, tmp_path):
+def test_the_last_weights_have_their_chance(scripted_rates, before, manifest, tmp_path):
     """Though the step is none of those at which evaluations are due."""
     run(tmp_path, manifest, 7, before)
     assert [step for step, _ in evaluated(tmp_path, "eval_stage1_wer")] == [2, 4, 6, 7, 7]
@@ -109,24 +109,28 @@ def test_the_last_weights_have_their_chance(said, before, manifest, tmp_path):
     assert not changed(weights(tmp_path / "checkpoint-7"), weights(tmp_path))
 
 
-def test_patience_ends_with_the_word_error_rate_also_after_a_resume(said, before, manifest, tmp_path, dies_after):
+def test_patience_ends_with_the_word_error_rate_also_after_a_resume(
+    scripted_rates, before, manifest, tmp_path, dies_after
+):
     dies_after(None)
-    run(tmp_path / "whole", manifest, 40, before, early_stopping_patience=2)
+    run(tmp_path / "uninterrupted", manifest, 40, before, early_stopping_patience=2)
     dies_after(7)  # in step 8, with one evaluation in which nothing was better
     with pytest.raises(Killed):
         run(tmp_path / "resumed", manifest, 40, before, early_stopping_patience=2)
     dies_after(2)  # two steps are left
     run(tmp_path / "resumed", manifest, 40, before, early_stopping_patience=2)
-    for name in ("whole", "resumed"):
+    for name in ("uninterrupted", "resumed"):
         assert state(tmp_path / name)["global_step"] == 8 and state(tmp_path / name)["best_global_step"] == 4
         assert not changed(weights(tmp_path / name / "checkpoint-4"), weights(tmp_path / name))
         assert (tmp_path / name / "curves.png").is_file()
-    assert evaluated(tmp_path / "resumed", "loss") == evaluated(tmp_path / "whole", "loss")
+    assert evaluated(tmp_path / "resumed", "loss") == evaluated(tmp_path / "uninterrupted", "loss")
     with pytest.raises(RecipeError, match="early_stopping_patience was 2 and is 3"):
         run(tmp_path / "resumed", manifest, 40, before, early_stopping_patience=3)
 
 
-def test_a_training_that_begins_with_the_checkpoint_of_another_has_its_own_patience(said, before, manifest, tmp_path):
+def test_a_training_that_begins_with_the_checkpoint_of_another_has_its_own_patience(
+    scripted_rates, before, manifest, tmp_path
+):
     run(tmp_path / "1", manifest, 6, before)
     begun = {"resume_from_checkpoint": str(tmp_path / "1" / "checkpoint-6"), "max_steps": 10}
     run(tmp_path / "2", manifest, 10, before, early_stopping_patience=2, **begun)
@@ -136,7 +140,7 @@ def test_a_training_that_begins_with_the_checkpoint_of_another_has_its_own_patie
     assert state(tmp_path / "3")["global_step"] == 12
 
 
-def test_whoever_watches_is_told_all(said, before, manifest, tmp_path, monkeypatch):
+def test_whoever_watches_is_told_all(scripted_rates, before, manifest, tmp_path, monkeypatch):
     told = {"log": [], "evaluate": []}
 
     class Watcher(TrainerCallback):
@@ -234,7 +238,9 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_read(monkeypa
     assert settings().training.report_to == []
 
 
-def test_a_resumed_training_goes_on_in_the_same_log(said, before, manifest, tmp_path, dies_after, monkeypatch):
+def test_a_resumed_training_goes_on_in_the_same_log(
+    scripted_rates, before, manifest, tmp_path, dies_after, monkeypatch
+):
     written = []
 
     class SummaryWriter:

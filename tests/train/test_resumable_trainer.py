@@ -75,11 +75,11 @@ def history(folder: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if not k.endswith(AS_IT_WAS_RUN)} for row in log]
 
 
-def check_same(whole: Path, resumed: Path):
-    assert history(resumed) == history(whole)
-    assert not changed(weights(whole), weights(resumed))
+def check_same(uninterrupted: Path, resumed: Path):
+    assert history(resumed) == history(uninterrupted)
+    assert not changed(weights(uninterrupted), weights(resumed))
     names = ("best_metric", "best_global_step", "global_step", "epoch", "total_flos")
-    assert [state(resumed)[name] for name in names] == [state(whole)[name] for name in names]
+    assert [state(resumed)[name] for name in names] == [state(uninterrupted)[name] for name in names]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -91,7 +91,7 @@ def test_wherever_it_dies_it_goes_on_as_if_it_had_not(stage, before, manifest, t
         return STAGES[stage].main(recipe(tmp_path / name, manifest, 8, **settings, **before[stage]))
 
     dies_after(None)
-    whole = run("whole")
+    uninterrupted = run("uninterrupted")
     workers = {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
     for count, kwargs in ((9, workers), (7, {"dataloader_num_workers": 1})):  # in steps 5 and 7
         dies_after(count)
@@ -100,11 +100,11 @@ def test_wherever_it_dies_it_goes_on_as_if_it_had_not(stage, before, manifest, t
     dies_after(None)
     resumed = run("resumed")
     assert {k: v for k, v in resumed.items() if not k.endswith((*AS_IT_WAS_RUN, "_dir"))} == {
-        k: v for k, v in whole.items() if not k.endswith((*AS_IT_WAS_RUN, "_dir"))
+        k: v for k, v in uninterrupted.items() if not k.endswith((*AS_IT_WAS_RUN, "_dir"))
     }
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
     # It could fail: chance has a part in every step, and a step is another one elsewhere.
-    assert len({row["loss"] for row in history(tmp_path / "whole") if "loss" in row}) == 2
+    assert len({row["loss"] for row in history(tmp_path / "uninterrupted") if "loss" in row}) == 2
 
 
 @pytest.mark.parametrize(
@@ -123,14 +123,14 @@ def test_the_end_of_an_epoch_is_not_lost(every, dies, before, manifest, tmp_path
         return alignment.main(recipe(tmp_path / name, manifest, 7, training=training, **before["alignment"]))
 
     dies_after(None)
-    run("whole")
+    run("uninterrupted")
     for count in (dies, 1):
         dies_after(count)
         with pytest.raises(Killed):
             run("resumed")
     dies_after(None)
     run("resumed")
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
 def test_the_best_model_is_remembered(before, manifest, tmp_path, dies_after):
@@ -142,7 +142,7 @@ def test_the_best_model_is_remembered(before, manifest, tmp_path, dies_after):
         alignment.main(recipe(tmp_path / name, manifest, 9, training=training, **before["alignment"]))
 
     dies_after(None)
-    run("whole")
+    run("uninterrupted")
     dies_after(13)  # in step 7
     with pytest.raises(Killed):
         run("begun")
@@ -151,7 +151,7 @@ def test_the_best_model_is_remembered(before, manifest, tmp_path, dies_after):
     dies_after(None)
     run("resumed")
     assert state(tmp_path / "resumed")["best_model_checkpoint"] == str(tmp_path / "resumed" / "checkpoint-3")
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
     assert not changed(weights(tmp_path / "resumed" / "checkpoint-3"), weights(tmp_path / "resumed"))
 
 
@@ -167,7 +167,7 @@ def test_what_has_ended_makes_no_step_more(before, manifest, tmp_path, dies_afte
 
 
 def test_early_stopping_keeps_its_patience(before, manifest, tmp_path, dies_after, monkeypatch):
-    """The loss is said to be best at its highest: it stops three evaluations after the first."""
+    """The loss counts as best at its highest: it stops three evaluations after the first."""
     training = {
         **TRAINING,
         **EVALUATED,
@@ -189,19 +189,19 @@ def test_early_stopping_keeps_its_patience(before, manifest, tmp_path, dies_afte
         alignment.main(recipe(tmp_path / name, manifest, 40, training=training, **before["alignment"]))
 
     dies_after(None)
-    run("whole")
-    assert state(tmp_path / "whole")["global_step"] == 8
+    run("uninterrupted")
+    assert state(tmp_path / "uninterrupted")["global_step"] == 8
     for count in (9, 5):  # in steps 5 and 7
         dies_after(count)
         with pytest.raises(Killed):
             run("resumed")
     dies_after(None)
     run("resumed")
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
     (tmp_path / "resumed" / "trainer_state.json").unlink()
     dies_after(0)
     run("resumed")
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
 # ---- which checkpoint ----
@@ -215,7 +215,7 @@ def trained(tmp_path_factory, before, manifest) -> Path:
     return folder
 
 
-def test_a_checkpoint_is_whole_or_not_there(before, manifest, tmp_path, monkeypatch):
+def test_a_checkpoint_is_complete_or_not_there(before, manifest, tmp_path, monkeypatch):
     """The process dies while the third checkpoint is written; what it left is gone when it is started again."""
 
     def run():
@@ -394,7 +394,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(before, manifest, 
 def test_a_full_disk_ends_the_training(before, manifest, tmp_path, dies_after):
     """Here it is the largest file that may be written. The checkpoint before stays; the training goes on from it."""
     dies_after(None)
-    alignment.main(again(tmp_path / "whole", manifest, before))
+    alignment.main(again(tmp_path / "uninterrupted", manifest, before))
     dies_after(9)
     with pytest.raises(Killed):
         alignment.main(again(tmp_path / "full", manifest, before))
@@ -408,7 +408,7 @@ def test_a_full_disk_ends_the_training(before, manifest, tmp_path, dies_after):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path.name for path in (tmp_path / "full").iterdir()} == {"checkpoint-2", "checkpoint-4"}
     alignment.main(again(tmp_path / "full", manifest, before))
-    check_same(tmp_path / "whole", tmp_path / "full")
+    check_same(tmp_path / "uninterrupted", tmp_path / "full")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -471,10 +471,10 @@ def test_killed_at_random_steps_and_started_again_with_the_same_command(stage, b
         command = [sys.executable, "-c", KILLED_AFTER, str(count), "train", stage, "recipe.yaml"]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode
 
-    assert run("whole", -1, 0) == 0
+    assert run("uninterrupted", -1, 0) == 0
     counts = rng.permutation([*rng.integers(1, 8, 3), *rng.integers(8, 13, 2)]).tolist()
     for kill, count in enumerate(counts):
         assert run("resumed", count, kill % 3) == -signal.SIGKILL, counts
     assert run("resumed", -1, 1) == 0
-    check_same(tmp_path / "whole", tmp_path / "resumed")
+    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
     assert {path.name for path in (tmp_path / "resumed").glob("checkpoint-*")} == {"checkpoint-9", "checkpoint-11"}

@@ -53,8 +53,8 @@ def test_batches_are_the_longest_first(manifest):
 
 
 def test_rows_hold_what_stage_1_hears_in_each_sound_alone(stage3, model, processor, manifest, tmp_path):
-    said = stage1_decoding.main(stage3())
-    assert said["train"] == said["validation"] == {"utterances": 8, "decoded": 8, "left": 0}
+    counts = stage1_decoding.main(stage3())
+    assert counts["train"] == counts["validation"] == {"utterances": 8, "decoded": 8, "left": 0}
     utterances = read_manifest(manifest)
     durations = [utterances[row["id"]].duration for row in rows(tmp_path)]
     assert durations == sorted(durations, reverse=True) and sorted(r["id"] for r in rows(tmp_path)) == list(range(8))
@@ -265,8 +265,8 @@ def test_the_command(checkpoint, manifest, tmp_path):
         "training.bf16=false",
         "training.use_cpu=true",
     ]
-    said = CliRunner().invoke(app, ["train", "decode", str(path), *settings])
-    assert said.exit_code == 0, said.output
-    assert json.loads(said.stdout)["train"]["decoded"] == 8 and len(rows(tmp_path)) == 8
-    said = CliRunner().invoke(app, ["train", "decode", str(path), *settings, "data.casing=keep"])
-    assert said.exit_code == 1 and "train-0.jsonl is stale" in said.output
+    result = CliRunner().invoke(app, ["train", "decode", str(path), *settings])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["train"]["decoded"] == 8 and len(rows(tmp_path)) == 8
+    result = CliRunner().invoke(app, ["train", "decode", str(path), *settings, "data.casing=keep"])
+    assert result.exit_code == 1 and "train-0.jsonl is stale" in result.output
