@@ -107,6 +107,7 @@ def save_plot(figure: Figure, report: dict, details: str, path: Path) -> None:
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the work queued on an accelerator is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -128,6 +129,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
+        """Return the median of the repeats, in seconds."""
         return statistics.median(self.seconds)
 
 
@@ -159,6 +161,7 @@ def median_of_sums(measured: Mapping[str, Measurement], names: list[str]) -> flo
 
 
 def reset_peak(device: torch.device) -> None:
+    """Begin a new measurement of `peak`."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:

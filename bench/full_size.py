@@ -167,6 +167,7 @@ def write_published(folder: Path, config: PreTrainedConfig, named: Named, shards
 
 
 def configs(size: str) -> tuple[WhisperConfig, PreTrainedConfig]:
+    """Return the configurations of encoder and LLM at a size, `paper` or `tiny`."""
     if size == "paper":
         return backbone_config("openai/whisper-large-v2"), backbone_config("Qwen/Qwen3-4B-Instruct-2507")
     llm = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 500, "head_dim": 16}
@@ -269,21 +270,25 @@ PARTS: dict[str, Callable[[Path, str], dict]] = {
 
 
 def recordings() -> list[Utterance]:
+    """Return the shipped recordings."""
     return read_manifest(RECORDINGS / "manifest.jsonl")
 
 
 def speech(processor: SeamProcessor) -> ListDataset:
+    """Return a data set of one shipped recording."""
     dataset = SpeechDataset(recordings()[:1], processor)
     return ListDataset([dataset[0]])
 
 
 def assemble(folder: Path, dtype: torch.dtype, **config) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """Build model and processor around the backbones in `folder`."""
     names = str(folder / "whisper"), str(folder / "llm")
     processor = SeamProcessor.from_backbones(*names)
     return SeamForSpeechRecognition.from_backbones(*names, processor, dtype=dtype, **config), processor
 
 
 def reload(folder: Path) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
+    """Load the saved model in bf16, with its processor."""
     model = SeamForSpeechRecognition.from_pretrained(folder / "model", dtype=torch.bfloat16)
     return model, SeamProcessor.from_pretrained(folder / "model")
 
@@ -329,6 +334,7 @@ class PeakMemory(threading.Thread):
         self.own = self.mapped = self.resident = 0
 
     def run(self):
+        """Follow the memory of this process until it ends."""
         while True:
             status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
             self.own = max(self.own, int(status["RssAnon"].split()[0]) * 1024)
@@ -374,6 +380,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
     part: Annotated[str | None, typer.Option(hidden=True)] = None,
 ):
+    """Measure every step of the architecture once, each in a process of its own."""
     if size not in ("paper", "tiny"):
         raise typer.BadParameter(f"--size is {size!r}; accepted: paper, tiny.")
     if part is not None:

@@ -82,6 +82,7 @@ class Speech:
 
     @classmethod
     def random(cls, model: SeamForSpeechRecognition, batch_size: int) -> "Speech":
+        """Return the speech of random features that fill the encoder's window."""
         config, generator = model.config.audio_config, torch.Generator().manual_seed(2)
         shape = (batch_size, config.num_mel_bins, 2 * config.max_source_positions)
         features = torch.randn(shape, generator=generator).to(model.device, model.dtype)
@@ -128,11 +129,13 @@ class Utterances:
 
     @cached_property
     def random_projection(self) -> torch.nn.Linear:
+        """Return an output projection whose predictions are near no embedding."""
         return random_projection(self.model.aligner)
 
     # ---- the systems ----
 
     def encoder(self):
+        """Encode the speech."""
         self.model.encode(self.speech.features)
 
     def whisper_decoder(self) -> Output:
@@ -148,6 +151,7 @@ class Utterances:
         return self._output(ids[:, 1:])
 
     def stage_1(self, lookup: NearestToken | None = None) -> Output:
+        """Decode with Stage 1's greedy loop."""
         ids, _ = greedy_alignment(self.model.aligner, lookup or self.lookup, *self._alignment())
         return self._output(ids)
 
@@ -210,6 +214,7 @@ class Utterances:
     # ---- logits `(batch, vocabulary)` of the plain loops at a position, to tell numerical ties from errors ----
 
     def llm_logits(self, position: int) -> torch.Tensor:
+        """Return the logits of the stock loop of the LLM at a position, `(batch, vocab_size)`."""
         embeds, mask = self._prompts([])
         settings = self._stock_settings(output_logits=True, return_dict_in_generate=True)
         settings.max_new_tokens = position + 1

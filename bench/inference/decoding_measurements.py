@@ -60,9 +60,11 @@ class Comparison:
 
     @property
     def is_lossless(self) -> bool:
+        """Return whether all rows that differ are ties."""
         return self.differing == self.ties
 
     def to_dict(self) -> dict:
+        """Return the fields, for the JSON file."""
         return asdict(self)
 
 
@@ -128,16 +130,20 @@ class Setting:
 
     @property
     def device(self) -> torch.device:
+        """Return the device of the model."""
         return self.model.device
 
     @property
     def batch_size(self) -> int:
+        """Return the number of utterances decoded at once."""
         return len(self.speech.features)
 
     def utterances(self, tokens: int) -> Utterances:
+        """Return utterances of so many tokens each."""
         return Utterances(self.model, self.whisper, self.lookup, self.speech, tokens)
 
     def measure(self, systems: dict[str, Callable], repeats: int, part: str) -> dict[str, Measurement]:
+        """Measure systems in turn."""
         return measure_in_turn(systems, repeats, self.device, f"batch {self.batch_size}, {part}")
 
 
@@ -151,6 +157,7 @@ class Findings:
     profile: list[dict] = field(default_factory=list)
 
     def ratio(self, setting: Setting, metric: str, ratio: float, **more):
+        """Add a row with the ratio of a metric."""
         self.rows.append({"batch": setting.batch_size, "metric": metric, "ratio": ratio, **more})
 
     def times(self, setting: Setting, part: str, measured: dict[str, Measurement], utterances: Utterances):

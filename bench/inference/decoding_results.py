@@ -19,11 +19,13 @@ TARGETS = {
 
 
 def target(metric: str, batch: int) -> float | None:
+    """Return the target of a metric at a batch size, or `None` where there is none."""
     targets = TARGETS.get(metric, {})
     return targets.get(batch, targets.get(None))
 
 
 def print_findings(report: dict, console: Console) -> None:
+    """Print the findings of `bench.inference` as tables."""
     console.print(
         f"Size {report['size']}, {report['dtype']}, {report['tokens']} tokens, on {device_name(report)}: reads "
         f"{report['bandwidth_gb_per_s']:.1f} GB/s, computes {report['tflop_per_s']:.2f} TFLOP/s. Random weights; "

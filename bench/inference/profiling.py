@@ -55,6 +55,7 @@ def time_components(system: Callable, components: list[Component], device: torch
 
 
 def speech_components(layers: nn.ModuleList) -> list[Component]:
+    """List the projections of the speech states, which are computed once per utterance."""
     projections = [part for layer in layers for part in (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj)]
     return [(SPEECH, part, "forward") for part in projections]
 
@@ -71,6 +72,7 @@ def stock_components(utterances: Utterances) -> list[Component]:
 
 
 def stage_1_components(utterances: Utterances, lookup: NearestToken) -> list[Component]:
+    """List the components of Stage 1's greedy loop."""
     return [
         *speech_components(utterances.model.aligner.layers),
         (LAYERS, LayerSteps, "step"),
@@ -79,6 +81,7 @@ def stage_1_components(utterances: Utterances, lookup: NearestToken) -> list[Com
 
 
 def llm_components(utterances: Utterances) -> list[Component]:
+    """List the LLM as the single component of its loop."""
     return [(LLM, utterances.model.language_model, "forward")]
 
 
@@ -117,9 +120,11 @@ class Roofline:
         self._speech_seconds = 2 * sum(w.numel() for w in of_speech) * states.shape[:2].numel() / machine.arithmetic
 
     def whisper_decoder(self) -> float:
+        """Return the least seconds of stock Whisper's loop."""
         return self._decoding(self.utterances.whisper.proj_out.weight)
 
     def stage_1(self) -> float:
+        """Return the least seconds of Stage 1's loop."""
         aligner, table = self.utterances.model.aligner, self.utterances.lookup.table
         return self._decoding(aligner.input_projection.weight, aligner.output_projection.weight, table)
 

@@ -67,6 +67,7 @@ class WhisperData(Dataset):
 
 
 def collate_whisper(items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack features and pad labels with -100."""
     return {
         "input_features": torch.stack([item["input_features"] for item in items]),
         "labels": pad_sequence([item["labels"] for item in items], True, padding_value=-100),

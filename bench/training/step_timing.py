@@ -119,6 +119,7 @@ def run_in_new_process(
 
 
 def main(system: str, size: str, device: str, batch: str, steps: str, folder: str) -> None:
+    """Train one system and print its peak memory and seconds a step as JSON."""
     transformers.logging.set_verbosity_error()
     utterances = read_manifest(Path(folder) / "speech" / "manifest.jsonl")
     setting = Setting(size, device, int(batch), int(steps), utterances, Path(folder))

@@ -60,6 +60,7 @@ def stage_trainer(
 
 
 def speech(setting: Setting, model: SeamForSpeechRecognition | None = None) -> SpeechDataset:
+    """Return the utterances as features and labels."""
     return SpeechDataset(setting.utterances, setting.processor, CASINGS["lower"])
 
 

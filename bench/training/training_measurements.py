@@ -38,6 +38,7 @@ class Findings:
         self.ratios(metric, [other / own for own, other in zip(seconds, baseline_seconds, strict=True)], **more)
 
     def system(self, part: str, name: str, seconds: list[float], **more):
+        """Add the step times of a system."""
         found = {"part": part, "system": name, "seconds": statistics.median(seconds), "all_seconds": seconds}
         self.systems.append({**found, **more})
 

@@ -25,10 +25,12 @@ def target(metric: str) -> str:
 
 
 def is_met(metric: str, ratio: float) -> bool:
+    """Return whether a ratio meets its target."""
     return LEAST.get(metric, 0) <= ratio <= GREATEST.get(metric, float("inf"))
 
 
 def print_findings(report: dict, console: Console) -> None:
+    """Print the findings of `bench.training` as tables."""
     console.print(
         f"Size {report['size']}, {report['dtype']}, batch {report['batch']}, {report['seconds_of_speech']:.0f} s and "
         f"{report['tokens']:.0f} tokens an utterance, on {device_name(report)}. Random weights."

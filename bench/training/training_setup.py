@@ -119,10 +119,12 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_processor(sizes: Sizes) -> SeamProcessor:
+    """Make the processor of a size."""
     return SeamProcessor(make_feature_extractor(sizes), make_tokenizer())
 
 
 def make_feature_extractor(sizes: Sizes) -> WhisperFeatureExtractor:
+    """Make the feature extractor of a size."""
     return WhisperFeatureExtractor(feature_size=sizes.whisper.num_mel_bins, chunk_length=sizes.window)
 
 
@@ -165,10 +167,12 @@ class Setting:
 
     @cached_property
     def sizes(self) -> Sizes:
+        """Return the sizes of the models."""
         return sizes_of(self.size)
 
     @cached_property
     def processor(self) -> SeamProcessor:
+        """Return the processor of all systems."""
         return make_processor(self.sizes)
 
     @cached_property
