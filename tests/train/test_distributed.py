@@ -88,7 +88,7 @@ def test_an_epoch_is_the_data_set_once(stage, two_processes):
     ]
     assert [len(rows) for rows in given] == [2 * rank_stages.EPOCHS] * 2
     for epoch in range(rank_stages.EPOCHS):
-        batches = [rows[2 * epoch + place] for place in (0, 1) for rows in given]
+        batches = [rows[2 * epoch + position] for position in (0, 1) for rows in given]
         assert sorted(map(len, batches)) == [1, 2, 2, 2]
         rows = [tuple(label for label in row if label != -100) for batch in batches for row in batch]
         assert len(set(rows)) == len(rows) == rank_stages.UTTERANCES < len(TEXTS)
@@ -101,7 +101,7 @@ def test_the_encoder_reads_for_both(one_process, two_processes):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_speed_is_that_of_all_ranks(stage, one_process, two_processes):
-    """What was heard for each token of a step does not depend on the time that it took."""
+    """The ratio of audio to tokens does not depend on the time that a step took."""
 
     def seconds_per_token(folder):
         return np.divide(history(folder, "audio_hours_per_hour"), history(folder, "tokens_per_second"))

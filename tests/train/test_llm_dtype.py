@@ -85,7 +85,7 @@ def test_the_losses_are_nearly_those_of_full_precision(kind, tolerance, stage_2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_checkpoint_with_its_llm_goes_on_and_resumes_exactly(kind, stage_2, manifest, tmp_path):
+def test_a_checkpoint_with_its_llm_trains_further_and_resumes_exactly(kind, stage_2, manifest, tmp_path):
     before = stage_2["float32"]
     settings = {"mask": "learned", "masking_probability": 0.5, "llm_dtype": kind, "model": before}
     refinement.main(recipe(tmp_path / "uninterrupted", manifest, 4, training=SAVING, **settings))
@@ -138,8 +138,8 @@ def test_lora_is_trained_in_fp32(kind, stage_2, manifest, tmp_path, monkeypatch)
     assert seen["language_model.model.embed_tokens.weight"][0] == torch.bfloat16
 
 
-def test_stage_1_hears_the_same_in_full(stage_2, manifest, tmp_path):
-    """With an LLM that bf16 rounds, too: what was decoded ahead is not stale."""
+def test_stage_1_is_the_same_beside_an_llm_in_bf16(stage_2, manifest, tmp_path):
+    """Stage 1 is kept in fp32, so tokens that were decoded with the LLM in fp32 are not stale."""
     settings = {"model": stage_2["float32"], "alignment_cache": str(tmp_path / "cache"), "llm_dtype": "bfloat16"}
     stage1_decoding.main(recipe(tmp_path / "3", manifest, 2, **settings))
     metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, **settings))

@@ -46,7 +46,7 @@ def clock(monkeypatch):
 
 
 def batch(frames: list[int], tokens: int) -> dict[str, torch.Tensor]:
-    """Audio of so many frames each, and labels of so many tokens beside padding."""
+    """Make a batch of audio with these numbers of frames, and labels with these numbers of tokens, padded."""
     mask = torch.zeros(len(frames), 200, dtype=torch.long)
     for row, length in enumerate(frames):
         mask[row, :length] = 1
@@ -102,7 +102,7 @@ def lines(folder: Path) -> list[dict]:
 
 def seconds(manifest: str, hop: int) -> float:
     """Of all sounds, in whole hops."""
-    sounds = [soundfile.info(Path(manifest).parent / f"{place}.wav").frames for place in range(len(TEXTS))]
+    sounds = [soundfile.info(Path(manifest).parent / f"{index}.wav").frames for index in range(len(TEXTS))]
     return sum(math.ceil(frames / hop) * hop for frames in sounds) / 16000
 
 

@@ -140,7 +140,7 @@ def test_a_training_that_begins_with_the_checkpoint_of_another_has_its_own_patie
     assert state(tmp_path / "3")["global_step"] == 12
 
 
-def test_whoever_watches_is_told_all(scripted_rates, before, manifest, tmp_path, monkeypatch):
+def test_callbacks_get_all_metrics(scripted_rates, before, manifest, tmp_path, monkeypatch):
     told = {"log": [], "evaluate": []}
 
     class Watcher(TrainerCallback):
@@ -238,9 +238,7 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_is_read(monkeypa
     assert settings().training.report_to == []
 
 
-def test_a_resumed_training_goes_on_in_the_same_log(
-    scripted_rates, before, manifest, tmp_path, dies_after, monkeypatch
-):
+def test_a_resumed_training_continues_its_log(scripted_rates, before, manifest, tmp_path, dies_after, monkeypatch):
     written = []
 
     class SummaryWriter:

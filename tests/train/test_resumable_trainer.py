@@ -83,7 +83,7 @@ def check_same(uninterrupted: Path, resumed: Path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_wherever_it_dies_it_goes_on_as_if_it_had_not(stage, before, manifest, tmp_path, dies_after):
+def test_a_run_killed_anywhere_resumes_exactly(stage, before, manifest, tmp_path, dies_after):
     """In the middle of an epoch, of an accumulation, between two lines of the log; then with workers."""
 
     def run(name, **workers):
@@ -392,7 +392,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(before, manifest, 
 
 
 def test_a_full_disk_ends_the_training(before, manifest, tmp_path, dies_after):
-    """Here it is the largest file that may be written. The checkpoint before stays; the training goes on from it."""
+    """A limit on file sizes stands for a full disk. The checkpoint before stays, and the training resumes from it."""
     dies_after(None)
     alignment.main(again(tmp_path / "uninterrupted", manifest, before))
     dies_after(9)

@@ -52,7 +52,7 @@ def test_batches_are_the_longest_first(manifest):
     assert batches_by_length([one.duration for one in utterances], 2) == [[1, 3], [0, 2], [4]]
 
 
-def test_rows_hold_what_stage_1_hears_in_each_sound_alone(stage3, model, processor, manifest, tmp_path):
+def test_rows_hold_the_stage_1_tokens_of_each_sound_alone(stage3, model, processor, manifest, tmp_path):
     counts = stage1_decoding.main(stage3())
     assert counts["train"] == counts["validation"] == {"utterances": 8, "decoded": 8, "left": 0}
     utterances = read_manifest(manifest)
@@ -90,7 +90,7 @@ def test_from_the_cache_of_tokens_no_audio_is_read(stage3, monkeypatch):
     refinement.main(stage3(data={"keep_encoder_states": True}))
 
 
-def test_an_interrupted_run_goes_on(stage3, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues(stage3, tmp_path, monkeypatch):
     stage1_decoding.main(stage3())
     whole = {row["id"]: row for row in rows(tmp_path)}
     path = tmp_path / "cache" / "train-0.jsonl"

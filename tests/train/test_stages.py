@@ -226,7 +226,7 @@ def test_stage_2_without_lora_is_refused(backbones, manifest, tmp_path):
         instruction.main(recipe(tmp_path / "2", manifest, 1, model=str(tmp_path / "1"), llm=backbones[1]))
 
 
-def test_stage_2_needs_to_be_told_the_llm_once(stages, backbones, manifest, tmp_path):
+def test_stage_2_needs_the_llm_to_be_named_once(stages, backbones, manifest, tmp_path):
     folder, _ = stages
     with pytest.raises(RecipeError, match="alignment holds Stage 1 alone, .* name it, llm=FOLDER"):
         instruction.main(recipe(tmp_path, manifest, 1, model=str(folder / "alignment")))
@@ -235,7 +235,7 @@ def test_stage_2_needs_to_be_told_the_llm_once(stages, backbones, manifest, tmp_
 
 
 def test_the_first_token_is_given_in_stages_2_and_3(stages, manifest, tmp_path, monkeypatch):
-    """In Stage 2 the transcript's; in Stage 3 what Stage 1 heard, which is made wrong here."""
+    """In Stage 2 the transcript's; in Stage 3 Stage 1's, which is made wrong here."""
     folder, _ = stages
     seen, forward, decode = [], SeamForSpeechRecognition.forward, refinement.decode_all
 
@@ -278,7 +278,7 @@ def test_perturbation_rates_and_what_it_leaves_alone():
     assert abs(both - 0.005) < 0.003  # independent of each other
 
 
-def test_perturbation_never_deletes_a_whole_row():
+def test_perturbation_never_deletes_all_of_a_row():
     kept, _ = perturb(torch.tensor([[1, 0]] * 500), 0.0, 0.9)
     assert kept.tolist() == [[1, 0]] * 500
 

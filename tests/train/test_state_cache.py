@@ -166,7 +166,7 @@ def test_a_disk_that_is_too_small_is_seen_before_any_work(read, in_pieces, manif
         read()
 
 
-def test_an_interrupted_run_goes_on(read, in_pieces, tmp_path, monkeypatch):
+def test_an_interrupted_run_continues(read, in_pieces, tmp_path, monkeypatch):
     whole = [read()[index]["speech_states"] for index in range(8)]
     shards(tmp_path)[1].unlink()
     kept = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
@@ -177,7 +177,7 @@ def test_an_interrupted_run_goes_on(read, in_pieces, tmp_path, monkeypatch):
     assert all(torch.equal(again[index]["speech_states"], whole[index]) for index in range(8))
 
 
-def test_a_disk_that_fills_up_leaves_whole_shards(read, in_pieces, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_leaves_complete_shards(read, in_pieces, tmp_path, monkeypatch):
     save, written = state_cache.save_file, []
 
     def fails_at_last(tensors, path, metadata):
@@ -199,7 +199,7 @@ def test_processes_share_the_work(read, in_pieces, tmp_path):
     sets = state_cache.Shards(whole.dataset, tmp_path / "shared", *about)
 
     def compute(batches):
-        return ([whole[place]["speech_states"] for place in batch] for batch in batches)
+        return ([whole[index]["speech_states"] for index in batch] for batch in batches)
 
     (tmp_path / "shared").mkdir()
     sets.write(compute, torch.float32, 1, 2)

@@ -43,15 +43,15 @@ def read(ready, processor, manifest):
 def test_items_are_what_the_llm_is_given(llm_inputs, read, build_model, processor, manifest):
     model = build_model(llm_inputs=llm_inputs)
     items = read(model)
-    for place, utterance in enumerate(read_manifest(manifest)):
-        ids = items[place]["token_ids"]
+    for index, utterance in enumerate(read_manifest(manifest)):
+        ids = items[index]["token_ids"]
         assert ids.tolist() == processor.transcript_ids(utterance.text.lower())
         with torch.no_grad():
             states, mask = model.encode(**processor(audio=utterance.audio))
             expected = model.teacher_forced(states, mask, ids[None])[0, : len(ids)]
         if llm_inputs == "nearest":
             expected = model.get_input_embeddings()(model.lookup.nearest(expected))
-        torch.testing.assert_close(items[place]["aligned_embeds"], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(items[index]["aligned_embeds"], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 1e-2)])

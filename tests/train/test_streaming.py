@@ -36,7 +36,7 @@ def test_stage_1_learns_from_a_stream_for_any_number_of_workers(backbones, manif
     assert losses(tmp_path / "0")[-1] < losses(tmp_path / "0")[0]
 
 
-def test_a_resumed_stream_goes_on_where_it_was(backbones, manifest, tmp_path):
+def test_a_resumed_stream_continues_where_it_was(backbones, manifest, tmp_path):
     settings = {"data": {**STREAM, "batch_seconds": 5}, "encoder": backbones[0], "llm": backbones[1]}
     training = {"logging_steps": 1, "save_strategy": "steps", "save_steps": 5, "gradient_accumulation_steps": 2}
     alignment.main(recipe(tmp_path, manifest, 8, training=training, **settings))

@@ -26,11 +26,11 @@ def test_every_budget_holds(manifest, processor, tmp_path):
     for data, most in (({"batch_seconds": 4}, 8), ({"batch_tokens": 20}, 8), ({"batch_seconds": 100}, 3)):
         read = recipe(tmp_path, manifest, 1, training={"per_device_train_batch_size": most}, data=data)
         batches = list(length_batches(read, utterances, utterances, processor))
-        assert sorted(place for batch in batches for place in batch) == list(range(8))
+        assert sorted(index for batch in batches for index in batch) == list(range(8))
         for batch in batches:
             assert len(batch) <= most
-            assert len(batch) * max(seconds[place] for place in batch) <= data.get("batch_seconds", 99)
-            assert len(batch) * max(tokens[place] for place in batch) <= data.get("batch_tokens", 99)
+            assert len(batch) * max(seconds[index] for index in batch) <= data.get("batch_seconds", 99)
+            assert len(batch) * max(tokens[index] for index in batch) <= data.get("batch_tokens", 99)
     assert length_batches(recipe(tmp_path, manifest, 1), utterances, utterances, processor) is None
     with pytest.raises(RecipeError, match=r"wav: 1\.\d s and its transcript take 1\.\d times the budget"):
         length_batches(recipe(tmp_path, manifest, 1, data={"batch_seconds": 1}), utterances, utterances, processor)
@@ -63,7 +63,7 @@ def test_an_epoch_is_the_data_set_once(backbones, manifest, tmp_path, monkeypatc
     np.testing.assert_allclose(losses, history(tmp_path / "one", "loss") * 2, rtol=1e-4)
 
 
-def test_a_resumed_training_goes_on_with_the_same_batches(backbones, manifest, tmp_path):
+def test_a_resumed_training_continues_with_the_same_batches(backbones, manifest, tmp_path):
     data = {"batch_seconds": 4, "keep_encoder_states": False, "augmentation": {"time_masks": 1}}
     settings = {"data": data, "encoder": backbones[0], "llm": backbones[1]}
     training = {"logging_steps": 1, "save_strategy": "steps", "save_steps": 7}

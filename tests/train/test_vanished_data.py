@@ -37,7 +37,7 @@ def vanishes(monkeypatch):
 
 
 def check_ends(path: Path, out: Path, train) -> None:
-    """And goes on as if nothing had been, when the file is back."""
+    """And resumes exactly, when the file is back."""
     with pytest.raises((OSError, RecipeError)) as caught:
         train()
     said = str(caught.value)
