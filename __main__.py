@@ -397,7 +397,7 @@ def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[s
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-        disable_progress_bar()
+    disable_progress_bar()  # of files that are read and written; a training keeps its own
     from seam.train.recipe import load_recipe
 
     with one_sentence_errors():
@@ -456,9 +456,12 @@ def train_draft(recipe: Recipe, overrides: Overrides = None):
 @train_app.command("demo")
 def train_demo(recipe: Recipe, overrides: Overrides = None):
     """Everything from nothing: synthetic speech, tiny foundations, the three stages, and a table."""
+    from transformers.utils.logging import disable_progress_bar
+
     from seam.experiments import demo
     from seam.train.recipe import load_recipe
 
+    disable_progress_bar()
     with one_sentence_errors():
         demo.main(load_recipe(demo.DemoRecipe, recipe, overrides or []))
 

@@ -5,6 +5,7 @@ Pretrained checkpoints are what a user has; these stand in for them, so that the
 from nothing. They are saved as ordinary folders, which the stages read like any backbone from the Hub.
 """
 
+import copy
 import random
 import string
 from collections.abc import Iterable
@@ -174,8 +175,7 @@ def train_whisper(
         }
 
     model = WhisperWithCTC(whisper)
-    result = Trainer(model=model, args=arguments, data_collator=collate, train_dataset=dataset).train()
-    return result.training_loss
+    return _train(model, arguments, collate, dataset)
 
 
 @strict
@@ -296,6 +296,13 @@ def train_qwen3(model: Qwen3ForCausalLM, dataset: TextTasks, arguments: Training
             "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
         }
 
+    return _train(model, arguments, collate, dataset)
+
+
+def _train(model: nn.Module, arguments: TrainingArguments, collate, dataset: Dataset) -> float:
+    """Train, and return the mean loss."""
+    arguments = copy.copy(arguments)
+    arguments.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns where there is nothing to pin for
     return Trainer(model=model, args=arguments, data_collator=collate, train_dataset=dataset).train().training_loss
 
 

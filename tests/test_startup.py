@@ -1,6 +1,7 @@
 """What is missing is named before anything slow is imported, and no line is printed that is not the program's own."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -78,3 +79,19 @@ def test_the_demo_prints_nothing_but_its_table():
     assert done.returncode == 0 and done.stderr == ""
     table = done.stdout.splitlines()
     assert table[0].startswith("┏") and table[-2].startswith("WER of the 10 shipped recordings:")
+
+
+def test_a_training_prints_nothing_but_its_progress_and_result(tmp_path):
+    manifest = str(RECORDINGS / "manifest.jsonl")
+    training = {"output_dir": str(tmp_path / "out"), "max_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    training |= {"save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "wer", "use_cpu": True}
+    data = {"train": [manifest], "validation": [manifest]}
+    recipe = tmp_path / "recipe.json"  # which is YAML, too
+    recipe.write_text(json.dumps({"model": str(CHECKPOINT), "data": data, "training": training}))
+    done = run("train", "instruction", recipe)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+    assert lines and all(re.match(r"(transcribing: )? *\d+%\|.*(step/s|s/step|it/s|s/it)", line) for line in lines), (
+        lines
+    )
+    assert json.loads(done.stdout[done.stdout.index('{\n "') :].rsplit("imported:", 1)[0])["output_dir"]

@@ -109,6 +109,17 @@ class Progress(ProgressCallback):
                 total=state.max_steps, initial=state.global_step, smoothing=0, unit="step", dynamic_ncols=True
             )
 
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if self.training_bar is None:
+            super().on_prediction_step(args, state, control, **kwargs)
+        else:  # no second bar beneath that of the training
+            self.training_bar.set_postfix_str("evaluating")
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        super().on_evaluate(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_postfix_str("")
+
     def close(self) -> None:
         """Close the bars, so that the error that ends a training gets a line of its own."""
         for bar in (self.prediction_bar, self.training_bar):

@@ -60,7 +60,10 @@ class StageTrainer(ResumableTrainer, ABC):
             args.ddp_find_unused_parameters = False  # there are none: the loss depends on all that a stage trains
         if args.data_seed is None:
             args.data_seed = args.seed  # transformers would draw one, on each rank its own
+        args.dataloader_pin_memory &= torch.accelerator.is_available()  # torch warns where there is nothing to pin for
         super().__init__(args=args, processing_class=processor, **kwargs)
+        # Tied weights are in no file; the best checkpoint would be loaded with a warning that they are missing.
+        self.model._keys_to_ignore_on_save = set(self.model.get_expanded_tied_weights_keys(all_submodels=True))
         if self.is_fsdp_enabled:
             prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
@@ -186,6 +189,7 @@ class StageTrainer(ResumableTrainer, ABC):
             tokens += count
             utterances += len(inputs["labels"])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        self.progress.on_evaluate(self.args, self.state, self.control)  # its bar ends before that of the transcripts
         loss_sum, tokens, utterances = map(sum, zip(*all_gather((loss_sum, tokens, utterances)), strict=True))
         metrics = {"loss": loss_sum / tokens, **self.word_error_rates()}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -213,7 +217,7 @@ class StageTrainer(ResumableTrainer, ABC):
             self.eval_model,
             self.processing_class,
             batch_size=self.data.eval_batch_size,
-            progress=self.is_world_process_zero() and not self.args.disable_tqdm,
+            progress=self.is_world_process_zero() and not self.args.disable_tqdm and self.progress.training_bar is None,
             use_llm=self.use_llm,
         )
         results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
