@@ -9,6 +9,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 ALIGNMENT_REDUCTIONS = ("sum", "mean")
 LLM_INPUTS = ("nearest", "continuous")
 BRIDGES = ("aligner", "linear", "qformer", "ctc")
+# Fields of transformers' quantization configs that name modules to be left in full precision.
+KEPT_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
 WHISPER_LARGE_DECODER = {"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120}
 WHISPER_LARGE = {
     **WHISPER_LARGE_DECODER,
@@ -178,7 +180,7 @@ class SeamConfig(PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"this is a checkpoint of architecture {model_type!r}, not of {cls.model_type!r}.")
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(_with_new_names(config_dict), **kwargs)
 
     def validate_architecture(self):
         """Check that the parts fit together. Raises `ValueError` that names the field and what is accepted."""
@@ -232,6 +234,19 @@ class SeamConfig(PreTrainedConfig):
             raise ValueError(f"alignment_lambda is {self.alignment_lambda}; accepted: 0 to 1.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; accepted: 0 (no LoRA) or more.")
+
+
+def _with_new_names(config_dict: dict) -> dict:
+    """Return the config with the bridge by its name in what a quantized checkpoint keeps in full: it was `aligner`."""
+    quantization_config = config_dict.get("quantization_config")
+    if not isinstance(quantization_config, dict):
+        return config_dict
+    kept = {
+        name: ["bridge" if part == "aligner" else part for part in quantization_config[name]]
+        for name in KEPT_FIELDS
+        if quantization_config.get(name)
+    }
+    return config_dict | {"quantization_config": quantization_config | kept}
 
 
 SeamConfig.register_for_auto_class()  # saving a config also copies this file, so that it loads without the package

@@ -203,7 +203,7 @@ def stage_1(folder: Path, size: str) -> dict:
 def stage_1_bound(model: SeamForSpeechRecognition) -> int:
     """Return the bytes in fp32 of encoder, embedding table, and aligner with gradients and AdamW's moments."""
     count = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
-    return 4 * (count["encoder"] + 4 * count["aligner"] + count["language_model"])
+    return 4 * (count["encoder"] + 4 * count["bridge"] + count["language_model"])
 
 
 def save(folder: Path, size: str) -> dict:

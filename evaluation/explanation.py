@@ -121,7 +121,7 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
         output = model.generate(speech_states=states, speech_mask=mask, return_dict_in_generate=True)
         heard_ids = output.alignment_sequences
         labels = torch.nn.functional.pad(heard_ids, (0, 1), value=model.config.eoa_token_id)
-        with _eager_attention(model.aligner):
+        with _eager_attention(model.bridge):
             aligner = model(
                 labels=labels, speech_states=states, speech_mask=mask, use_llm=False, output_attentions=True
             )

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .weights import fingerprint, read_fingerprint, weight_files
+from .weights import StoredTensor, fingerprint, read_fingerprint, weight_files
 
 
 class EmbeddingTable(nn.Module):
@@ -161,14 +161,14 @@ def in_full(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedConfig:
 
 
 def load_llm_of(
-    config: PreTrainedConfig, owner: dict[str, Path], **options
+    config: PreTrainedConfig, stored: dict[str, StoredTensor], **options
 ) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
     """
     The language model in the weight files of a whole checkpoint.
 
     Args:
         config: of the language model.
-        owner: every weight of the checkpoint and its file.
+        stored: every weight of the checkpoint (`read_fingerprint`).
         options: see `llm_options`.
 
     Returns:
@@ -177,8 +177,11 @@ def load_llm_of(
     Raises:
         ValueError: when a weight is missing, unexpected or of another shape.
     """
-    keys = [key for key in owner if key.startswith(LLM) and ".lora_" not in key]
-    weights = {key.removeprefix(LLM).replace(".base_layer.", "."): read(owner[key], key) for key in keys}
+    weights = {
+        name.removeprefix(LLM).replace(".base_layer.", "."): tensor.read()
+        for name, tensor in stored.items()
+        if name.startswith(LLM) and ".lora_" not in name
+    }
     with torch.device("meta"):  # only to learn its class, and what that calls its table
         shell = AutoModelForCausalLM.from_config(config)
     table = shell.get_input_embeddings().weight
@@ -191,12 +194,6 @@ def load_llm_of(
             names = ", ".join(sorted(str(key) for key in info[problem])[:3])
             raise ValueError(f"the LLM does not fit its config: {problem.replace('_', ' ')} {names}.")
     return language_model, table
-
-
-def read(file: Path, key: str) -> torch.Tensor:
-    """A tensor of a weight file, which is mapped: it takes memory when it is looked into."""
-    with safe_open(file, framework="pt") as opened:
-        return opened.get_tensor(key)
 
 
 class FullLLM:
@@ -212,26 +209,26 @@ class FullLLM:
     """
 
     def __init__(self, language_model: PreTrainedModel, files: list[Path]):
-        owner = read_fingerprint(files)[1]
+        stored = read_fingerprint(files)[1]
         self.folder = files[0].parent
-        self.places = {}
+        self.stored = {}
         for name, _ in language_model.named_parameters():
             if ".lora_" in name:
                 continue
             plain = name.replace(".base_layer.", ".")
             # In a checkpoint of ours, in one of the LLM, and in one that was saved without its head.
             names = (LLM + name, plain, plain.removeprefix(f"{language_model.base_model_prefix}."))
-            found = next((one for one in names if one in owner), None)
+            found = next((one for one in names if one in stored), None)
             if found is None:
                 raise ValueError(
                     f"llm_dtype: {self.folder} has {plain} under another name, so that it could not be saved as "
                     "it was; accepted here: full precision."
                 )
-            self.places[LLM + name] = (owner[found], found)
+            self.stored[LLM + name] = stored[found]
         self.fingerprint = fingerprint(self._tensors())
 
     def _tensors(self) -> dict[str, torch.Tensor]:
-        return {key: read(*place) for key, place in self.places.items()}
+        return {name: tensor.read() for name, tensor in self.stored.items()}
 
     def put_into(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -29,12 +29,12 @@ from .backbones import (
     load_backbone,
     load_embedding_table,
     load_llm_of,
-    read,
     settle,
 )
 from .bridges import CTCHead, build_bridge
 from .weights import (
     HUB_ARGUMENTS,
+    OLD_NAMES,
     WEIGHT_FILES,
     backbone_folder,
     backbone_record,
@@ -54,7 +54,7 @@ PIPELINES = {
     }
 }
 # When the language model is quantized.
-KEPT_IN_FULL = ("encoder", "aligner", "draft_head", "lm_head", r".*\.lora_[AB]\.default")
+KEPT_IN_FULL = ("encoder", "bridge", "draft_head", "lm_head", r".*\.lora_[AB]\.default")
 FROM_DECODER = ("embed_positions", "layers", "layer_norm")  # what the aligner and a Whisper decoder have in common
 # With another number of heads the same weights compute something else.
 DECODER_SIZES = ("decoder_layers", "d_model", "decoder_ffn_dim", "decoder_attention_heads", "max_target_positions")
@@ -108,27 +108,30 @@ class SeamCheckpointMixin:
             kwargs["quantization_config"] = _for_the_llm_only(kwargs["quantization_config"])
         saved = config if isinstance(config, PreTrainedConfig) else cls.config_class.from_pretrained(name, **hub)
         check_generation_config(name, **hub)
-        fingerprint, owner = read_fingerprint(weight_files(name, **hub))
+        fingerprint, stored = read_fingerprint(weight_files(name, **hub))
         if saved.light_checkpoint:
             given = {"encoder": encoder, "llm": llm}
-            model, info = cls._from_light(name, saved, owner, given, llm_dtype, hub, kwargs), {}
+            model, info = cls._from_light(name, saved, stored, given, llm_dtype, hub, kwargs), {}
         elif encoder is not None or llm is not None:
             raise ValueError(f"{name} is no light checkpoint: it holds its own encoder and LLM.")
         else:
             kwargs = {**kwargs, "output_loading_info": True, "ignore_mismatched_sizes": True, "use_safetensors": True}
             if llm_dtype is None or saved.alignment_only:
+                kwargs["key_mapping"] = OLD_NAMES | (kwargs.get("key_mapping") or {})
                 model, info = super().from_pretrained(name, *args, config=config, **kwargs)
+                # transformers would save under the names that it has read.
+                model._weight_conversions = [one for one in model._weight_conversions if not _is_old_name(one)]
             else:
-                model, info = cls._with_held_llm(name, saved, owner, llm_dtype, hub, kwargs)
+                model, info = cls._with_held_llm(name, saved, stored, llm_dtype, hub, kwargs)
             for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
                 if info[problem]:
                     names = ", ".join(sorted(str(key) for key in info[problem])[:3])
                     raise ValueError(
                         f"{name} does not fit its config: {len(info[problem])} {problem.replace('_', ' ')} ({names})."
                     )
-        check_finite(model, owner)
+        check_finite(model, stored)
         if saved.weights_fingerprint not in (None, fingerprint):
-            files = ", ".join(sorted({file.name for file in owner.values()}))
+            files = ", ".join(sorted({tensor.file.name for tensor in stored.values()}))
             raise ValueError(
                 f"{name}: {files} is not the weight file that config.json was saved with (another fingerprint); it was "
                 "swapped or changed."
@@ -136,7 +139,7 @@ class SeamCheckpointMixin:
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _with_held_llm(cls, name, config, owner, llm_dtype, hub, kwargs):
+    def _with_held_llm(cls, name, config, stored, llm_dtype, hub, kwargs):
         """A whole checkpoint, read as if it were Stage 1 alone; then its LLM, straight into `llm_dtype`."""
         place = kwargs.get("device_map") or "cpu"
         if isinstance(place, dict) and len(place) > 1:
@@ -144,8 +147,8 @@ class SeamCheckpointMixin:
         options = llm_options(llm_dtype, torch.float32, place[""] if isinstance(place, dict) else place)
         if kwargs.get("attn_implementation") is not None:
             options["attn_implementation"] = kwargs["attn_implementation"]
-        language_model, table = load_llm_of(config.get_text_config(), owner, **options)
-        weights = {key: read(file, key) for key, file in owner.items() if not key.startswith(LLM)}
+        language_model, table = load_llm_of(config.get_text_config(), stored, **options)
+        weights = {name: tensor.read() for name, tensor in stored.items() if not name.startswith(LLM)}
         weights[f"{LLM}embed_tokens.weight"] = table
         config = copy.deepcopy(config)
         config.alignment_only = True
@@ -156,7 +159,7 @@ class SeamCheckpointMixin:
         model._put_in(language_model)
         language_model.generation_config = GenerationConfig.from_model_config(config.get_text_config())
         model._hold(weight_files(name, **hub), table)
-        adapters = {key: read(file, key) for key, file in owner.items() if ".lora_" in key}
+        adapters = {name: tensor.read() for name, tensor in stored.items() if ".lora_" in name}
         own = {key for key in model.state_dict() if ".lora_" in key}
         info["missing_keys"] = {*info["missing_keys"], *(own - set(adapters))}
         info["unexpected_keys"] = {*info["unexpected_keys"], *(set(adapters) - own)}
@@ -184,7 +187,7 @@ class SeamCheckpointMixin:
             self.full_table = table.detach().to(held.device)
 
     @classmethod
-    def _from_light(cls, name, config, owner, given, llm_dtype, hub, kwargs):
+    def _from_light(cls, name, config, stored, given, llm_dtype, hub, kwargs):
         """The backbones of a light checkpoint, and what SEAM trained of its weight file."""
         device_map = kwargs.get("device_map")
         if isinstance(device_map, dict):
@@ -211,7 +214,7 @@ class SeamCheckpointMixin:
         if llm_dtype is not None and not config.alignment_only:
             table = load_embedding_table(folders["llm"], dtype).embed_tokens.weight
             model._hold(weight_files(folders["llm"]), table.to(whisper.device))
-        weights = {key: value for file in set(owner.values()) for key, value in load_file(file).items()}
+        weights = {name: tensor.read() for name, tensor in stored.items()}
         own = {key for key in model.state_dict() if _is_own(key)}
         if set(weights) != own:
             odd = sorted(set(weights) ^ own)
@@ -226,7 +229,7 @@ class SeamCheckpointMixin:
         with torch.device("meta"):  # the shell only: every part is put in below
             model = cls(config)
         model.encoder = whisper.get_encoder().requires_grad_(False)
-        model.aligner = build_bridge(config).to(dtype)
+        model.bridge = build_bridge(config).to(dtype)
         model._put_in(language_model)
         if config.learned_mask:
             model.add_mask_embedding()
@@ -310,7 +313,7 @@ class SeamCheckpointMixin:
         if aligner_from_decoder:
             for name in FROM_DECODER:
                 weights = getattr(whisper.get_decoder(), name).state_dict()
-                getattr(model.aligner, name).load_state_dict(weights)
+                getattr(model.bridge, name).load_state_dict(weights)
         model.generation_config = GenerationConfig(
             max_new_tokens=config.aligner_config.max_target_positions - 1,
             num_beams=1,  # said, for pipelines would choose 5
@@ -375,7 +378,7 @@ class SeamCheckpointMixin:
         config.validate_architecture()
         self.config.draft_vocabulary = config.draft_vocabulary
         head = CTCHead(config.audio_config.d_model, config.draft_vocabulary).requires_grad_(False)
-        weight = self.aligner.input_projection.weight  # as precise as what it drafts for
+        weight = self.bridge.input_projection.weight  # as precise as what it drafts for
         self.draft_head = head.to(weight.device, weight.dtype)
         return self
 
@@ -506,9 +509,14 @@ def _for_the_llm_only(quantization_config):
     return quantization_config
 
 
+def _is_old_name(conversion) -> bool:
+    """Whether transformers' record of a renamed weight is one of `OLD_NAMES`."""
+    return any(pattern in OLD_NAMES for pattern in conversion.source_patterns)
+
+
 def _is_own(key: str) -> bool:
     """Whether a weight is part of a light checkpoint: what SEAM trains."""
-    return key.startswith(("aligner.", "draft_head.")) or ".lora_" in key or key == "mask_embedding"
+    return key.startswith(("bridge.", "draft_head.")) or ".lora_" in key or key == "mask_embedding"
 
 
 def _save_fingerprint(folder: Path, light: bool):

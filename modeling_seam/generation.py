@@ -145,7 +145,7 @@ class SeamGenerationMixin(GenerationMixin):
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
         if self.config.bridge != "aligner":
-            ids, mask = self.aligner.decode(speech_states, speech_mask)
+            ids, mask = self.bridge.decode(speech_states, speech_mask)
             return AlignmentOutput(sequences=ids, mask=mask)
         limit = self.config.aligner_config.max_target_positions - 1
         generation_config = copy.deepcopy(generation_config or GenerationConfig())
@@ -158,8 +158,8 @@ class SeamGenerationMixin(GenerationMixin):
             raise ValueError(
                 f"max_new_tokens is {generation_config.max_new_tokens}, but the aligner has positions for {limit}."
             )
-        if can_run(self.aligner, generation_config, kwargs):
-            given = (self.aligner, self.lookup, speech_states, speech_mask)
+        if can_run(self.bridge, generation_config, kwargs):
+            given = (self.bridge, self.lookup, speech_states, speech_mask)
             limits = (self.config.boa_token_id, self.config.eoa_token_id, generation_config.max_new_tokens)
             if verify and self.draft_head is not None:
                 drafts, mask = self.draft_head.decode(speech_states, speech_mask)
@@ -174,7 +174,7 @@ class SeamGenerationMixin(GenerationMixin):
             if kwargs.get("streamer") is not None:
                 nothing = torch.empty(len(speech_states), 0, dtype=torch.long)
                 kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], nothing)
-            loop = self.aligner.generate(
+            loop = self.bridge.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
                 attention_mask=speech_mask,
                 lookup=self.lookup,
@@ -260,7 +260,7 @@ class SeamGenerationMixin(GenerationMixin):
             arguments = {"cache_implementation": kwargs.get("cache_implementation", settings.cache_implementation)}
         else:
             arguments = {"generation_config": generation_config, **kwargs}
-        if self.aligner.writes_tokens:
+        if self.bridge.writes_tokens:
             alignment = self.align(
                 speech_states, speech_mask, return_distances=return_dict_in_generate, verify=verify, **arguments
             )
@@ -269,7 +269,7 @@ class SeamGenerationMixin(GenerationMixin):
         pad = self._pad_token_id(generation_config)
         if use_llm:
             prompts = self.prompt_rows(len(speech_states), input_ids, prompt_attention_mask)
-            if self.aligner.writes_tokens:
+            if self.bridge.writes_tokens:
                 guides, mask = alignment.sequences[:, : int(first_token_guidance)], alignment.mask
                 if self.config.llm_inputs == "continuous" and alignment.aligned_embeds is not None:
                     aligned = alignment.aligned_embeds
@@ -277,7 +277,7 @@ class SeamGenerationMixin(GenerationMixin):
                     heard = alignment.sequences.masked_fill(mask == 0, -100)
                     aligned = self.embed_alignment(heard, speech_states=speech_states, speech_mask=speech_mask)
             else:
-                aligned, mask = self.aligner(speech_states, speech_mask)
+                aligned, mask = self.bridge(speech_states, speech_mask)
                 alignment.aligned_embeds, alignment.mask, guides = aligned, mask, mask.new_empty(len(mask), 0)
             drafts = alignment.sequences if verify else None  # none of a bridge without a Stage 1
             written = self._write(aligned, mask, guides, prompts, drafts, generation_config, pad, kwargs)

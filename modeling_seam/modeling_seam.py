@@ -99,7 +99,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
         super().__init__(config)
         text_config = config.get_text_config()
         self.encoder = WhisperEncoder(config.audio_config)
-        self.aligner = build_bridge(config)  # or a rival in its place
+        self.bridge = build_bridge(config)  # the aligner, or a baseline in its place
         if config.alignment_only:
             self.language_model = EmbeddingTable(text_config)
         else:
@@ -145,7 +145,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
 
     def uses_llm(self, use_llm: bool | None) -> bool:
         """`use_llm` as given; by default whether there is an LLM. Raises `ValueError` where there is none to use."""
-        if use_llm is False and not self.aligner.writes_tokens:
+        if use_llm is False and not self.bridge.writes_tokens:
             raise ValueError(f"use_llm: the bridge {self.config.bridge!r} writes no tokens: it has no Stage 1.")
         if use_llm and self.config.alignment_only:
             raise ValueError(
@@ -238,7 +238,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             raise ValueError(f"{token_ids.shape[1]} tokens, but the aligner has positions for {positions - 1}.")
         start = token_ids.new_full((len(token_ids), 1), self.config.boa_token_id)
         inputs = torch.cat([start, token_ids.clamp_min(0)], dim=1)
-        return self.aligner(
+        return self.bridge(
             inputs_embeds=self.lookup.embed(inputs),
             encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
             attention_mask=speech_mask,
@@ -332,7 +332,7 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             raise ValueError(f"{given[0]} are what the LLM reads; Stage 1 (use_llm=False) makes its own.")
         if len(given) > 1:
             raise ValueError("aligned_embeds and alignment_ids: give one of the two.")
-        if first_token_ids is not None and not (use_llm and self.aligner.writes_tokens):
+        if first_token_ids is not None and not (use_llm and self.bridge.writes_tokens):
             raise ValueError("first_token_ids: a token of Stage 1 that guides the LLM; here is no Stage 1, or no LLM.")
         is_label = labels != -100
         count = is_label.sum() if num_items_in_batch is None else num_items_in_batch
@@ -381,15 +381,15 @@ class SeamForSpeechRecognition(SeamCheckpointMixin, SeamGenerationMixin, SeamPre
             token_ids = torch.zeros_like(labels[:, 1:])
             token_ids[mask] = self.lookup.nearest(predictions[mask])
             return self.get_input_embeddings()(token_ids), mask
-        if self.aligner.writes_tokens:
-            token_ids, mask = self.aligner.decode(speech_states, speech_mask)
+        if self.bridge.writes_tokens:
+            token_ids, mask = self.bridge.decode(speech_states, speech_mask)
             return self.get_input_embeddings()(token_ids), mask
-        return self.aligner(speech_states, speech_mask)
+        return self.bridge(speech_states, speech_mask)
 
     def _stage_1_loss(self, labels, is_label, count, speech_states, speech_mask, **kwargs) -> SeamOutput:
         """Eq. 3, of the aligner; a rival's own loss."""
         if self.config.bridge != "aligner":
-            return SeamOutput(loss=self._ctc_loss(self.aligner, labels, is_label, speech_states, speech_mask) / count)
+            return SeamOutput(loss=self._ctc_loss(self.bridge, labels, is_label, speech_states, speech_mask) / count)
         aligner = self._teacher_forced(speech_states, speech_mask, labels[:, :-1], **kwargs)
         ends = _last(is_label)
         targets = self.lookup.embed(labels.masked_fill(ends, self.config.eoa_token_id).clamp_min(0))

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from huggingface_hub import constants, snapshot_download
@@ -17,6 +18,20 @@ HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "toke
 WEIGHT_FILES = "model*.safetensors*"  # with the index of shards: what a later save makes stale
 # Elements of each tensor that its fingerprint looks at: enough to tell two trainings apart, and read in no time.
 SAMPLES = 64
+# Names in weight files that were saved before the bridge was called so, as transformers' `key_mapping` takes them.
+OLD_NAMES = {r"^aligner\.": "bridge."}
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a weight file, where its name may be an older one."""
+
+    file: Path
+    key: str
+
+    def read(self) -> torch.Tensor:
+        """Return the tensor, which is mapped: it takes memory when it is looked into."""
+        with safe_open(self.file, framework="pt") as opened:
+            return opened.get_tensor(self.key)
 
 
 def weight_files(name: str | Path, **hub) -> list[Path]:
@@ -86,30 +101,38 @@ def _digest(seen: dict[str, tuple[str, tuple[int, ...], bytes]]) -> str:
     return digest.hexdigest()
 
 
-def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, Path]]:
+def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, StoredTensor]]:
     """
-    The `fingerprint` of the tensors in weight files, and the file that each tensor is in.
+    Return the `fingerprint` of the tensors in weight files, under the names that they have there, and where each tensor
+    lies, by the name that it has in the model (see `OLD_NAMES`).
 
     Raises:
         ValueError: for a file that is cut off or no safetensors file, by its name.
     """
-    seen, owner = {}, {}
+    seen, stored = {}, {}
     for file in files:
         try:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():
                     seen[key] = _sample(opened.get_tensor(key))  # mapped, not read: only the samples are
-                    owner[key] = file
+                    stored[_new_name(key)] = StoredTensor(file, key)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the weight file {file} is damaged: {error}") from error
-    return _digest(seen), owner
+    return _digest(seen), stored
 
 
-def check_finite(model: nn.Module, owner: dict[str, Path]):
+def _new_name(key: str) -> str:
+    for pattern, name in OLD_NAMES.items():
+        key = re.sub(pattern, name, key)
+    return key
+
+
+def check_finite(model: nn.Module, stored: dict[str, StoredTensor]):
     """Raises `ValueError` that names the file for a loaded weight that holds NaN or infinite values."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
-            raise ValueError(f"the weight file {owner.get(name, '')} is damaged: {name} holds NaN or infinite values.")
+            file = stored[name].file if name in stored else ""
+            raise ValueError(f"the weight file {file} is damaged: {name} holds NaN or infinite values.")
 
 
 def backbone_record(name: str) -> dict[str, str] | None:

@@ -78,7 +78,7 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
         ]
     shown = [markdown(table)] if table else []
     shown += [report.markdown(results)] if results else []
-    parts = {name: getattr(model, name) for name in ("encoder", "aligner", "language_model")}
+    parts = {name: getattr(model, name) for name in ("encoder", "bridge", "language_model")}
     card = ModelCard.from_template(
         ModelCardData(
             language=texts.language,

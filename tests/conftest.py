@@ -109,10 +109,10 @@ def predict_end():
 
     def predict_end(model):
         with torch.no_grad():
-            model.aligner.layer_norm.weight.zero_()
-            model.aligner.layer_norm.bias.fill_(1.0)
+            model.bridge.layer_norm.weight.zero_()
+            model.bridge.layer_norm.bias.fill_(1.0)
             eoa = model.get_input_embeddings().weight[model.config.eoa_token_id]
-            width = model.aligner.output_projection.weight.shape[1]
-            model.aligner.output_projection.weight.copy_(eoa[:, None].expand(-1, width) / width)
+            width = model.bridge.output_projection.weight.shape[1]
+            model.bridge.output_projection.weight.copy_(eoa[:, None].expand(-1, width) / width)
 
     return predict_end

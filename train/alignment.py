@@ -24,7 +24,7 @@ class AlignmentTrainer(StageTrainer):
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         """Return the aligner's parameters."""
-        return list(model.aligner.parameters())
+        return list(model.bridge.parameters())
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:
@@ -38,6 +38,6 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
     else:
         model, processor = new_model(recipe, alignment_only=True)
-    if not model.aligner.writes_tokens:
+    if not model.bridge.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1: begin with seam train instruction.")
     return run(recipe, AlignmentTrainer, model, processor)

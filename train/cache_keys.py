@@ -63,7 +63,8 @@ def stage1_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dic
     Of the LLM that is the embedding table alone, so that a checkpoint of Stage 1 and that of Stage 2 after it have the
     same key. They do not depend on the draft head either, whose tokens the aligner checks.
     """
-    tensors = {f"aligner.{name}": tensor for name, tensor in model.aligner.state_dict().items()}
+    # The bridge was called so when the first caches were made: their digests still hold.
+    tensors = {f"aligner.{name}": tensor for name, tensor in model.bridge.state_dict().items()}
     tensors["embeddings"] = model.lookup.table.float()  # the same key for every precision that the LLM is kept in
     settings = [
         {name: getattr(model.config, name) for name in STAGE_1},

@@ -253,5 +253,5 @@ def _weights_digest(model: torch.nn.Module) -> str:
     return sha256_of(
         parameter.detach().cpu().flatten().view(torch.uint8).numpy()
         for name, parameter in model.named_parameters()
-        if name.startswith("aligner.") or "lora_" in name
+        if name.startswith("bridge.") or "lora_" in name
     )[:12]

@@ -129,10 +129,10 @@ def _group_parameters(model: SeamForSpeechRecognition) -> dict[str, list[nn.Para
     """Return the parameters by the components' names; the LLM's embedding table belongs to two of them."""
     lora = [parameter for name, parameter in model.language_model.named_parameters() if "lora_" in name]
     if model.config.bridge == "aligner":
-        projections = [model.aligner.input_projection.weight, model.aligner.output_projection.weight]
-        bridge = {DECODER: _without(model.aligner.parameters(), projections), PROJECTIONS: projections}
+        projections = [model.bridge.input_projection.weight, model.bridge.output_projection.weight]
+        bridge = {DECODER: _without(model.bridge.parameters(), projections), PROJECTIONS: projections}
     else:
-        bridge = {f"{BRIDGE} ({model.config.bridge})": list(model.aligner.parameters())}
+        bridge = {f"{BRIDGE} ({model.config.bridge})": list(model.bridge.parameters())}
     return {
         ENCODER: list(model.encoder.parameters()),
         **bridge,
@@ -146,7 +146,7 @@ def _group_parameters(model: SeamForSpeechRecognition) -> dict[str, list[nn.Para
 
 def _stages_of(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]]) -> tuple[int | str, ...]:
     """Return the stages in which the model can be trained."""
-    if not model.aligner.writes_tokens:
+    if not model.bridge.writes_tokens:
         stages = (2,)
     else:
         stages = (1, 2, 3) if groups[LORA] else (1,)
@@ -206,7 +206,7 @@ def _notes(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]
     return {
         ENCODER: f"the paper's is its matrices alone, {millions(matrices(model.encoder))}: without convolutions, "
         "positions, norms and biases",
-        DECODER: f"the paper's is its matrices alone, {millions(matrices(model.aligner.layers))}",
+        DECODER: f"the paper's is its matrices alone, {millions(matrices(model.bridge.layers))}",
         PROJECTIONS: f"with Whisper's vocabulary table of {millions(vocabulary)}, which nothing here uses, it would be "
         f"{millions(_count(groups[PROJECTIONS]) + vocabulary)}",
         LLM: "no count of ours gives the paper's",

@@ -37,10 +37,10 @@ class InstructionTrainer(StageTrainer):
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         """Return LoRA's parameters, and those of a bridge that has no Stage 1."""
-        if model.aligner.writes_tokens:
+        if model.bridge.writes_tokens:
             return lora_parameters(model)
         adapters = lora_parameters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
-        return [*model.aligner.parameters(), *adapters]
+        return [*model.bridge.parameters(), *adapters]
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict[str, bool]:
@@ -59,17 +59,17 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     check_stage(recipe, "instruction")
     if recipe.model is None and recipe.encoder is not None and recipe.llm is not None:
         model, processor = new_model(recipe)
-        if model.aligner.writes_tokens:
+        if model.bridge.writes_tokens:
             raise RecipeError(
                 f"the bridge {model.config.bridge!r} has a Stage 1: train it first (seam train alignment)."
             )
     else:
         model, processor = load_previous_stage(recipe)
-    if recipe.first_token_guidance and not model.aligner.writes_tokens:
+    if recipe.first_token_guidance and not model.bridge.writes_tokens:
         raise RecipeError(f"first_token_guidance: the bridge {model.config.bridge!r} writes no token to guide with.")
     if recipe.aligned_embeds is None:
         return run(recipe, InstructionTrainer, model, processor)
-    if not model.aligner.writes_tokens:
+    if not model.bridge.writes_tokens:
         raise RecipeError(f"aligned_embeds: the bridge {model.config.bridge!r} is trained here, not frozen.")
 
     def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> Dataset:

@@ -144,7 +144,7 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2; Stage 1's tokens come from `alignment_cache`, or are decoded first."""
     check_stage(recipe, "refinement")
     model, processor = load_previous_stage(recipe)
-    if not model.aligner.writes_tokens:
+    if not model.bridge.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")
     if recipe.mask == "zero" and model.config.learned_mask:
         raise RecipeError(f"{recipe.model} has a learned mask already: continue with it, mask=learned.")

@@ -139,7 +139,7 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of Stage 1 or 2 as model=FOLDER.")
     model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
-    if not model.aligner.writes_tokens:
+    if not model.bridge.writes_tokens:
         raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1 to decode with.")
     folder = Path(recipe.alignment_cache)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

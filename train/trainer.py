@@ -93,7 +93,7 @@ class StageTrainer(ResumableTrainer, ABC):
     @classmethod
     def metric_names(cls, model: SeamForSpeechRecognition) -> list[str]:
         """Return the names of the metrics that `evaluate` reports of this model beside the loss."""
-        return ["stage1_wer"] * model.aligner.writes_tokens + ["wer"] * cls.use_llm
+        return ["stage1_wer"] * model.bridge.writes_tokens + ["wer"] * cls.use_llm
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict:
@@ -222,7 +222,7 @@ class StageTrainer(ResumableTrainer, ABC):
         )
         results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
         metrics = {}
-        if self.eval_model.aligner.writes_tokens:
+        if self.eval_model.bridge.writes_tokens:
             metrics["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
         if self.use_llm:
             metrics["wer"] = word_errors(references, [result.text for result in results]).rate

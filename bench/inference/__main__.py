@@ -45,7 +45,7 @@ def measure(
     tables = lookup(model), None if active is None else lookup(model, active)
     findings, speech = Findings(), {batch: Speech.random(model, batch) for batch in batches}
     if LLM_PARTS.issuperset(parts):
-        model.encoder = model.aligner = whisper = None  # frees memory for stock `generate`
+        model.encoder = model.bridge = whisper = None  # frees memory for stock `generate`
     about = {
         **describe_run(size, device, model.dtype),
         "tokens": tokens,

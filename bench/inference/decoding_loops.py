@@ -130,7 +130,7 @@ class Utterances:
     @cached_property
     def random_projection(self) -> torch.nn.Linear:
         """Return an output projection whose predictions are near no embedding."""
-        return random_projection(self.model.aligner)
+        return random_projection(self.model.bridge)
 
     # ---- the systems ----
 
@@ -152,18 +152,18 @@ class Utterances:
 
     def stage_1(self, lookup: NearestToken | None = None) -> Output:
         """Decode with Stage 1's greedy loop."""
-        ids, _ = greedy_alignment(self.model.aligner, lookup or self.lookup, *self._alignment())
+        ids, _ = greedy_alignment(self.model.bridge, lookup or self.lookup, *self._alignment())
         return self._output(ids)
 
     def stage_1_random(self) -> Output:
         """Decode with Stage 1 whose predictions are near no embedding."""
-        with patch.object(self.model.aligner, "output_projection", self.random_projection):
+        with patch.object(self.model.bridge, "output_projection", self.random_projection):
             return self.stage_1()
 
     def stage_1_stock(self) -> Output:
         """Decode with the stock loop on the aligner, whose logits are the negative distances (Algorithm 1)."""
         eoa = self.model.config.eoa_token_id
-        ids = self.model.aligner.generate(
+        ids = self.model.bridge.generate(
             encoder_outputs=BaseModelOutput(last_hidden_state=self.states),
             attention_mask=self.mask,
             lookup=self.lookup,
@@ -183,7 +183,7 @@ class Utterances:
     def stage_1_checked(self, agreement: float) -> Output:
         """Decode with Stage 1 that verifies a draft of its own text."""
         drafts = self._drafts([self.stage_1_text] * self.batch_size, agreement)
-        rows, _ = checked_alignment(self.model.aligner, self.lookup, *self._alignment(), drafts)
+        rows, _ = checked_alignment(self.model.bridge, self.lookup, *self._alignment(), drafts)
         return Output([row.written for row in rows], rows)
 
     def llm(self) -> Output:

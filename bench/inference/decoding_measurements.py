@@ -228,7 +228,7 @@ def ratios(setting: Setting, findings: Findings, only: Collection[str] | None = 
     ratio("seam_draft_vs_whisper", "encoder draft_head stage_1_checked llm_checked", whisper, **drafted)
     ratio("seam_draft_vs_whisper_decoding", "draft_head stage_1_checked llm_checked", "whisper_decoder", **drafted)
 
-    if setting.model.aligner is None:
+    if setting.model.bridge is None:
         return
     roofline = Roofline(setting.machine, utterances)
     least = {

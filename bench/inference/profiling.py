@@ -62,7 +62,7 @@ def speech_components(layers: nn.ModuleList) -> list[Component]:
 
 def stock_components(utterances: Utterances) -> list[Component]:
     """List the components of the stock loops of Whisper and of the aligner, which computes all distances."""
-    layers = utterances.model.aligner.layers
+    layers = utterances.model.bridge.layers
     return [
         *speech_components(layers),
         *((LAYERS, layer, "forward") for layer in layers),
@@ -74,7 +74,7 @@ def stock_components(utterances: Utterances) -> list[Component]:
 def stage_1_components(utterances: Utterances, lookup: NearestToken) -> list[Component]:
     """List the components of Stage 1's greedy loop."""
     return [
-        *speech_components(utterances.model.aligner.layers),
+        *speech_components(utterances.model.bridge.layers),
         (LAYERS, LayerSteps, "step"),
         (LOOKUP, lookup, "nearest"),
     ]
@@ -106,7 +106,7 @@ class Roofline:
 
     def __init__(self, machine: Machine, utterances: Utterances):
         self.machine, self.utterances = machine, utterances
-        aligner, config = utterances.model.aligner, utterances.model.config.aligner_config
+        aligner, config = utterances.model.bridge, utterances.model.config.aligner_config
         # Used once per utterance, for the keys and values of the speech states.
         of_speech = [
             weight
@@ -125,7 +125,7 @@ class Roofline:
 
     def stage_1(self) -> float:
         """Return the least seconds of Stage 1's loop."""
-        aligner, table = self.utterances.model.aligner, self.utterances.lookup.table
+        aligner, table = self.utterances.model.bridge, self.utterances.lookup.table
         return self._decoding(aligner.input_projection.weight, aligner.output_projection.weight, table)
 
     def _decoding(self, *others: torch.Tensor) -> float:

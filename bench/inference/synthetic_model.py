@@ -92,7 +92,7 @@ def stock_whisper(model: SeamForSpeechRecognition) -> WhisperForConditionalGener
     layers = model.config.aligner_config.decoder_layers
     config.encoder_layers = config.decoder_layers = config.num_hidden_layers = layers
     whisper.model.encoder = model.encoder
-    whisper.model.decoder.layers = model.aligner.layers
+    whisper.model.decoder.layers = model.bridge.layers
     whisper.generation_config = GenerationConfig(pad_token_id=0)
     return whisper
 
@@ -175,7 +175,7 @@ def _fill(model: nn.Module):
 
 @torch.no_grad()
 def _make_successors_nearest(model: SeamForSpeechRecognition):
-    aligner, table, period = model.aligner, model.get_input_embeddings().weight, period_of(model)
+    aligner, table, period = model.bridge, model.get_input_embeddings().weight, period_of(model)
     dim, width = table.shape[1], aligner.config.d_model
     generator = torch.Generator().manual_seed(1)
     for rows in table.split(period):

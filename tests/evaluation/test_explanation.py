@@ -92,7 +92,7 @@ def test_the_attention_is_that_of_the_aligner(shipped):
     states, mask = model.encode(**processor(audio=recording(4)))
     assert explanation.attention.shape == (layers, len(explanation.heard), states.shape[1])
     caught = []
-    layer = model.aligner.layers[-1]
+    layer = model.bridge.layers[-1]
     hook = layer.encoder_attn_layer_norm.register_forward_hook(lambda *called: caught.append(called[-1]))
     try:
         model.teacher_forced(states, mask, torch.tensor([[token.id for token in explanation.heard[:-1]]]))
@@ -120,10 +120,10 @@ def test_nothing_is_attended_to_beyond_the_audio(explanations):
 def test_the_attention_implementation_is_put_back(shipped, monkeypatch):
     model, processor = shipped
     for implementation in ("sdpa", "eager"):
-        model.aligner.set_attn_implementation(implementation)
+        model.bridge.set_attn_implementation(implementation)
         explain(model, processor, recording(5))
-        assert model.aligner.config._attn_implementation == implementation
-    model.aligner.set_attn_implementation("sdpa")
+        assert model.bridge.config._attn_implementation == implementation
+    model.bridge.set_attn_implementation("sdpa")
 
     def fail(*_args, **_kwargs):
         raise RuntimeError("out of memory")
@@ -131,7 +131,7 @@ def test_the_attention_implementation_is_put_back(shipped, monkeypatch):
     monkeypatch.setattr(model, "_teacher_forced", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         explain(model, processor, torch.zeros(16000))  # nothing is heard, and so nothing else is teacher-forced
-    assert model.aligner.config._attn_implementation == "sdpa"
+    assert model.bridge.config._attn_implementation == "sdpa"
 
 
 # ---- places ----

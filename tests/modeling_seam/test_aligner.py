@@ -13,7 +13,7 @@ def speech_of(model, batch=3, length=20):
 
 
 def aligned(model, ids, states, mask=None, **kwargs):
-    return model.aligner(
+    return model.bridge(
         decoder_input_ids=ids,
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=mask,
@@ -26,13 +26,13 @@ def test_is_whispers_decoder_between_two_projections(model, backbones):
     """With the weights of a Whisper decoder it computes what that decoder computes."""
     decoder = WhisperForConditionalGeneration.from_pretrained(backbones[0]).model.decoder.eval()
     states, ids = speech_of(model), torch.randint(0, 300, (3, 7))
-    hidden = model.aligner.input_projection(model.lookup.embed(ids))
-    own = {k: v for k, v in model.aligner.state_dict().items() if "projection" not in k}
+    hidden = model.bridge.input_projection(model.lookup.embed(ids))
+    own = {k: v for k, v in model.bridge.state_dict().items() if "projection" not in k}
     missing, unexpected = decoder.load_state_dict(own, strict=False)
     assert missing == ["embed_tokens.weight"] and not unexpected
     expected = decoder(inputs_embeds=hidden, encoder_hidden_states=states).last_hidden_state
     torch.testing.assert_close(
-        aligned(model, ids, states).aligned_embeds, model.aligner.output_projection(expected), rtol=1e-4, atol=1e-5
+        aligned(model, ids, states).aligned_embeds, model.bridge.output_projection(expected), rtol=1e-4, atol=1e-5
     )
 
 

@@ -112,7 +112,7 @@ def test_a_batch_that_has_ended_stops(build_model, predict_end):
     predict_end(model)
     states, mask = speech_of(model, [5, 6], 6)
     ids = (model.config.boa_token_id, model.config.eoa_token_id)
-    sequences, _ = greedy_alignment(model.aligner, model.lookup, states, mask, *ids, 20)
+    sequences, _ = greedy_alignment(model.bridge, model.lookup, states, mask, *ids, 20)
     assert sequences.tolist() == [[ids[1]], [ids[1]]]
     assert model.align(states, mask).sequences.shape == (2, 0)
 
@@ -145,15 +145,15 @@ def test_the_active_vocabulary_is_all_that_is_written(build_model, stock_align):
 def test_what_else_is_the_stock_loops(build_model):
     model = build_model()
     plain = GenerationConfig(max_new_tokens=4, eos_token_id=3, pad_token_id=3, return_dict_in_generate=True)
-    assert can_run(model.aligner, plain, {"streamer": None})
-    assert can_run(model.aligner, GenerationConfig(cache_implementation="static"), {})
-    assert not can_run(model.aligner, plain, {"streamer": object()})
-    assert not can_run(model.aligner.train(), plain, {})
-    model.aligner.eval().generation_config.num_beams = 2
-    assert not can_run(model.aligner, plain, {})
+    assert can_run(model.bridge, plain, {"streamer": None})
+    assert can_run(model.bridge, GenerationConfig(cache_implementation="static"), {})
+    assert not can_run(model.bridge, plain, {"streamer": object()})
+    assert not can_run(model.bridge.train(), plain, {})
+    model.bridge.eval().generation_config.num_beams = 2
+    assert not can_run(model.bridge, plain, {})
     compiled = build_model()
-    compiled.aligner.compile(backend="eager")
-    assert not can_run(compiled.aligner, plain, {})
+    compiled.bridge.compile(backend="eager")
+    assert not can_run(compiled.bridge, plain, {})
 
 
 def test_processors_act_on_stage_1(model):
@@ -200,7 +200,7 @@ def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
         longest, batch_size = rng.randint(1, 40), rng.choice([1, 1, 2, 3, 5, 8, 16])
         states, mask = speech_of(ending, [rng.randint(1, longest) for _ in range(batch_size)], longest)
         limit = rng.choice([1, 2, 7, 23])
-        arguments = (ending.aligner, ending.lookup, states, mask if rng.random() < 0.8 else None, *ids, limit)
+        arguments = (ending.bridge, ending.lookup, states, mask if rng.random() < 0.8 else None, *ids, limit)
         with torch.no_grad():
             plain, embeds = greedy_alignment(*arguments)
             written = [[token for token in row if token != ids[1]] for row in plain.tolist()]
@@ -225,7 +225,7 @@ def test_bad_drafts_are_given_up(ending):
     states, mask = speech_of(ending, [20], 20)
     ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
     with torch.no_grad():
-        (row,), _ = checked_alignment(ending.aligner, ending.lookup, states, mask, *ids, 23, [[299] * 23])
+        (row,), _ = checked_alignment(ending.bridge, ending.lookup, states, mask, *ids, 23, [[299] * 23])
     assert row.forwards == len(row.written) and 0 < row.rejected <= 60
 
 
@@ -240,7 +240,7 @@ def steps_of(model):
             embed=model.lookup.embed,
             nearest=lambda predicted: predictions.append(predicted) or model.lookup.nearest(predicted),
         )
-        return AlignerSteps(model.aligner, lookup, states, mask), predictions
+        return AlignerSteps(model.bridge, lookup, states, mask), predictions
 
     return make
 
@@ -251,7 +251,7 @@ def test_steps_are_the_aligners(model, steps_of):
     torch.manual_seed(8)
     states, mask = speech_of(model, [20, 11, 5], 20)
     ids = torch.randint(0, 300, (3, 9))
-    expected = model.aligner(
+    expected = model.bridge(
         decoder_input_ids=ids,
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         attention_mask=mask,
@@ -285,7 +285,7 @@ def test_steps_go_back_and_rows_leave(model, steps_of):
     steps.next_of_each([[7, 8, 9, 10]] * 4, [0] * 4)  # not what follows
     steps.keep([0, 3])
     steps.next_of_each([ids[0].tolist(), ids[3, :2].tolist()], [0, 0])
-    expected = model.aligner(
+    expected = model.bridge(
         decoder_input_ids=ids[[0, 3]],
         encoder_outputs=BaseModelOutput(last_hidden_state=states[[0, 3]]),
         attention_mask=mask[[0, 3]],

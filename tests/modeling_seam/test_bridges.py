@@ -26,7 +26,7 @@ def build(backbones, processor, name, **config) -> SeamForSpeechRecognition:
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
                 parameter.normal_(std=0.05)
-            if key.startswith("aligner.") and parameter.ndim == 2:
+            if key.startswith("bridge.") and parameter.ndim == 2:
                 parameter.normal_(std=0.3)  # the audio must make a difference
     return model
 
@@ -142,7 +142,7 @@ def test_reload_gives_the_same(model, processor, waveforms, tmp_path):
     model.save_pretrained(tmp_path)
     again = SeamForSpeechRecognition.from_pretrained(tmp_path)
     inputs = processor(audio=waveforms)
-    assert type(again.aligner) is type(model.aligner)
+    assert type(again.bridge) is type(model.bridge)
     assert torch.equal(again.generate(**inputs), model.generate(**inputs))
 
 
@@ -161,17 +161,17 @@ def test_the_loss_is_that_of_the_reply(model, processor, waveforms):
 
 def test_the_audio_reaches_the_loss(model, processor, waveforms):
     inputs = processor(audio=waveforms[:2], text=["one two", "three"])
-    model.aligner.requires_grad_(True)
-    model(**inputs).loss.backward() if not model.aligner.writes_tokens else model(
+    model.bridge.requires_grad_(True)
+    model(**inputs).loss.backward() if not model.bridge.writes_tokens else model(
         **inputs, use_llm=False
     ).loss.backward()
-    assert all(parameter.grad is not None for parameter in model.aligner.parameters())
+    assert all(parameter.grad is not None for parameter in model.bridge.parameters())
     model.zero_grad()
 
 
 def test_bridges_without_a_stage_1_say_so(model, processor, waveforms):
     inputs = processor(audio=waveforms[:1])
-    if model.aligner.writes_tokens:
+    if model.bridge.writes_tokens:
         heard = model.generate(**inputs, use_llm=False)
         output = model.generate(**inputs, return_dict_in_generate=True)
         assert processor.decode(output.alignment_sequences[0]) == processor.decode(heard[0])

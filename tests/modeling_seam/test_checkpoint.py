@@ -17,6 +17,7 @@ from transformers import AutoModelForSpeechSeq2Seq
 
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.checkpoint import STAGING
+from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.tests.helpers.hub_cache import add_to_cache
 
 TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
@@ -222,7 +223,7 @@ def test_a_killed_save_leaves_the_old_checkpoint(model, logits, tmp_path):
     import os, signal, torch, transformers.modeling_utils as base
     from seam.modeling_seam import SeamForSpeechRecognition
     model = SeamForSpeechRecognition.from_pretrained({str(tmp_path)!r})
-    torch.nn.init.zeros_(model.aligner.output_projection.weight)
+    torch.nn.init.zeros_(model.bridge.output_projection.weight)
     save = base.safe_save_file
     def save_and_die(tensors, filename, **options):
         save(tensors, filename, **options)
@@ -256,6 +257,59 @@ def test_merged_lora_says_the_same_without_adapters(build_model, logits, tmp_pat
     assert again.config.lora_rank == 0 and torch.equal(logits(again), logits(model))
     with pytest.raises(ValueError, match="needs LoRA"):
         again.save_pretrained(tmp_path / "light", light=True)
+
+
+# ---- saved before the bridge was called so ----
+
+
+def with_old_names(folder: Path) -> Path:
+    """The same checkpoint as it was saved then: `aligner.…` in the weight files, their index and the fingerprint."""
+    for file in weight_files(folder):
+        weights = {name.replace("bridge.", "bridge.", 1): tensor for name, tensor in load_file(file).items()}
+        save_file(weights, file, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        index.write_text(index.read_text().replace('"bridge.', '"bridge.'))
+    config = json.loads((folder / "config.json").read_text())
+    config["weights_fingerprint"] = read_fingerprint(weight_files(folder))[0]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {name.split(".")[0] for file in weight_files(folder) for name in load_file(file)}
+
+
+@pytest.mark.parametrize("options", [{}, {"max_shard_size": "300KB"}])
+@pytest.mark.parametrize("llm_dtype", [None, "bfloat16"])
+def test_old_names_load_and_are_saved_as_new_ones(model, logits, tmp_path, options, llm_dtype):
+    model.save_pretrained(tmp_path / "saved")
+    load(tmp_path / "saved").save_pretrained(tmp_path / "new", **options)
+    expected = logits(load(tmp_path / "new", llm_dtype=llm_dtype))
+    old = with_old_names(Path(shutil.copytree(tmp_path / "new", tmp_path / "old")))
+    assert names(old) == {"encoder", "aligner", "language_model"}
+    again = load(old, llm_dtype=llm_dtype)
+    assert torch.equal(logits(again), expected)
+    again.save_pretrained(tmp_path / "again", **options)
+    assert content(tmp_path / "again") == content(tmp_path / "new")
+
+
+def test_the_shipped_checkpoint_has_old_names(tmp_path):
+    shipped = Path(__file__).parents[2] / "checkpoints" / "tiny"
+    assert names(shipped) == {"encoder", "aligner", "language_model"}
+    load(shipped).save_pretrained(tmp_path)
+    assert names(tmp_path) == {"encoder", "bridge", "language_model"}
+    again = load(tmp_path)
+    for name, weight in load_file(shipped / "model.safetensors").items():
+        assert torch.equal(again.state_dict()[name.replace("bridge.", "bridge.", 1)], weight), name
+
+
+def test_a_light_checkpoint_with_old_names(from_hub, light, logits, tmp_path):
+    new = content(light)
+    again = load(with_old_names(light))
+    assert "aligner" in names(light) and torch.equal(logits(again), logits(from_hub))
+    again.save_pretrained(tmp_path / "again", light=True)
+    assert content(tmp_path / "again") == new
 
 
 # ---- light ----
@@ -294,7 +348,7 @@ def test_a_light_checkpoint_holds_what_was_trained_and_loads_the_rest(from_hub, 
         "llm": ("owner/llm", COMMITS["llm"]),
     }
     names = load_file(light / "model.safetensors").keys()
-    assert all(name.startswith("aligner.") or ".lora_" in name for name in names)
+    assert all(name.startswith("bridge.") or ".lora_" in name for name in names)
     assert any(".lora_" in name for name in names)
     from_hub.save_pretrained(tmp_path / "full")
     full, again = load(tmp_path / "full"), load(light)
@@ -338,7 +392,7 @@ def test_a_draft_head_is_part_of_a_light_checkpoint(from_hub, drafts, tmp_path):
 def test_stage_1_alone_is_light_and_knows_its_llm(cache, processor, waveforms, tmp_path):
     alone = SeamForSpeechRecognition.from_backbones("owner/whisper", "owner/llm", processor, alignment_only=True)
     alone.save_pretrained(tmp_path / "light", light=True)
-    assert all(name.startswith("aligner.") for name in load_file(tmp_path / "light" / "model.safetensors"))
+    assert all(name.startswith("bridge.") for name in load_file(tmp_path / "light" / "model.safetensors"))
     again = load(tmp_path / "light")
     inputs = processor(audio=waveforms)
     assert torch.equal(again.generate(**inputs), alone.eval().generate(**inputs))
@@ -447,9 +501,9 @@ def test_light_needs_backbones_of_the_hub(model, backbones, tmp_path):
 
 def test_a_light_checkpoint_that_lacks_a_weight_is_refused(light):
     weights = load_file(light / "model.safetensors")
-    del weights["aligner.output_projection.weight"]
+    del weights["bridge.output_projection.weight"]
     save_file(weights, light / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="1 missing or unexpected keys .aligner.output_projection.weight"):
+    with pytest.raises(ValueError, match="1 missing or unexpected keys .bridge.output_projection.weight"):
         load(light)
 
 

@@ -195,7 +195,7 @@ def test_stage_1_uses_no_whisper_defaults(backbones, processor, batch):
     model = SeamForSpeechRecognition.from_backbones(*backbones, processor, aligner_config=sizes).eval()
     states, mask = model.encode(**batch)
     first = model.align(states, mask).sequences[0, 0].item()
-    model.aligner.config.suppress_tokens = model.aligner.config.begin_suppress_tokens = [first]
+    model.bridge.config.suppress_tokens = model.bridge.config.begin_suppress_tokens = [first]
     assert model.align(states, mask).sequences[0, 0] == first
 
 
@@ -278,7 +278,7 @@ def test_static_cache_writes_the_same(model, processor, waveforms):
     assert torch.equal(model.generate(**inputs, cache_implementation="static"), model.generate(**inputs))
 
 
-@pytest.mark.parametrize("part", ["encoder", "aligner", "language_model"])
+@pytest.mark.parametrize("part", ["encoder", "bridge", "language_model"])
 def test_parts_compile_without_graph_breaks(build_model, processor, waveforms, part):
     inputs = processor(audio=waveforms[:2], text=["turn on the light", "one two three"])
     whole = build_model()

@@ -1,5 +1,6 @@
 """Composition, the training forward, saving and loading."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def own_decoder(backbones) -> dict[str, torch.Tensor]:
 
 
 def test_the_aligner_can_begin_as_whispers_own_decoder(build_model, backbones):
-    fresh, begun = (build_model(aligner_from_decoder=is_on).aligner.state_dict() for is_on in (False, True))
+    fresh, begun = (build_model(aligner_from_decoder=is_on).bridge.state_dict() for is_on in (False, True))
     whisper = own_decoder(backbones)
     assert set(begun) - set(whisper) == {"input_projection.weight", "output_projection.weight"}
     for name, weight in begun.items():
@@ -322,12 +323,12 @@ def test_frozen_parts_have_no_dropout_in_training(build_model, batch):
     for layer in model.encoder.layers:
         layer.dropout = 0.5
     model.requires_grad_(False)
-    model.aligner.requires_grad_(True)
+    model.bridge.requires_grad_(True)
     model.train()
-    assert model.aligner.training and not model.encoder.training and not model.language_model.training
+    assert model.bridge.training and not model.encoder.training and not model.language_model.training
     assert torch.equal(model.encode(**batch)[0], model.encode(**batch)[0])
     model.eval()
-    assert not model.aligner.training
+    assert not model.bridge.training
 
 
 def test_too_long_a_transcript_is_refused(model, processor, batch):
@@ -401,15 +402,15 @@ def test_tied_embeddings_are_stored_once(model, tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(model, tmp_path, change):
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
-    name = "aligner.output_projection.weight"
+    name = "bridge.output_projection.weight"
     if change == "missing":
         del weights[name]
     elif change == "unexpected":
-        weights["aligner.more.weight"] = torch.zeros(2)
+        weights["bridge.more.weight"] = torch.zeros(2)
     else:
         weights[name] = weights[name][:-1].clone()
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=f"1 {change} keys \\(.*aligner"):
+    with pytest.raises(ValueError, match=f"1 {change} keys \\(.*bridge"):
         SeamForSpeechRecognition.from_pretrained(tmp_path)
 
 
@@ -423,12 +424,12 @@ def test_bfloat16(model, batch, tmp_path):
 def test_attention_implementations_agree(model, batch, tmp_path, implementation):
     model.save_pretrained(tmp_path)
     other = SeamForSpeechRecognition.from_pretrained(tmp_path, attn_implementation=implementation).eval()
-    assert other.aligner.config._attn_implementation == implementation
+    assert other.bridge.config._attn_implementation == implementation
     assert torch.equal(other.generate(**batch), model.generate(**batch))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_llm_leaves_encoder_aligner_draft_and_lora_in_full(bits, tmp_path):
+def test_a_quantized_llm_leaves_encoder_bridge_draft_and_lora_in_full(bits, tmp_path):
     pytest.importorskip("bitsandbytes")
     checkpoint = Path(__file__).parents[2] / "checkpoints" / "tiny"
     quantization_config = BitsAndBytesConfig(
@@ -441,6 +442,12 @@ def test_a_quantized_llm_leaves_encoder_aligner_draft_and_lora_in_full(bits, tmp
     processor = SeamProcessor.from_pretrained(checkpoint)
     inputs = processor(audio=checkpoint.parent / "recordings" / "audio" / "000000.wav")
     assert processor.batch_decode(model.generate(**inputs)) == ["set the light to ten degrees"]
+    model.save_pretrained(tmp_path / "quantized")
+    file = tmp_path / "quantized" / "config.json"
+    file.write_text(file.read_text().replace('"bridge",', '"aligner",'))  # as it was called when this was saved
+    assert '"aligner",' in json.dumps(json.loads(file.read_text())["quantization_config"])
+    again = SeamForSpeechRecognition.from_pretrained(tmp_path / "quantized")
+    assert torch.equal(again.generate(**inputs), model.generate(**inputs))
 
 
 def test_stage_1_makes_its_own_embeddings(model, processor, waveforms):

@@ -81,7 +81,7 @@ def test_an_index_that_names_files_elsewhere(copy, saved):
 
 def test_weights_of_another_model_of_the_same_shape(copy, build_model, tmp_path):
     folder, other = copy(), build_model()
-    torch.nn.init.normal_(other.aligner.layers[0].fc1.weight)
+    torch.nn.init.normal_(other.bridge.layers[0].fc1.weight)
     other.save_pretrained(tmp_path / "other")
     shutil.copy(tmp_path / "other" / "model.safetensors", folder)
     refused(folder, "model.safetensors is not the weight file that config.json was saved with")
@@ -89,10 +89,10 @@ def test_weights_of_another_model_of_the_same_shape(copy, build_model, tmp_path)
 
 def test_a_shard_of_another_model(copy, build_model, tmp_path):
     folder, other = copy("sharded"), build_model()
-    torch.nn.init.normal_(other.aligner.layers[0].fc1.weight)
+    torch.nn.init.normal_(other.bridge.layers[0].fc1.weight)
     other.save_pretrained(tmp_path / "other", max_shard_size="300KB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
-    shutil.copy(tmp_path / "other" / index["weight_map"]["aligner.layers.0.fc1.weight"], folder)
+    shutil.copy(tmp_path / "other" / index["weight_map"]["bridge.layers.0.fc1.weight"], folder)
     refused(folder, "is not the weight file that config.json was saved with")
 
 
@@ -100,7 +100,7 @@ def test_a_shard_of_another_model(copy, build_model, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(copy, kind, value):
     folder = copy(kind)
-    name = "aligner.layers.0.fc1.weight"
+    name = "bridge.layers.0.fc1.weight"
     for file in folder.glob("model*.safetensors"):
         weights = load_file(file)
         if name in weights:
@@ -137,7 +137,7 @@ def test_pickles_are_never_opened(copy, tmp_path, kind):
 
 def test_fingerprints_see_values_names_and_types(saved, tmp_path):
     weights = load_file(saved["single"] / "model.safetensors")
-    name = "aligner.layers.0.fc1.weight"
+    name = "bridge.layers.0.fc1.weight"
 
     def fingerprint(weights) -> str:
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})

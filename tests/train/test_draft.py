@@ -94,7 +94,7 @@ def test_kept_states_train_the_same_head(stage_1, manifest, tmp_path):
 
 def test_stages_take_the_head_along_and_leave_it_as_it_is(drafted, backbones, manifest, tmp_path):
     alignment.main(recipe(tmp_path / "1", manifest, 2, model=drafted[0]))
-    assert {name.split(".")[0] for name in changed(weights(drafted[0]), weights(tmp_path / "1"))} == {"aligner"}
+    assert {name.split(".")[0] for name in changed(weights(drafted[0]), weights(tmp_path / "1"))} == {"bridge"}
     instruction.main(recipe(tmp_path / "2", manifest, 2, model=drafted[0], llm=backbones[1]))
     before, after = weights(drafted[0]), weights(tmp_path / "2")
     for name in ("draft_head.head.weight", "draft_head.head.bias"):

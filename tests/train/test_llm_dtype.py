@@ -154,7 +154,7 @@ def test_a_new_model_around_an_llm_in_less_precision(kind, backbones, manifest, 
         instruction.main(recipe(tmp_path / name, manifest, 2, training=SAVING, llm_dtype=name, **settings))
     full, ours = stored(tmp_path / "float32"), stored(tmp_path / kind)
     moved = changed(full, ours)
-    assert moved and all(is_lora(name) or name.startswith("aligner.") for name in moved)
+    assert moved and all(is_lora(name) or name.startswith("bridge.") for name in moved)
     tolerance = 0.01 if kind == "bfloat16" else 0.15
     np.testing.assert_allclose(losses(tmp_path / kind), losses(tmp_path / "float32"), rtol=tolerance)
 
@@ -167,10 +167,10 @@ def test_an_llm_that_is_gone_or_changed_is_not_saved(stage_2, tmp_path):
     with pytest.raises(ValueError, match="held in less precision than it is saved in"):
         held.merge_lora()
     with torch.no_grad():
-        held.aligner.layer_norm.bias.fill_(7)
+        held.bridge.layer_norm.bias.fill_(7)
     for _ in range(2):  # over what it was read from
         held.save_pretrained(tmp_path)
-    assert changed(stored(stage_2["float32"]), stored(tmp_path)) == {"aligner.layer_norm.bias"}
+    assert changed(stored(stage_2["float32"]), stored(tmp_path)) == {"bridge.layer_norm.bias"}
     other = SeamForSpeechRecognition.from_pretrained(tmp_path)
     with torch.no_grad():
         other.language_model.model.norm.weight.mul_(2)

@@ -94,7 +94,7 @@ def saved_bytes(model, batch, **kwargs) -> int:
 def test_checkpointed_activations_are_not_kept(use_llm, build_model, processor, waveforms):
     model = build_model(lora_dropout=0.1)
     batch = processor(audio=waveforms, text=SENTENCES)
-    for parameter in lora_parameters(model) if use_llm else model.aligner.parameters():
+    for parameter in lora_parameters(model) if use_llm else model.bridge.parameters():
         parameter.requires_grad_(True)
     model.train()
     plain = saved_bytes(model, batch, use_llm=use_llm, return_logits=False)
@@ -191,7 +191,7 @@ class Shapes(TorchDispatchMode):
 def test_stage_1_computes_nothing_over_the_vocabulary(build_model, processor, waveforms):
     model = build_model()
     batch = processor(audio=waveforms, text=SENTENCES)
-    model.aligner.requires_grad_(True)
+    model.bridge.requires_grad_(True)
     model.train()
     vocabulary = len(model.get_input_embeddings().weight)
     with Shapes() as seen:
@@ -220,5 +220,5 @@ def test_stage_1_holds_the_embedding_table_alone(backbones, manifest, tmp_path, 
     train(alignment, tmp_path, manifest, {}, encoder=backbones[0], llm=backbones[1])
     states = held.pop("states")
     assert {name for name in held if name.startswith("language_model.")} == {"language_model.embed_tokens.weight"}
-    assert {name for name, (_, graded) in held.items() if graded} == {n for n in held if n.startswith("aligner.")}
-    assert states == {id(one) for name, (one, _) in held.items() if name.startswith("aligner.")}
+    assert {name for name, (_, graded) in held.items() if graded} == {n for n in held if n.startswith("bridge.")}
+    assert states == {id(one) for name, (one, _) in held.items() if name.startswith("bridge.")}

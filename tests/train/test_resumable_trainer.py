@@ -382,11 +382,11 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(before, manifest, 
     def spoiled(self, model, *args, **kwargs):
         loss = step(self, model, *args, **kwargs)
         if next(seen) == 7:  # the last of step 4
-            self.model.aligner.output_projection.weight.grad[0, 0] = float("inf")
+            self.model.bridge.output_projection.weight.grad[0, 0] = float("inf")
         return loss
 
     monkeypatch.setattr(Trainer, "training_step", spoiled)
-    with pytest.raises(RecipeError, match="after step 4 aligner.* is not finite any more.* checkpoint is .*-2\\."):
+    with pytest.raises(RecipeError, match="after step 4 bridge.* is not finite any more.* checkpoint is .*-2\\."):
         alignment.main(again(tmp_path, manifest, before))
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2"}
 

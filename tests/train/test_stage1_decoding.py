@@ -180,7 +180,7 @@ def test_a_cache_of_anything_else_is_stale(stage3, build_model, processor, manif
         return changed
 
     refused("another speech encoder", model=saved("encoder", moved("encoder.layers.1")))
-    refused("another Stage 1", model=saved("aligner", moved("aligner.layer_norm")))
+    refused("another Stage 1", model=saved("bridge", moved("bridge.layer_norm")))
     refused("another Stage 1", model=saved("lambda", build_model(alignment_lambda=0.25)))
     refused("another Stage 1", model=saved("vocabulary", build_model(active_vocabulary=list(range(100)))))
     refused(r"another casing \(lower, now upper\)", data={"casing": "upper"})

@@ -81,7 +81,7 @@ def test_stage_1_changes_the_aligner_alone(backbones, manifest, tmp_path):
     alignment.main(recipe(tmp_path / "two", manifest, 3, model=str(tmp_path / "one")))
     names = changed(weights(tmp_path / "one"), weights(tmp_path / "two"))
     # A handful of positions lies beyond the longest text; everything else of the aligner moves.
-    assert names == {name for name in weights(tmp_path / "one") if name.startswith("aligner.")}
+    assert names == {name for name in weights(tmp_path / "one") if name.startswith("bridge.")}
 
 
 def test_stage_1_begins_with_whispers_decoder(backbones, manifest, tmp_path):
@@ -92,7 +92,7 @@ def test_stage_1_begins_with_whispers_decoder(backbones, manifest, tmp_path):
     assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
     begun, decoder = weights(tmp_path), WhisperModel.from_pretrained(backbones[0]).decoder.state_dict()
     for name, weight in decoder.items():
-        assert name == "embed_tokens.weight" or torch.equal(begun[f"aligner.{name}"], weight), name
+        assert name == "embed_tokens.weight" or torch.equal(begun[f"bridge.{name}"], weight), name
 
 
 def test_training_repeats_itself(backbones, manifest, tmp_path):
@@ -339,8 +339,8 @@ def test_a_bridge_without_a_stage_1_learns_in_stage_2(bridge, backbones, manifes
     metrics = instruction.main(recipe(tmp_path / "1", manifest, 120, **settings))
     assert metrics["eval_loss"] < 0.3 * before["eval_loss"] and "eval_stage1_wer" not in metrics
     moved = changed(weights(tmp_path / "0"), weights(tmp_path / "1"))
-    assert moved and all(name.startswith("aligner.") or "lora_" in name for name in moved)
-    assert any(name.startswith("aligner.") for name in moved) and any("lora_" in name for name in moved)
+    assert moved and all(name.startswith("bridge.") or "lora_" in name for name in moved)
+    assert any(name.startswith("bridge.") for name in moved) and any("lora_" in name for name in moved)
     with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1: begin with"):
         alignment.main(recipe(tmp_path, manifest, 1, **settings))
     with pytest.raises(RecipeError, match=f"first_token_guidance: the bridge '{bridge}' writes no token"):
@@ -355,7 +355,7 @@ def test_slam_asr_trains_its_projector_alone(backbones, manifest, tmp_path):
     instruction.main(recipe(tmp_path / "0", manifest, 1, training={"learning_rate": 0.0}, **settings))
     instruction.main(recipe(tmp_path / "1", manifest, 2, **settings))
     names = changed(weights(tmp_path / "0"), weights(tmp_path / "1"))
-    assert names == {name for name in weights(tmp_path / "1") if name.startswith("aligner.")}
+    assert names == {name for name in weights(tmp_path / "1") if name.startswith("bridge.")}
 
 
 def test_a_ctc_head_goes_through_all_stages(backbones, manifest, tmp_path):

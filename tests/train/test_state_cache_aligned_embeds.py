@@ -82,7 +82,7 @@ def test_those_of_anything_else_are_stale(read, build_model, manifest):
     utterances = read_manifest(manifest)
     other = build_model(llm_inputs="nearest")
     with torch.no_grad():
-        other.aligner.output_projection.weight.mul_(1.01)
+        other.bridge.output_projection.weight.mul_(1.01)
     with pytest.raises(ValueError, match="stale: it was made from another Stage 1"):
         read(other)
     with pytest.raises(ValueError, match=r"other llm_inputs \(nearest, now continuous\)"):

@@ -38,15 +38,15 @@ def test_predictions_are_near_an_embedding(model):
     embeds = model.get_input_embeddings()(ids[0])
     cosine = torch.nn.functional.cosine_similarity(predicted, embeds)
     assert 0.95 < cosine.mean() < 0.999
-    model.aligner.output_projection, before = random_projection(model.aligner), model.aligner.output_projection
+    model.bridge.output_projection, before = random_projection(model.bridge), model.bridge.output_projection
     predicted = model.teacher_forced(utterances.states, utterances.mask, ids)[0, :-1]
-    model.aligner.output_projection = before
+    model.bridge.output_projection = before
     every = torch.nn.functional.cosine_similarity(predicted[:, None], model.get_input_embeddings().weight, dim=-1)
     assert every.max() < 0.55
 
 
 def test_whisper_has_the_layers_of_the_aligner(model):
     whisper = stock_whisper(model)
-    assert whisper.model.decoder.layers is model.aligner.layers and whisper.model.encoder is model.encoder
+    assert whisper.model.decoder.layers is model.bridge.layers and whisper.model.encoder is model.encoder
     assert whisper.proj_out.weight is whisper.model.decoder.embed_tokens.weight
     assert whisper.proj_out.weight.shape == (51865, 64)
