@@ -1,8 +1,8 @@
-"""Training goes on without recordings that cannot be read: which they are stands in a file."""
+"""Recordings that cannot be read: a training leaves them out and keeps a list of them."""
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -14,20 +14,21 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Skipped:
+class SkippedAudio:
     """
-    Recordings that were left out, one JSON object a line: `audio` and `reason`. All workers and processes write to the
-    same file, and a training that is resumed goes on with it.
+    List the skipped recordings in a file, one JSON object with `audio` and `reason` a line.
+
+    All workers and processes append to the same file, and a resumed training goes on with it.
 
     Args:
-        path: of the file. It is made when the first recording is left out.
+        path: the file; it is created when the first recording is skipped.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
     def names(self) -> list[str]:
-        """The recordings, each once, though every epoch meets them again."""
+        """Return the names of the recordings, each once, though every epoch meets them again."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines()
@@ -36,40 +37,52 @@ class Skipped:
     def __len__(self) -> int:
         return len(self.names())
 
-    def add(self, audio: str | Path, error: Exception) -> None:
-        """Log what is wrong with a recording, the first time that it is met, and note its name."""
+    def add(self, audio: object, error: Exception) -> None:
+        """Append a recording to the list and log what is wrong with it, the first time that it is met."""
         if str(audio) in self.names():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"audio": str(audio), "reason": str(error)})
-        with self.path.open("a", encoding="utf-8") as file:  # one short write at the end: whole beside those of others
+        with self.path.open("a", encoding="utf-8") as file:  # one short append: other processes' lines stay intact
             file.write(f"{line}\n")
         logger.warning("%s: skipped; %d so far, see %s", error, len(self), self.path)
 
 
 def read_batch(
-    read: Callable[[int], T], utterances: Sequence[Utterance], places: Sequence[int], skipped: Skipped | None
+    read: Callable[[int], T], utterances: Sequence[Utterance], indices: Sequence[int], skipped: SkippedAudio | None
 ) -> list[T]:
     """
-    What `read` makes of the utterances at `places`, without those that cannot be read. A batch in which nothing is left
-    has the next utterance that can be read: every process must have a batch for its step.
+    Read a batch of utterances, without those that cannot be read.
+
+    A batch in which nothing is left gets the next utterance that can be read, because every process needs a batch for
+    its step.
 
     Args:
-        skipped: notes those that cannot be read. Without it, they are errors.
+        read: reads the utterance at an index.
+        indices: positions of the batch in `utterances`.
+        skipped: receives the recordings that cannot be read; `None` raises their errors instead.
+
+    Raises:
+        ValueError: none of the utterances can be read.
     """
 
-    def readable(places):
-        for place in places:
-            try:
-                yield read(place)
-            except (OSError, ValueError) as error:
-                if skipped is None:
-                    raise
-                skipped.add(utterances[place].audio, error)
-
-    items = list(readable(places))
-    size, following = len(utterances), places[-1] + 1
-    items = items or list(islice(readable(place % size for place in range(following, following + size)), 1))
+    if skipped is None:
+        return [read(index) for index in indices]
+    items = list(_readable(read, utterances, indices, skipped))
     if not items:
-        raise ValueError(f"none of {size} recordings can be read; see {skipped.path}.")
+        n, following = len(utterances), indices[-1] + 1
+        others = (index % n for index in range(following, following + n))
+        items = list(islice(_readable(read, utterances, others, skipped), 1))
+    if not items:
+        raise ValueError(f"none of {len(utterances)} recordings can be read; see {skipped.path}.")
     return items
+
+
+def _readable(
+    read: Callable[[int], T], utterances: Sequence[Utterance], indices: Iterable[int], skipped: SkippedAudio
+) -> Iterator[T]:
+    for index in indices:
+        try:
+            yield read(index)
+        except (OSError, ValueError) as error:
+            skipped.add(utterances[index].audio, error)

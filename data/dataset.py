@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from seam.data.augmentation import Augmentation
-from seam.data.bad_audio import Skipped, read_batch
+from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.manifest import Utterance
 
 # Utterances that the frozen encoder reads at once.
@@ -116,7 +116,7 @@ class SpeechDataset(Dataset):
         augmentation: Augmentation | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
-        skipped: Skipped | None = None,
+        skipped: SkippedAudio | None = None,
     ):
         self.utterances = utterances
         self.reader = SpeechReader(processor, casing, augmentation, max_tokens)

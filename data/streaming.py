@@ -17,7 +17,7 @@ import soundfile
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from seam.data.bad_audio import Skipped, read_batch
+from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, labels, stated_duration, utterances_of
 from seam.data.samplers import LengthBatches
@@ -223,7 +223,7 @@ class SpeechStream(IterableDataset):
         seed: int = 0,
         rank: int = 0,
         ranks: int = 1,
-        skipped: Skipped | None = None,
+        skipped: SkippedAudio | None = None,
         passes: int | None = None,
     ):
         of_datasets = [name.startswith(DATASETS) for name in names]

@@ -10,10 +10,10 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from torch.utils.data import Dataset
 
-from seam.data.bad_audio import Skipped
+from seam.data.bad_audio import SkippedAudio
 from seam.data.dataset import SpeechDataset, SpeechReader, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
-from seam.data.samplers import LengthBatches, budget_shares
+from seam.data.samplers import LengthBatchSampler, budget_shares
 from seam.data.streaming import SpeechStream
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -59,12 +59,12 @@ def check_lengths(
             )
 
 
-def skipped_recordings(recipe: StageRecipe) -> Skipped | None:
+def skipped_recordings(recipe: StageRecipe) -> SkippedAudio | None:
     """Return the list, in the output folder, of recordings that training skips; `None` where it stops at them."""
     if recipe.data.on_bad_audio == "stop":
         return None
     folder = Path(recipe.training.output_dir)
-    skipped = Skipped(folder / "skipped_audio.jsonl")
+    skipped = SkippedAudio(folder / "skipped_audio.jsonl")
     if recipe.training.process_index == 0 and not any(folder.glob("checkpoint-*")):
         skipped.path.unlink(missing_ok=True)  # left by another training
     return skipped
@@ -76,7 +76,7 @@ def build_datasets(
     validation: list[Utterance],
     model: SeamForSpeechRecognition,
     processor: SeamProcessor,
-    skipped: Skipped | None,
+    skipped: SkippedAudio | None,
 ) -> list[Dataset]:
     """
     Return the training and the validation set: features, or encoder states where the recipe keeps them.
@@ -103,7 +103,7 @@ def build_datasets(
 
 def length_batches(
     recipe: StageRecipe, utterances: list[Utterance], items: Dataset, processor: SeamProcessor
-) -> LengthBatches | None:
+) -> LengthBatchSampler | None:
     """
     Return batches within the recipe's budgets; `None` where it has none, and for a stream, which makes its own.
 
@@ -116,7 +116,7 @@ def length_batches(
     if recipe.data.streaming or not recipe.data.has_budget:
         return None
     kept = [utterances[position] for position in getattr(items, "positions", range(len(items)))]
-    return LengthBatches(_batch_shares(recipe, processor, kept), recipe.training.world_size, recipe.training.seed)
+    return LengthBatchSampler(_batch_shares(recipe, processor, kept), recipe.training.world_size, recipe.training.seed)
 
 
 def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
@@ -210,7 +210,7 @@ def _max_tokens(model: SeamForSpeechRecognition) -> int:
 
 
 def _stream(
-    recipe: StageRecipe, processor: SeamProcessor, reader: SpeechReader, skipped: Skipped | None
+    recipe: StageRecipe, processor: SeamProcessor, reader: SpeechReader, skipped: SkippedAudio | None
 ) -> SpeechStream:
     """Return the training data of a recipe that streams it."""
     return SpeechStream(

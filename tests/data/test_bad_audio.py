@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from torch.utils.data import DataLoader
 
-from seam.data.bad_audio import Skipped
+from seam.data.bad_audio import SkippedAudio
 from seam.data.dataset import SpeechDataset
 from seam.data.manifest import Utterance
 
@@ -32,7 +32,7 @@ def texts(dataset, processor, batch_size, workers=0):
 def test_a_bad_file_leaves_its_batch(utterances, processor, tmp_path, workers):
     utterances[1].audio.write_bytes(b"nothing")
     utterances[3].audio.unlink()
-    skipped = Skipped(tmp_path / "out" / "skipped.jsonl")
+    skipped = SkippedAudio(tmp_path / "out" / "skipped.jsonl")
     dataset = SpeechDataset(utterances, processor, skipped=skipped)
     for _ in range(2):
         assert texts(dataset, processor, 2, workers) == [["one"], ["stop"], ["hay"]]
@@ -44,7 +44,7 @@ def test_a_bad_file_leaves_its_batch(utterances, processor, tmp_path, workers):
 
 def test_it_is_logged_by_name(utterances, processor, tmp_path, caplog):
     utterances[2].audio.write_bytes(b"nothing")
-    dataset = SpeechDataset(utterances, processor, skipped=Skipped(tmp_path / "skipped.jsonl"))
+    dataset = SpeechDataset(utterances, processor, skipped=SkippedAudio(tmp_path / "skipped.jsonl"))
     with caplog.at_level(logging.WARNING):
         texts(dataset, processor, 5)
         texts(dataset, processor, 5)
@@ -55,7 +55,7 @@ def test_it_is_logged_by_name(utterances, processor, tmp_path, caplog):
 def test_an_empty_batch_has_the_next_that_can_be_read(utterances, processor, tmp_path):
     for bad in (0, 3, 4):
         utterances[bad].audio.write_bytes(b"nothing")
-    dataset = SpeechDataset(utterances, processor, skipped=Skipped(tmp_path / "skipped.jsonl"))
+    dataset = SpeechDataset(utterances, processor, skipped=SkippedAudio(tmp_path / "skipped.jsonl"))
     assert texts(dataset, processor, 1) == [["two"], ["two"], ["stop"], ["two"], ["two"]]
     for one in utterances:
         one.audio.write_bytes(b"nothing")
@@ -63,7 +63,7 @@ def test_an_empty_batch_has_the_next_that_can_be_read(utterances, processor, tmp
         texts(dataset, processor, 2)
 
 
-def test_without_a_place_to_note_them_they_are_errors(utterances, processor):
+def test_without_a_list_of_skipped_audio_they_are_errors(utterances, processor):
     utterances[1].audio.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="1.wav cannot be read as audio"):
         texts(SpeechDataset(utterances, processor), processor, 2)

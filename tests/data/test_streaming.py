@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from seam.data.augmentation import Augmentation
-from seam.data.bad_audio import Skipped
+from seam.data.bad_audio import SkippedAudio
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, write_manifest
 from seam.data.streaming import SpeechStream
@@ -133,7 +133,7 @@ def test_a_start_in_the_middle_reads_nothing_before_it(stream, processor, manife
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_recording_is_skipped_and_named(stream, processor, tmp_path, workers):
     shard = write_shard(tmp_path / "a.tar", TEXTS, broken=(5,))
-    skipped = Skipped(tmp_path / "skipped.jsonl")
+    skipped = SkippedAudio(tmp_path / "skipped.jsonl")
     made = texts(batches(stream([str(shard)], skipped=skipped), workers), processor)
     expected = {text for index, text in TEXTS.items() if index != 5}
     assert Counter(text for batch in made for text in batch) == Counter(expected)
