@@ -1,22 +1,32 @@
-"""Batches: for several processes that together are the data set, once; of like length, within a budget."""
+"""Batch samplers: steps shared evenly by several processes, and batches of like length within a budget."""
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import BatchSampler, Sampler
 
 
-class EvenBatches(BatchSampler):
+class Order(Sized, Protocol):
+    """A sampler of indices that knows how many there are."""
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the indices."""
+
+
+class EvenBatchSampler(BatchSampler):
     """
-    Batches of which `ranks` in turn make one step, as accelerate deals them out: one to each rank. A step takes what
-    one process with a batch `ranks` times as large would take, and every utterance is taken once: the last step is
-    shared out as evenly as can be, where samplers of torch and accelerate repeat or drop utterances. Fewer than one for
-    each rank go with the step before.
+    Share every step evenly by all ranks, with each utterance in one batch.
+
+    Every `ranks` batches in a row make one step, one batch for each rank, as accelerate distributes them. A step takes
+    what one process with a batch `ranks` times as large would take. The last step is divided as evenly as possible,
+    where the samplers of torch and accelerate repeat or drop utterances; when there are fewer utterances than ranks for
+    it, they join the step before.
 
     Args:
-        sampler: the order of the data set, the same on all ranks; accelerate puts in its seeded one.
+        sampler: the order of the data set, the same on all ranks; accelerate replaces it by its seeded one.
         batch_size: utterances of one rank in a full step.
         ranks: number of processes.
         drop_last: leave out a last step that is not full.
@@ -26,10 +36,10 @@ class EvenBatches(BatchSampler):
     """
 
     # No `batch_size`: accelerate would look for batches of just that size.
-    def __init__(self, sampler: Sampler[int], batch_size: int, ranks: int, drop_last: bool = False):
+    def __init__(self, sampler: Order, batch_size: int, ranks: int, drop_last: bool = False):
         if len(sampler) < ranks:
             raise ValueError(f"{len(sampler)} utterances are too few for {ranks} processes: each must have one.")
-        self.sampler = sampler
+        self.sampler: Order = sampler  # accelerate reads and replaces this attribute
         self.per_rank = batch_size
         self.ranks = ranks
         self.drop_last = drop_last
@@ -51,18 +61,20 @@ class EvenBatches(BatchSampler):
                 yield step[len(step) * rank // self.ranks : len(step) * (rank + 1) // self.ranks]
 
     def __len__(self) -> int:
-        steps, rest = divmod(len(self.sampler), self.per_rank * self.ranks)
-        more = rest and not self.drop_last and (rest >= self.ranks or not steps)
-        return (steps + bool(more)) * self.ranks
+        steps, remainder = divmod(len(self.sampler), self.per_rank * self.ranks)
+        has_smaller_step = remainder > 0 and not self.drop_last and (remainder >= self.ranks or not steps)
+        return (steps + has_smaller_step) * self.ranks
 
 
 def budget_shares(lengths: Sequence[Sequence[float]], budgets: Sequence[float]) -> np.ndarray:
     """
-    The largest part that an utterance takes of any budget. Utterances fit one batch when their number times the largest
-    of their shares is at most 1: the others are padded to the longest of them.
+    Return the largest share that each utterance takes of any budget.
+
+    Utterances fit one batch when their number times the largest of their shares is at most 1, because the others are
+    padded to the longest.
 
     Args:
-        lengths: of every utterance by each measure, shape `(utterances, measures)`.
+        lengths: of every utterance by each measure (seconds, tokens, …), shape `(utterances, measures)`.
         budgets: of a batch by each measure, padding included.
 
     Returns:
@@ -71,25 +83,25 @@ def budget_shares(lengths: Sequence[Sequence[float]], budgets: Sequence[float]) 
     return (np.asarray(lengths, dtype=np.float64) / np.asarray(budgets, dtype=np.float64)).max(axis=1)
 
 
-class LengthBatches(Sampler[list[int]]):
+class LengthBatchSampler(Sampler[list[int]]):
     """
-    Batches of places in a data set, which together are the data set, once. Utterances change places with those that
-    make batches of the same size, anew in every epoch; the number of batches, and so of steps, stays the same.
+    Batch utterances of like length within a budget, each utterance once.
 
-    `ranks` batches in turn make one step, as accelerate deals them out, one to each rank; they are of like length, so
-    that no rank waits for another.
+    In every epoch, utterances are shuffled among the batches of the same size; the number of batches, and so of steps,
+    stays the same. Every `ranks` batches in a row make one step, one batch for each rank, as accelerate distributes
+    them; they are of like length, so that no rank waits for another.
 
     Args:
         shares: of the budget, by utterance, each above 0 and at most 1 (see `budget_shares`).
         ranks: number of processes. Where it does not divide the number of batches, the largest are halved.
-        seed: with the epoch decides the order.
+        seed: decides the order, together with the epoch.
 
     Raises:
         ValueError: for a share above 1, or fewer utterances than ranks.
     """
 
     # No `batch_size`: accelerate would look for batches of just that size.
-    def __init__(self, shares: Sequence[float], ranks: int = 1, seed: int = 0):
+    def __init__(self, shares: Sequence[float] | np.ndarray, ranks: int = 1, seed: int = 0):
         shares = np.asarray(shares, dtype=np.float64)
         if len(shares) < ranks:
             raise ValueError(f"{len(shares)} utterances are too few for {ranks} processes: each must have one.")
@@ -99,41 +111,51 @@ class LengthBatches(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self._order = np.argsort(-shares, kind="stable")
-        self._groups = self._grouped(shares[self._order])
+        self._groups = self._group(shares[self._order])
 
-    def _grouped(self, shares: np.ndarray) -> list[tuple[int, int, list[int]]]:
+    def _group(self, shares: np.ndarray) -> list[tuple[int, int, list[int]]]:
         """
-        Of `shares` in descending order, the stretches in which batches hold equally many: first, end, and the sizes of
-        the batches. Each member of a stretch fits any of its batches, because even its first does.
+        Divide utterances, the longest first, into groups whose batches have the same size.
+
+        Each member of a group fits any of its batches, because even the longest, its first, does.
+
+        Args:
+            shares: in descending order.
+
+        Returns:
+            The start and the end of each group in `shares`, and the sizes of its batches.
         """
-        groups = []
+        groups: list[tuple[int, int, list[int]]] = []
         start = 0
         while start < len(shares):
             size = int(1 / shares[start] + 1e-9)
-            # On to the first that is small enough for one more in a batch, but in whole batches.
+            # Up to the first utterance that is short enough for one more in a batch, but in full batches.
             end = int(np.searchsorted(-shares, -1 / (size + 1), side="left"))
             end = min(start + -(-(end - start) // size) * size, len(shares))
             groups.append((start, end, [min(size, end - first) for first in range(start, end, size)]))
             start = end
+        return self._halve_largest(groups)
+
+    def _halve_largest(self, groups: list[tuple[int, int, list[int]]]) -> list[tuple[int, int, list[int]]]:
+        """Halve the largest batches until their number is a multiple of the number of ranks."""
         largest = [(-size, number) for number, (_, _, sizes) in enumerate(groups) for size in sizes]
         heapq.heapify(largest)
         while len(largest) % self.ranks:
             size, number = heapq.heappop(largest)
             if size == -1:
                 raise ValueError(
-                    f"{len(shares)} batches of one utterance cannot be shared out to {self.ranks} processes: raise the "
-                    "budget of a batch."
+                    f"{groups[-1][1]} batches of one utterance cannot be divided among {self.ranks} processes: raise "
+                    "the budget of a batch."
                 )
             heapq.heappush(largest, (size // 2, number))
             heapq.heappush(largest, (size - size // 2, number))
-        for _, _, sizes in groups:
-            sizes.clear()
+        sizes: list[list[int]] = [[] for _ in groups]
         for size, number in sorted(largest):
-            groups[number][2].append(-size)
-        return groups
+            sizes[number].append(-size)
+        return [(start, end, of_group) for (start, end, _), of_group in zip(groups, sizes, strict=True)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, before its iterator is made."""
+        """Set the epoch, before its iterator is created."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -143,8 +165,8 @@ class LengthBatches(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         batches = []
         for start, end, sizes in self._groups:
-            places = rng.permutation(self._order[start:end])
-            batches += np.split(places, np.cumsum(sizes)[:-1])
+            indices = rng.permutation(self._order[start:end])
+            batches += np.split(indices, np.cumsum(sizes)[:-1])
         for step in rng.permutation(len(batches) // self.ranks):
             for rank in rng.permutation(self.ranks):
                 yield batches[step * self.ranks + rank].tolist()

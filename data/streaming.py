@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, labels, stated_duration, utterances_of
-from seam.data.samplers import LengthBatches
+from seam.data.samplers import LengthBatchSampler
 
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
 # In the order in which they are looked for in a row of `datasets`; the last two are those of WebDataset shards.
@@ -204,7 +204,7 @@ class SpeechStream(IterableDataset):
     Args:
         names: manifests, shards or patterns of them, or data sets of `datasets`.
         reader: makes the items.
-        shares: gives each utterance's share of the budget of a batch (see `LengthBatches`).
+        shares: gives each utterance's share of the budget of a batch (see `LengthBatchSampler`).
         split: keep only the utterances of this split.
         buffer: number of utterances that are shuffled and made into batches together.
         seed: decides all order, and with the place what an augmentation draws.
@@ -241,7 +241,7 @@ class SpeechStream(IterableDataset):
         self.passes = passes
         self.first = 0
 
-    def start_at(self, number: int) -> None:
+    def skip_batches(self, number: int) -> None:
         """
         Instead of the first `number` batches of this process give empty ones, without reading their audio. A training
         that is resumed drops them. Of `datasets` all audio is read.
@@ -273,7 +273,7 @@ class SpeechStream(IterableDataset):
                 )
             while buffer:
                 number = next(numbers)
-                batches = LengthBatches(self.shares(buffer), seed=self.seed)
+                batches = LengthBatchSampler(self.shares(buffer), seed=self.seed)
                 batches.set_epoch(number)
                 for batch in batches:
                     yield (self.seed, number), buffer, batch

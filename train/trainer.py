@@ -10,7 +10,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 
 from seam.data.manifest import CASINGS, Utterance
-from seam.data.samplers import EvenBatches, LengthBatches
+from seam.data.samplers import EvenBatchSampler, LengthBatchSampler
 from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import transcribe
@@ -35,7 +35,7 @@ class StageTrainer(ResumableTrainer, ABC):
         processor ([`SeamProcessor`]): saved with every checkpoint.
         validation (`list[Utterance]`): held-out utterances for the word error rate.
         data (`DataSettings`): casing and batch size of the decoding.
-        batches (`LengthBatches`, *optional*): of the training data; by default batches of one size in random order.
+        batches (`LengthBatchSampler`, *optional*): of the training data; by default of one size, in random order.
         kwargs: of `ResumableTrainer`.
     """
 
@@ -48,14 +48,14 @@ class StageTrainer(ResumableTrainer, ABC):
         validation: list[Utterance],
         data: DataSettings,
         args: TrainingArguments,
-        batches: LengthBatches | None = None,
+        batches: LengthBatchSampler | None = None,
         **kwargs,
     ):
         self.validation = validation
         self.batches = batches
         self.data = data
         args.remove_unused_columns = False  # the collator, not the data set, makes the arguments of `forward`
-        args.accelerator_config.even_batches = False  # accelerate's repeat utterances, `EvenBatches` does not
+        args.accelerator_config.even_batches = False  # accelerate's repeat utterances, `EvenBatchSampler` does not
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # there are none: the loss depends on all that a stage trains
         if args.data_seed is None:
@@ -126,7 +126,7 @@ class StageTrainer(ResumableTrainer, ABC):
         batches = self.batches
         if batches is None:
             order = self._get_train_sampler(self.train_dataset)
-            batches = EvenBatches(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
+            batches = EvenBatchSampler(order, self._train_batch_size, args.world_size, args.dataloader_drop_last)
         return self.accelerator.prepare(loader(batch_sampler=batches))
 
     def train(self, *args, **kwargs):
@@ -261,4 +261,4 @@ class StartStream(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Set the number of batches to skip."""
-        self.stream.start_at(0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps)
+        self.stream.skip_batches(0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps)

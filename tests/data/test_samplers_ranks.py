@@ -4,12 +4,12 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler, SequentialSampler
 
-from seam.data.samplers import EvenBatches
+from seam.data.samplers import EvenBatchSampler
 
 
 def dealt(utterances: int, batch_size: int, ranks: int, **kwargs) -> list[list[list[int]]]:
     """The batches of every rank, as accelerate deals them out."""
-    batches = EvenBatches(SequentialSampler(range(utterances)), batch_size, ranks, **kwargs)
+    batches = EvenBatchSampler(SequentialSampler(range(utterances)), batch_size, ranks, **kwargs)
     shards = [BatchSamplerShard(batches, ranks, rank, even_batches=False) for rank in range(ranks)]
     rows = [list(shard) for shard in shards]
     assert [len(shard) for shard in shards] == [len(row) for row in rows] and len(batches) == sum(map(len, rows))
@@ -49,4 +49,4 @@ def test_every_utterance_once(ranks, batch_size):
 
 def test_too_few_utterances_are_refused():
     with pytest.raises(ValueError, match="2 utterances are too few for 3 processes"):
-        EvenBatches(SequentialSampler(range(2)), 1, 3)
+        EvenBatchSampler(SequentialSampler(range(2)), 1, 3)
