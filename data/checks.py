@@ -1,6 +1,8 @@
 """
-The checks that an utterance must pass to be trained on or scored: each says what is wrong, or `None`; and a recording,
-decoded once, whole, and put through them. Runs in worker processes: light to import.
+Check that an utterance can be trained on or scored.
+
+Each check returns the problem that it finds, or `None`. `check_recording` decodes a recording once and runs all checks
+of audio on it. It runs in worker processes: this module is light to import.
 """
 
 import hashlib
@@ -25,19 +27,32 @@ MIN_SECONDS = 0.1
 # long recording, or a script of syllables, falls below 3. Outside these bounds, text and audio do not belong together.
 MIN_CHARACTERS_PER_SECOND = 0.5
 MAX_CHARACTERS_PER_SECOND = 35.0
+# Segment times are rounded to 10 ms, and the last one may be a little longer than its recording.
+END_TOLERANCE_SECONDS = 0.1
+# libsndfile reads a truncated WAV file without an error and mentions it in its log only. Programs that write to a pipe
+# state the largest possible length, and some are off by a few bytes: neither file is truncated.
+WAV_LENGTH = re.compile(r"^data : (?P<stated>\d+) \(should be (?P<actual>\d+)\)", re.MULTILINE)
+WAV_UNKNOWN_LENGTH = 0x7FFFF000
+WAV_MIN_SHARE = 0.99
 
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
 class Problem(NamedTuple):
-    """`reason`: in words that are the same for all that have it; `detail`: what is particular to this one."""
+    """
+    What is wrong with an utterance.
+
+    Args:
+        reason: the kind of problem, in the same words for all utterances that have it.
+        detail: the particulars of this utterance.
+    """
 
     reason: str
     detail: str
 
 
-def is_unicode(value: str) -> Problem | None:
-    """Not UTF-8 (lone surrogates, PEP 383), or damaged before: U+FFFD stands for what was lost."""
+def check_unicode(value: str) -> Problem | None:
+    """Find bytes that are not UTF-8 (lone surrogates, PEP 383), and U+FFFD, which replaced such bytes earlier."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -47,14 +62,17 @@ def is_unicode(value: str) -> Problem | None:
     return None
 
 
-def text_is_there(text: str) -> Problem | None:
+def check_not_empty(text: str) -> Problem | None:
+    """Find a transcript without characters other than white space."""
     return None if text.strip() else Problem("empty text", "")
 
 
-def text_comes_back(text: str, decoded: str) -> Problem | None:
+def check_tokenizer(text: str, decoded: str) -> Problem | None:
     """
+    Find a transcript that the tokenizer changes.
+
     Args:
-        decoded: what the tokenizer makes of the ids of `text`.
+        decoded: `text` after encoding and decoding.
     """
     if decoded == text:
         return None
@@ -63,31 +81,46 @@ def text_comes_back(text: str, decoded: str) -> Problem | None:
     return Problem("tokenizer changes the text", detail)
 
 
-def sampling_rate_is(rate: int, promised: int | None) -> Problem | None:
-    """`promised`: that of the corpus in Hz, or `None` where it promises none."""
-    if promised in (None, rate):
+def check_sampling_rate(rate: int, expected: int | None) -> Problem | None:
+    """
+    Find a recording with another sampling rate than its corpus.
+
+    Args:
+        rate: of the recording, in Hz.
+        expected: of the corpus, in Hz; `None` accepts any.
+    """
+    if expected in (None, rate):
         return None
-    return Problem("wrong sampling rate", f"the header says {rate} Hz; the corpus has {promised} Hz")
+    return Problem("wrong sampling rate", f"the header says {rate} Hz; the corpus has {expected} Hz")
 
 
-def long_enough(seconds: float) -> Problem | None:
+def check_min_duration(seconds: float) -> Problem | None:
+    """Find audio that is too short to hold a word."""
     return None if seconds >= MIN_SECONDS else Problem("too short", f"{seconds:.3f} s, below {MIN_SECONDS:g} s")
 
 
-def short_enough(seconds: float, max_seconds: float) -> Problem | None:
+def check_max_duration(seconds: float, max_seconds: float) -> Problem | None:
+    """Find audio that is longer than `max_seconds`."""
     return None if seconds <= max_seconds else Problem("too long", f"{seconds:.1f} s, above {max_seconds:g} s")
 
 
-def samples_are_finite(waveform: np.ndarray) -> Problem | None:
-    """`waveform`: shape `(samples,)`."""
+def check_finite(waveform: np.ndarray) -> Problem | None:
+    """
+    Find NaN and infinite samples.
+
+    Args:
+        waveform: shape `(samples,)`.
+    """
     bad = waveform.size - int(np.isfinite(waveform).sum())
     return Problem("samples not finite", f"{bad} of {waveform.size} are NaN or infinite") if bad else None
 
 
-def not_silent(waveform: np.ndarray, rate: int) -> Problem | None:
+def check_not_silent(waveform: np.ndarray, rate: int) -> Problem | None:
     """
+    Find a recording that is silent but for clicks.
+
     Args:
-        waveform: shape `(samples,)`, full scale 1; a constant offset is not heard and does not count.
+        waveform: shape `(samples,)`, full scale 1; a constant offset is inaudible and is ignored.
         rate: in Hz.
     """
     frame = max(1, int(FRAME_SECONDS * rate))
@@ -99,7 +132,8 @@ def not_silent(waveform: np.ndarray, rate: int) -> Problem | None:
     return Problem("silent", f"{loud:.2f} s of {len(waveform) / rate:.2f} s are above {level:.0f} dBFS")
 
 
-def speaking_rate_is_plausible(text: str, seconds: float) -> Problem | None:
+def check_speaking_rate(text: str, seconds: float) -> Problem | None:
+    """Find a transcript that is too short or too long to belong to its audio."""
     rate = len(text) / seconds
     if MIN_CHARACTERS_PER_SECOND <= rate <= MAX_CHARACTERS_PER_SECOND:
         return None
@@ -110,26 +144,17 @@ def speaking_rate_is_plausible(text: str, seconds: float) -> Problem | None:
     )
 
 
-# Segment times are rounded to 10 ms, and the last one may be a little longer than its recording.
-END_TOLERANCE_SECONDS = 0.1
-# libsndfile reads a truncated WAV file without an error, and says so in its log only. Programs that write to a pipe
-# state the greatest number that there is, and some are a few bytes off: neither is a truncated file.
-WAV_LENGTH = re.compile(r"^data : (?P<stated>\d+) \(should be (?P<there>\d+)\)", re.MULTILINE)
-WAV_LENGTH_UNKNOWN = 0x7FFFF000
-WAV_SHARE_THERE = 0.99
-
-
 @dataclass(frozen=True)
 class Recording:
     """
-    What to check.
+    A recording to check.
 
     Args:
         path: of the audio file.
         text: its transcript.
-        segment: start and end in seconds, where only a part of the file is meant.
+        segment: start and end in seconds, where the utterance is a part of the file.
         cut_to: FLAC file to write the segment to.
-        sampling_rate: that the header must state, in Hz.
+        sampling_rate: that the header must state, in Hz; `None` accepts any.
         max_seconds: longest utterance.
     """
 
@@ -142,12 +167,14 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """
+    What `check_recording` found out about a recording.
+
     Args:
         problem: what is wrong, or `None`.
-        seconds: duration of what was decoded.
-        digest: of the samples, mixed down; equal where every sample is.
+        seconds: duration of the decoded audio.
+        digest: of the samples, mixed down to mono: equal samples have equal digests.
     """
 
     problem: Problem | None
@@ -155,41 +182,38 @@ class Checked:
     digest: bytes = b""
 
 
-def check(recording: Recording) -> Checked:
+def check_recording(recording: Recording) -> CheckResult:
     """
-    Decode and check; write the segment, where one is to be cut out and nothing is wrong with it. What is wrong with a
-    file is returned, never raised.
+    Decode a recording, check it, and write its segment to a file of its own where it has one and nothing is wrong.
+
+    Problems of a file are returned, never raised.
 
     Raises:
-        OSError: when the segment cannot be written.
+        OSError: the segment cannot be written.
     """
     try:
         decoded = _decode(recording)
     except soundfile.LibsndfileError as error:
-        return Checked(Problem("cannot be decoded", f"{recording.path}: {error.error_string}"))
+        return CheckResult(Problem("cannot be decoded", f"{recording.path}: {error.error_string}"))
     except TypeError as error:  # of soundfile, for a suffix such as .raw: a format without a header
-        return Checked(Problem("cannot be decoded", f"{recording.path}: {error}"))
+        return CheckResult(Problem("cannot be decoded", f"{recording.path}: {error}"))
     except OSError as error:
-        return Checked(Problem("cannot be read", f"{recording.path}: {error.strerror or error}"))
+        return CheckResult(Problem("cannot be read", f"{recording.path}: {error.strerror or error}"))
     if isinstance(decoded, Problem):
-        return Checked(decoded)
+        return CheckResult(decoded)
     samples, rate = decoded
     waveform = samples.mean(axis=1)  # as `SeamProcessor.load_audio`
     seconds = len(waveform) / rate
-    problem = (
-        samples_are_finite(waveform)
-        or not_silent(waveform, rate)
-        or speaking_rate_is_plausible(recording.text, seconds)
-    )
+    problem = check_finite(waveform) or check_not_silent(waveform, rate) or check_speaking_rate(recording.text, seconds)
     if problem:
-        return Checked(problem, seconds)
+        return CheckResult(problem, seconds)
     if recording.cut_to is not None:
         _write_flac(recording.cut_to, samples, rate)
-    return Checked(None, seconds, hashlib.blake2b(waveform, digest_size=16, key=str(rate).encode()).digest())
+    return CheckResult(None, seconds, hashlib.blake2b(waveform, digest_size=16, key=str(rate).encode()).digest())
 
 
 def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
-    """Samples `(samples, channels)` of the file or of its segment, and the rate; or what is wrong with the file."""
+    """Return the samples `(samples, channels)` of the file or its segment and the sampling rate, or a problem."""
     path = recording.path
     if not path.is_file():
         return Problem("no audio file", f"{path} does not exist")
@@ -204,12 +228,12 @@ def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
                 detail = f"{start:.2f} to {end:.2f} s of {path}, which has {file.frames / rate:.2f} s"
                 return Problem("segment after the end", detail)
             first, last = round(start * rate), min(round(end * rate), file.frames)
-        # Before decoding: a book of ten hours must not fill the memory.
+        # Before decoding: an audiobook of ten hours would fill the memory.
         problem = (
-            sampling_rate_is(rate, recording.sampling_rate)
-            or _wav_is_whole(file)
-            or long_enough((last - first) / rate)
-            or short_enough((last - first) / rate, recording.max_seconds)
+            check_sampling_rate(rate, recording.sampling_rate)
+            or _check_wav_length(file)
+            or check_min_duration((last - first) / rate)
+            or check_max_duration((last - first) / rate, recording.max_seconds)
         )
         if problem:
             return problem
@@ -221,18 +245,18 @@ def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
     return samples, rate
 
 
-def _wav_is_whole(file: soundfile.SoundFile) -> Problem | None:
+def _check_wav_length(file: soundfile.SoundFile) -> Problem | None:
     length = WAV_LENGTH.search(file.extra_info)
     if length is None:
         return None
-    stated, there = int(length["stated"]), int(length["there"])
-    if stated >= WAV_LENGTH_UNKNOWN or there >= WAV_SHARE_THERE * stated:
+    stated, actual = int(length["stated"]), int(length["actual"])
+    if stated >= WAV_UNKNOWN_LENGTH or actual >= WAV_MIN_SHARE * stated:
         return None
-    return Problem("truncated", f"{there} bytes of the {stated} that the header of {file.name} states")
+    return Problem("truncated", f"{actual} bytes of the {stated} that the header of {file.name} states")
 
 
 def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
-    """16 bits, as the corpora that have segments; to a temporary name and then renamed."""
+    """Write a FLAC file atomically, with 16 bits, as the corpora that have segments."""
     encoded = io.BytesIO()
     soundfile.write(encoded, samples, rate, format="FLAC", subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)

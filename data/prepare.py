@@ -13,7 +13,7 @@ from urllib.parse import quote
 from tqdm.auto import tqdm
 
 from seam.data import checks
-from seam.data.checks import Checked, Recording, check
+from seam.data.checks import CheckResult, Recording, check_recording
 from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
@@ -114,9 +114,9 @@ def _admitted(
 
 def _problem(one: Found, ids: set[str], tokenizer) -> checks.Problem | None:
     for value in (one.text, one.id, one.speaker, one.corpus, one.split, str(one.audio)):
-        if problem := checks.is_unicode(value):
+        if problem := checks.check_unicode(value):
             return problem
-    if problem := checks.text_is_there(one.text):
+    if problem := checks.check_not_empty(one.text):
         return problem
     if one.id in ids:
         return checks.Problem("duplicate id", f"{one.audio} with text {one.text!r} is not the first of this id")
@@ -125,7 +125,7 @@ def _problem(one: Found, ids: set[str], tokenizer) -> checks.Problem | None:
 
         text = one.text.strip()
         decoded = tokenizer.decode(transcript_ids(tokenizer, text), skip_special_tokens=True)
-        return checks.text_comes_back(text, decoded)
+        return checks.check_tokenizer(text, decoded)
     return None
 
 
@@ -158,24 +158,24 @@ def _suffix(one: Found) -> str:
 
 def _checked(
     admitted: Iterable[LeftOut | tuple[Found, Recording]], workers: int
-) -> Iterator[LeftOut | tuple[Found, Recording, Checked]]:
+) -> Iterator[LeftOut | tuple[Found, Recording, CheckResult]]:
     """The same, in the same order, with what the decoded audio says."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting: deque[LeftOut | tuple[Found, Recording, Future]] = deque()
         for one in admitted:
-            waiting.append(one if isinstance(one, LeftOut) else (*one, pool.submit(check, one[1])))
+            waiting.append(one if isinstance(one, LeftOut) else (*one, pool.submit(check_recording, one[1])))
             if len(waiting) > AHEAD * workers:
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
 
 
-def _result(one: LeftOut | tuple[Found, Recording, Future]) -> LeftOut | tuple[Found, Recording, Checked]:
+def _result(one: LeftOut | tuple[Found, Recording, Future]) -> LeftOut | tuple[Found, Recording, CheckResult]:
     return one if isinstance(one, LeftOut) else (one[0], one[1], one[2].result())
 
 
 def _kept(
-    checked: Iterable[LeftOut | tuple[Found, Recording, Checked]], summary: Summary, tokenizer
+    checked: Iterable[LeftOut | tuple[Found, Recording, CheckResult]], summary: Summary, tokenizer
 ) -> Iterator[Utterance]:
     """What goes into the manifest; the rest goes to `summary.left_out_file`, and everything is counted."""
     digests: dict[bytes, str] = {}
@@ -208,7 +208,7 @@ def _kept(
         raise ValueError(f"nothing is left to write a manifest of: {reasons or 'no utterance was found'}.")
 
 
-def _utterance(found: Found, recording: Recording, result: Checked) -> Utterance:
+def _utterance(found: Found, recording: Recording, result: CheckResult) -> Utterance:
     audio = recording.cut_to or recording.path
     return Utterance(audio, recording.text, result.seconds, found.speaker, found.corpus, found.split)
 

@@ -16,40 +16,40 @@ from seam.tests.helpers.sounds import tone
         ("caf\N{REPLACEMENT CHARACTER}", "replaced characters"),
     ],
 )
-def test_is_unicode(value, reason):
-    problem = checks.is_unicode(value)
+def test_check_unicode(value, reason):
+    problem = checks.check_unicode(value)
     assert (problem and problem.reason) == reason
     if problem:
         problem.detail.encode()  # can be printed
 
 
-def test_text_comes_back():
-    assert checks.text_comes_back("a b", "a b") is None
-    problem = checks.text_comes_back("naïve ½", "naive ?")
+def test_check_tokenizer():
+    assert checks.check_tokenizer("a b", "a b") is None
+    problem = checks.check_tokenizer("naïve ½", "naive ?")
     assert problem.reason == "tokenizer changes the text"
     assert "'naïve ½' comes back as 'naive ?', without '½' 'ï'" in problem.detail
 
 
-def test_text_is_there():
-    assert checks.text_is_there("a") is None
-    assert checks.text_is_there(" \n").reason == "empty text"
+def test_check_not_empty():
+    assert checks.check_not_empty("a") is None
+    assert checks.check_not_empty(" \n").reason == "empty text"
 
 
 def test_sampling_rate():
-    assert checks.sampling_rate_is(16000, 16000) is None and checks.sampling_rate_is(8000, None) is None
-    assert checks.sampling_rate_is(8000, 16000).detail == "the header says 8000 Hz; the corpus has 16000 Hz"
+    assert checks.check_sampling_rate(16000, 16000) is None and checks.check_sampling_rate(8000, None) is None
+    assert checks.check_sampling_rate(8000, 16000).detail == "the header says 8000 Hz; the corpus has 16000 Hz"
 
 
 def test_duration():
-    assert checks.long_enough(0.1) is None and checks.long_enough(0.099).reason == "too short"
-    assert checks.short_enough(30.0, 30.0) is None and checks.short_enough(30.01, 30.0).reason == "too long"
+    assert checks.check_min_duration(0.1) is None and checks.check_min_duration(0.099).reason == "too short"
+    assert checks.check_max_duration(30.0, 30.0) is None and checks.check_max_duration(30.01, 30.0).reason == "too long"
 
 
-def test_samples_are_finite():
+def test_check_finite():
     waveform = np.zeros(10)
-    assert checks.samples_are_finite(waveform) is None
+    assert checks.check_finite(waveform) is None
     waveform[[3, 5]] = np.nan, -np.inf
-    assert checks.samples_are_finite(waveform).detail == "2 of 10 are NaN or infinite"
+    assert checks.check_finite(waveform).detail == "2 of 10 are NaN or infinite"
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_samples_are_finite():
         ("short word", False),
     ],
 )
-def test_not_silent(name, silent):
+def test_check_not_silent(name, silent):
     quiet = tone(2.0) / 0.3 * np.sqrt(2)  # RMS 1
     click = np.zeros(32000)
     click[16000] = 0.9
@@ -77,7 +77,7 @@ def test_not_silent(name, silent):
         "-60 dBFS": quiet * 10 ** (-60 / 20),
         "short word": word,
     }[name]
-    problem = checks.not_silent(waveform, 16000)
+    problem = checks.check_not_silent(waveform, 16000)
     assert (problem is not None) == silent
     assert not silent or problem.reason == "silent"
 
@@ -87,11 +87,11 @@ def test_not_silent(name, silent):
     [(150, 10.0, True), (5, 0.18, True), (3, 3.0, True), (4, 10.0, False), (360, 10.0, False)],
 )
 def test_speaking_rate(characters, seconds, plausible):
-    assert (checks.speaking_rate_is_plausible("x" * characters, seconds) is None) == plausible
+    assert (checks.check_speaking_rate("x" * characters, seconds) is None) == plausible
 
 
 def test_no_real_recording_fails(shared):
     """The fastest and the slowest digits of 2000 are within the bounds on the speaking rate."""
     for one in read_manifest(shared / "speech"):
-        assert checks.speaking_rate_is_plausible(one.text, one.duration) is None, one
-        assert checks.long_enough(one.duration) is None
+        assert checks.check_speaking_rate(one.text, one.duration) is None, one
+        assert checks.check_min_duration(one.duration) is None

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from seam.data.checks import Recording, check
+from seam.data.checks import Recording, check_recording
 from seam.tests.helpers.sounds import tone, write
 
 
 def of(path, text="hello there", segment=None, cut_to=None, rate=None, max_seconds=30.0):
-    return check(Recording(path, text, segment, cut_to, rate, max_seconds))
+    return check_recording(Recording(path, text, segment, cut_to, rate, max_seconds))
 
 
 def test_a_good_recording(tmp_path):
