@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from seam.data import checks
 from seam.data.checks import CheckResult, Recording, check_recording
-from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
+from seam.data.corpora.utterances import NOT_SCORED, CorpusUtterance, Exclusion
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
 
@@ -62,7 +62,7 @@ def load_tokenizer(name: str):
 
 
 def prepare(
-    found: Iterable[Found | LeftOut],
+    found: Iterable[CorpusUtterance | Exclusion],
     out: str | Path,
     *,
     max_seconds: float = 30.0,
@@ -98,21 +98,21 @@ def prepare(
 
 
 def _admitted(
-    found: Iterable[Found | LeftOut], out: Path, max_seconds: float, tokenizer
-) -> Iterator[LeftOut | tuple[Found, Recording]]:
+    found: Iterable[CorpusUtterance | Exclusion], out: Path, max_seconds: float, tokenizer
+) -> Iterator[Exclusion | tuple[CorpusUtterance, Recording]]:
     """What passes the checks that need no audio."""
     ids = set()
     for one in found:
-        if isinstance(one, Found):
+        if isinstance(one, CorpusUtterance):
             if problem := _problem(one, ids, tokenizer):
-                one = LeftOut(one.id, *problem)
+                one = Exclusion(one.id, *problem)
             else:
                 ids.add(one.id)
                 one = one, _recording(one, out, max_seconds)
         yield one
 
 
-def _problem(one: Found, ids: set[str], tokenizer) -> checks.Problem | None:
+def _problem(one: CorpusUtterance, ids: set[str], tokenizer) -> checks.Problem | None:
     for value in (one.text, one.id, one.speaker, one.corpus, one.split, str(one.audio)):
         if problem := checks.check_unicode(value):
             return problem
@@ -129,7 +129,7 @@ def _problem(one: Found, ids: set[str], tokenizer) -> checks.Problem | None:
     return None
 
 
-def _recording(one: Found, out: Path, max_seconds: float) -> Recording:
+def _recording(one: CorpusUtterance, out: Path, max_seconds: float) -> Recording:
     """What to decode, after it was written to a file where the corpus has none."""
     path, cut_to = one.audio, None
     folder = out.joinpath("audio", *(_file_name(name) for name in (one.split, one.speaker) if name))
@@ -149,7 +149,7 @@ def _file_name(name: str) -> str:
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def _suffix(one: Found) -> str:
+def _suffix(one: CorpusUtterance) -> str:
     for start, suffix in SUFFIXES.items():
         if one.contents.startswith(start):
             return suffix
@@ -157,25 +157,27 @@ def _suffix(one: Found) -> str:
 
 
 def _checked(
-    admitted: Iterable[LeftOut | tuple[Found, Recording]], workers: int
-) -> Iterator[LeftOut | tuple[Found, Recording, CheckResult]]:
+    admitted: Iterable[Exclusion | tuple[CorpusUtterance, Recording]], workers: int
+) -> Iterator[Exclusion | tuple[CorpusUtterance, Recording, CheckResult]]:
     """The same, in the same order, with what the decoded audio says."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[LeftOut | tuple[Found, Recording, Future]] = deque()
+        waiting: deque[Exclusion | tuple[CorpusUtterance, Recording, Future]] = deque()
         for one in admitted:
-            waiting.append(one if isinstance(one, LeftOut) else (*one, pool.submit(check_recording, one[1])))
+            waiting.append(one if isinstance(one, Exclusion) else (*one, pool.submit(check_recording, one[1])))
             if len(waiting) > AHEAD * workers:
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
 
 
-def _result(one: LeftOut | tuple[Found, Recording, Future]) -> LeftOut | tuple[Found, Recording, CheckResult]:
-    return one if isinstance(one, LeftOut) else (one[0], one[1], one[2].result())
+def _result(
+    one: Exclusion | tuple[CorpusUtterance, Recording, Future],
+) -> Exclusion | tuple[CorpusUtterance, Recording, CheckResult]:
+    return one if isinstance(one, Exclusion) else (one[0], one[1], one[2].result())
 
 
 def _kept(
-    checked: Iterable[LeftOut | tuple[Found, Recording, CheckResult]], summary: Summary, tokenizer
+    checked: Iterable[Exclusion | tuple[CorpusUtterance, Recording, CheckResult]], summary: Summary, tokenizer
 ) -> Iterator[Utterance]:
     """What goes into the manifest; the rest goes to `summary.left_out_file`, and everything is counted."""
     digests: dict[bytes, str] = {}
@@ -185,7 +187,7 @@ def _kept(
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as left_out_file,
     ):
         for one in checked:
-            if not isinstance(one, LeftOut):
+            if not isinstance(one, Exclusion):
                 found, recording, result = one
                 problem = result.problem
                 if problem is None and result.digest in digests:
@@ -196,7 +198,7 @@ def _kept(
                     _count(summary, utterance, tokenizer)
                     yield utterance
                     continue
-                one = LeftOut(found.id, *problem)
+                one = Exclusion(found.id, *problem)
                 _remove_made(found, recording)
             if one.reason == NOT_SCORED:
                 summary.not_scored += 1
@@ -208,12 +210,12 @@ def _kept(
         raise ValueError(f"nothing is left to write a manifest of: {reasons or 'no utterance was found'}.")
 
 
-def _utterance(found: Found, recording: Recording, result: CheckResult) -> Utterance:
+def _utterance(found: CorpusUtterance, recording: Recording, result: CheckResult) -> Utterance:
     audio = recording.cut_to or recording.path
     return Utterance(audio, recording.text, result.seconds, found.speaker, found.corpus, found.split)
 
 
-def _remove_made(found: Found, recording: Recording) -> None:
+def _remove_made(found: CorpusUtterance, recording: Recording) -> None:
     """The corpus still has what was left out: no file of ours stays behind."""
     if recording.cut_to is not None:
         recording.cut_to.unlink(missing_ok=True)

@@ -12,24 +12,34 @@ from typing import Any
 from datasets.data_files import SPLIT_KEYWORDS
 from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 
-from seam.data.corpora.found import BAD_LINE, NO_TRANSCRIPT, SPEAKER_NAMES, TEXT_NAMES, Found, LeftOut, lines
+from seam.data.corpora.utterances import (
+    BAD_LINE,
+    NO_TRANSCRIPT,
+    SPEAKER_NAMES,
+    TEXT_NAMES,
+    CorpusUtterance,
+    Exclusion,
+    numbered_lines,
+)
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 AUDIO_NAMES = ("file_name", "audio")
 _SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 
-def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | LeftOut]:
+def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[CorpusUtterance | Exclusion]:
     """
+    Yield the utterances of an audiofolder or of a manifest.
+
     Args:
-        source: a folder with metadata in it or in folders below it, or a metadata file or a manifest itself. Its
-            columns are `file_name` (or `audio`), relative to it; `text`, `transcription`, `transcript` or `sentence`;
-            and, where known, `speaker`, `corpus` and `split`.
+        source: a folder with metadata in it or in folders below it, a metadata file, or a manifest. Its columns are
+            `file_name` (or `audio`), relative to it; `text`, `transcription`, `transcript` or `sentence`; and, where
+            known, `speaker`, `corpus` and `split`.
         splits: keep only these. Without a column `split`, a recording below a folder `train`, `validation`, `dev`, …
             is of the split that `datasets` gives to it.
 
     Yields:
-        What the metadata name; in a folder, a recording that they do not name is left out.
+        The utterances of the metadata; recordings of a folder without metadata are excluded.
 
     Raises:
         FileNotFoundError: no such folder or file; ValueError: no metadata, or in a format that is not known.
@@ -45,8 +55,8 @@ def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | Lef
     for path in files:
         path = path.absolute()
         for number, row in _rows(path):
-            one = _found(row, path, root) if isinstance(row, dict) else row
-            if isinstance(one, LeftOut):
+            one = _utterance(row, path, root) if isinstance(row, dict) else row
+            if isinstance(one, Exclusion):
                 yield replace(one, name=f"{path.relative_to(root)}, line {number}")
                 continue
             named.add(one.audio)
@@ -55,11 +65,11 @@ def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | Lef
     if source.is_dir() and not splits:
         for recording in sorted(root.rglob("*")):
             if recording.suffix.lower() in AudioFolder.EXTENSIONS and recording not in named:
-                yield LeftOut(str(recording.relative_to(root)), NO_TRANSCRIPT, "no line of the metadata names it")
+                yield Exclusion(str(recording.relative_to(root)), NO_TRANSCRIPT, "no line of the metadata names it")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | LeftOut]]:
-    """Rows with their line numbers; a [`LeftOut`] without a name for what is no row."""
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Exclusion]]:
+    """Yield rows with their line numbers; an `Exclusion` without a name for a line that is no row."""
     if path.suffix == ".csv":
         # Fields may hold line breaks, so the file is not cut into lines first.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -68,28 +78,28 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | LeftOut]]:
             for fields in reader:
                 row = dict(zip(header, fields, strict=False))
                 detail = f"{len(fields)} columns instead of {len(header)}"
-                yield reader.line_num, row if len(fields) == len(header) else LeftOut("", BAD_LINE, detail)
+                yield reader.line_num, row if len(fields) == len(header) else Exclusion("", BAD_LINE, detail)
     elif path.suffix in (".jsonl", ".json"):
-        for number, line in lines(path):
+        for number, line in numbered_lines(path):
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                yield number, LeftOut("", BAD_LINE, f"not JSON: {error}")
+                yield number, Exclusion("", BAD_LINE, f"not JSON: {error}")
                 continue
-            yield number, row if isinstance(row, dict) else LeftOut("", BAD_LINE, f"not an object: {row!r}")
+            yield number, row if isinstance(row, dict) else Exclusion("", BAD_LINE, f"not an object: {row!r}")
     else:
         raise ValueError(f"{path}: metadata are read from .jsonl and .csv.")
 
 
-def _found(row: dict[str, Any], path: Path, root: Path) -> Found | LeftOut:
-    """The utterance of a row; a [`LeftOut`] without a name for a row that lacks something."""
+def _utterance(row: dict[str, Any], path: Path, root: Path) -> CorpusUtterance | Exclusion:
+    """Return the utterance of a row; an `Exclusion` without a name for a row that lacks a field."""
     audio, text = (next((row[name] for name in names if name in row), None) for names in (AUDIO_NAMES, TEXT_NAMES))
-    for value, names in ((audio, AUDIO_NAMES), (text, TEXT_NAMES)):
-        if not isinstance(value, str):
-            return LeftOut("", BAD_LINE, f"no string in a field {' or '.join(names)}")
+    if not isinstance(audio, str) or not isinstance(text, str):
+        names = TEXT_NAMES if isinstance(audio, str) else AUDIO_NAMES
+        return Exclusion("", BAD_LINE, f"no string in a field {' or '.join(names)}")
     speaker = next((row[name] for name in SPEAKER_NAMES if row.get(name) not in (None, "")), "")
     file = Path(os.path.normpath(path.parent / audio))
-    return Found(
+    return CorpusUtterance(
         id=audio if path.parent == root else str(path.parent.relative_to(root) / audio),
         audio=file,
         text=text,
@@ -100,7 +110,7 @@ def _found(row: dict[str, Any], path: Path, root: Path) -> Found | LeftOut:
 
 
 def _split(file: Path, root: Path) -> str:
-    """By the folders that hold the recording, the outermost first; empty where none of them has the name of a split."""
+    """Return the split that the folders of a recording name, the outermost first, or an empty string."""
     folders = file.relative_to(root).parts[:-1] if file.is_relative_to(root) else ()
     for folder in folders:
         for word in re.split(r"[-._ \d]+", folder.lower()):

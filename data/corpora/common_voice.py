@@ -3,18 +3,27 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from seam.data.corpora.found import BAD_LINE, Found, LeftOut, chosen, lines, require_folder
+from seam.data.corpora.utterances import (
+    BAD_LINE,
+    CorpusUtterance,
+    Exclusion,
+    numbered_lines,
+    require_folder,
+    select_splits,
+)
 
 SPLITS = ("train", "dev", "test")
-# Not read unless asked for: `validated` holds the three splits again, and the others were not agreed upon.
+# Read on request only: `validated` contains the three splits, and the transcripts of the others are not confirmed.
 FURTHER_SPLITS = ("validated", "other", "invalidated")
 COLUMNS = ("client_id", "path", "sentence")
 
 
-def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | LeftOut]:
+def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[CorpusUtterance | Exclusion]:
     """
+    Yield the utterances of one language.
+
     Args:
-        source: the folder of one language, which holds the `.tsv` files and `clips`.
+        source: the folder of the language, with the `.tsv` files and `clips`.
         splits: `.tsv` files to read, without the suffix; by default train, dev and test.
 
     Raises:
@@ -30,24 +39,24 @@ def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | Lef
     wanted = splits or [name for name in available if name in SPLITS]
     if not wanted:
         raise ValueError(f"{source} has none of {', '.join(SPLITS)}; say which of {', '.join(available)} to read.")
-    for split in chosen(available, wanted, source):
+    for split in select_splits(available, wanted, source):
         yield from _split(folder, split)
 
 
-def _split(folder: Path, split: str) -> Iterator[Found | LeftOut]:
+def _split(folder: Path, split: str) -> Iterator[CorpusUtterance | Exclusion]:
     path = folder / f"{split}.tsv"
-    # Not `csv`: quotation marks are part of the sentences, and a tab or a line break never is.
-    rows = ((number, line.split("\t")) for number, line in lines(path))
+    # Without `csv`: quotation marks belong to the sentences; tabs and line breaks never do.
+    rows = ((number, line.split("\t")) for number, line in numbered_lines(path))
     _, header = next(rows, (0, []))
     if missing := [name for name in COLUMNS if name not in header]:
         raise ValueError(f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}.")
     for number, fields in rows:
         if len(fields) != len(header):
             detail = f"{len(fields)} columns instead of {len(header)}"
-            yield LeftOut(f"{path.name}, line {number}", BAD_LINE, detail)
+            yield Exclusion(f"{path.name}, line {number}", BAD_LINE, detail)
             continue
         row = dict(zip(header, fields, strict=True))
-        yield Found(
+        yield CorpusUtterance(
             id=row["path"],
             audio=folder / "clips" / row["path"],
             text=row["sentence"],

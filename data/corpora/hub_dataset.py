@@ -1,4 +1,4 @@
-"""Any dataset that `datasets` loads, with an audio and a text column: from the Hub, a folder or a file."""
+"""Any dataset with an audio and a text column that `datasets` loads from the Hub, a folder or a file."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,11 +9,11 @@ import datasets
 import fsspec
 from datasets.exceptions import DatasetsError
 
-from seam.data.corpora.found import BAD_LINE, SPEAKER_NAMES, TEXT_NAMES, Found, LeftOut, chosen
+from seam.data.corpora.utterances import BAD_LINE, SPEAKER_NAMES, TEXT_NAMES, CorpusUtterance, Exclusion, select_splits
 
 AUDIO_NAME = "audio"
-# Beside the number of the row, which makes it unique: `id` is that of a sentence, not of a recording, in some corpora.
-MAX_NAME_CHARACTERS = 80
+# Of the label after a row's number in an id. The label alone is not unique: in some corpora it belongs to a sentence.
+MAX_LABEL_CHARACTERS = 80
 
 
 def read(
@@ -24,18 +24,20 @@ def read(
     audio_column: str | None = None,
     text_column: str | None = None,
     streaming: bool = False,
-) -> Iterator[Found | LeftOut]:
+) -> Iterator[CorpusUtterance | Exclusion]:
     """
+    Yield the utterances of a dataset.
+
     Args:
         source: Hub id, a folder that `load_dataset` or `load_from_disk` reads, or a Parquet file.
         splits: all by default.
         name: configuration of the dataset, such as `clean`.
-        audio_column, text_column: by default the only column of the feature type `Audio`, or the one called `audio`;
-            and `text`, `transcription`, `transcript` or `sentence`.
+        audio_column: by default `audio`, or the only column of the feature type `Audio`.
+        text_column: by default `text`, `transcription`, `transcript` or `sentence`.
         streaming: read it row by row, without a copy in the cache.
 
     Yields:
-        Rows with the bytes of the audio file, or with its path where that is all they have.
+        The utterance of each row, with the bytes of its audio file, or with its path where the row has no bytes.
 
     Raises:
         ValueError: no such split, configuration or column, or a dataset that `datasets` cannot load.
@@ -59,24 +61,27 @@ def _load(source: str, splits: Sequence[str], name: str | None, streaming: bool)
         return zip(splits, datasets.load_dataset(**arguments, split=list(splits)), strict=True)
     else:
         loaded = datasets.load_dataset(**arguments, streaming=streaming)
-    return [(split, loaded[split]) for split in chosen(loaded, splits, source)]
+    return [(split, loaded[split]) for split in select_splits(loaded, splits, source)]
 
 
 def _columns(rows, audio: str | None, text: str | None, source: str | Path) -> tuple[str, str]:
-    """Names of the audio and the text column."""
+    """Return the names of the audio and the text column."""
     available = list(rows.features or next(iter(rows)))
     audios = [name for name in available if isinstance((rows.features or {}).get(name), datasets.Audio)]
     if audio is None and (AUDIO_NAME in available or len(audios) == 1):
         audio = AUDIO_NAME if AUDIO_NAME in available else audios[0]
     text = text or next((name for name in TEXT_NAMES if name in available), None)
-    for kind, column in (("audio", audio), ("text", text)):
-        if column not in available:
+
+    def require(kind: str, column: str | None) -> str:
+        if column is None or column not in available:
             wanted = f"no column {column!r}" if column else f"no {kind} column that is known by its name or type"
             raise ValueError(f"{source} has {wanted}; its columns are {', '.join(available)}.")
-    return audio, text
+        return column
+
+    return require("audio", audio), require("text", text)
 
 
-def _rows(rows, split: str, columns: tuple[str, str], source: Path) -> Iterator[Found | LeftOut]:
+def _rows(rows, split: str, columns: tuple[str, str], source: Path) -> Iterator[CorpusUtterance | Exclusion]:
     audio_column, text_column = columns
     available = rows.features or next(iter(rows))
     speaker_column = next((name for name in SPEAKER_NAMES if name in available), None)
@@ -87,7 +92,7 @@ def _rows(rows, split: str, columns: tuple[str, str], source: Path) -> Iterator[
     for number, row in enumerate(rows.cast_column(audio_column, datasets.Audio(decode=False))):
         audio, text = row[audio_column] or {}, row[text_column]
         path = audio.get("path") or ""
-        label = re.sub(r"[^\w.-]+", "_", str(row.get("id") or Path(path).stem), flags=re.ASCII)[:MAX_NAME_CHARACTERS]
+        label = re.sub(r"[^\w.-]+", "_", str(row.get("id") or Path(path).stem), flags=re.ASCII)[:MAX_LABEL_CHARACTERS]
         id = f"{split}-{number:06d}" + f"-{label}" * bool(label)
         contents = audio.get("bytes")
         if contents is None and "://" in path:
@@ -95,15 +100,15 @@ def _rows(rows, split: str, columns: tuple[str, str], source: Path) -> Iterator[
                 with fsspec.open(path, "rb") as file:
                     contents = file.read()
             except OSError as error:
-                yield LeftOut(id, "cannot be read", f"{path}: {error}")
+                yield Exclusion(id, "cannot be read", f"{path}: {error}")
                 continue
         if contents is None and not path:
-            yield LeftOut(id, "no audio file", f"{audio_column} is empty")
+            yield Exclusion(id, "no audio file", f"{audio_column} is empty")
         elif not isinstance(text, str | None):
-            yield LeftOut(id, BAD_LINE, f"{text_column} is {text!r}, not text")
+            yield Exclusion(id, BAD_LINE, f"{text_column} is {text!r}, not text")
         else:
             speaker = row.get(speaker_column)
-            yield Found(
+            yield CorpusUtterance(
                 id=id,
                 audio=folder / path,
                 text=text or "",

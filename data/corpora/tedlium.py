@@ -1,4 +1,4 @@
-"""TED-LIUM 2 and 3: SPLIT/stm/TALK.stm says which words are in which segment of SPLIT/sph/TALK.sph."""
+"""TED-LIUM 2 and 3: SPLIT/stm/TALK.stm has the transcripts of the segments of SPLIT/sph/TALK.sph."""
 
 import math
 import re
@@ -6,22 +6,32 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seam.data.corpora.found import BAD_LINE, NO_TRANSCRIPT, NOT_SCORED, Found, LeftOut, chosen, lines, require_folder
+from seam.data.corpora.utterances import (
+    BAD_LINE,
+    NO_TRANSCRIPT,
+    NOT_SCORED,
+    CorpusUtterance,
+    Exclusion,
+    numbered_lines,
+    require_folder,
+    select_splits,
+)
 
 SAMPLING_RATE = 16000
 SPLITS = ("train", "dev", "test")
 IGNORED = "ignore_time_segment_in_scoring"
 GAP = "inter_segment_gap"
-# Segments follow each other without a gap, with times rounded to 10 ms: more than this is one that is in two places.
+# Segments follow each other without a gap, with times rounded to 10 ms: a larger overlap is an error of the corpus.
 OVERLAP_SECONDS = 0.1
 
 # `<o,f0,male>`, or `<F0_M>` in the first releases; not a word such as `<unk>`.
 LABEL = re.compile(r"<([^<>]*,[^<>]*|F\d_[MF])>")
-# `<unk>`, `<sil>`, `{NOISE}`, `[NOISE]`: not words. The number of a pronunciation: `read(2)`.
+# Not words: `<unk>`, `<sil>`, `{NOISE}`, `[NOISE]`.
 NOT_A_WORD = re.compile(r"<[^<>]*>|\{[^{}]*\}|\[[^\[\]]*\]")
+# The number of a pronunciation: `read(2)`.
 VARIANT = re.compile(r"\(\d+\)$")
 UTTERANCE_NAME = re.compile(r"\(\S+\)")
-# Words that begin with an apostrophe; all other apostrophes were cut off the word before them: `it 's`, `students '`.
+# Words that begin with an apostrophe; any other apostrophe was cut off the word before it: `it 's`, `students '`.
 ELISIONS = {"'bout", "'cause", "'em", "'n", "'round", "'til", "'till", "'tis", "'twas"}
 
 
@@ -37,19 +47,21 @@ class Segment:
 
     @property
     def id(self) -> str:
-        """Talk, start and end in hundredths of a second, as Kaldi's recipes name it."""
+        """Name the segment by talk, start and end in hundredths of a second, as Kaldi's recipes do."""
         return f"{self.talk}-{round(self.start * 100):07d}-{round(self.end * 100):07d}"
 
 
-def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | LeftOut]:
+def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[CorpusUtterance | Exclusion]:
     """
+    Yield the utterances of TED-LIUM.
+
     Args:
         source: release 2, or release 3, of which the `legacy` splits are read, or one split of either.
         splits: of `train`, `dev` and `test`; all by default.
 
     Yields:
-        The segments of each talk in the order of time. A segment that is not scored, or that begins before the one
-        before it ends, is left out; so is a recording without an STM file.
+        The segments of each talk in temporal order. Segments that are not scored, segments that begin before the one
+        before them ends, and recordings without an STM file are excluded.
 
     Raises:
         FileNotFoundError: no such folder; ValueError: another layout, or no such split.
@@ -61,7 +73,7 @@ def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[Found | Lef
             f"{source} is not TED-LIUM as unpacked: looked for {{{','.join(SPLITS)}}}/stm/*.stm in it and in legacy/ "
             "below it, and for stm/*.stm."
         )
-    for split in chosen(folders, splits, source):
+    for split in select_splits(folders, splits, source):
         yield from _split(folders[split], split)
 
 
@@ -72,36 +84,36 @@ def _splits(folder: Path) -> dict[str, Path]:
     return {name: parent / name for name in SPLITS if any((parent / name).glob("stm/*.stm"))}
 
 
-def _split(folder: Path, split: str) -> Iterator[Found | LeftOut]:
+def _split(folder: Path, split: str) -> Iterator[CorpusUtterance | Exclusion]:
     talks = set()
     for path in sorted(folder.glob("stm/*.stm")):
         talks.add(path.stem)
         yield from _talk(path, folder / "sph", split)
     for recording in sorted(folder.glob("sph/*.sph")):
         if recording.stem not in talks:
-            yield LeftOut(recording.stem, NO_TRANSCRIPT, f"no {recording.stem}.stm in {folder / 'stm'}")
+            yield Exclusion(recording.stem, NO_TRANSCRIPT, f"no {recording.stem}.stm in {folder / 'stm'}")
 
 
-def _talk(path: Path, recordings: Path, split: str) -> Iterator[Found | LeftOut]:
+def _talk(path: Path, recordings: Path, split: str) -> Iterator[CorpusUtterance | Exclusion]:
     segments = []
-    for number, line in lines(path):
+    for number, line in numbered_lines(path):
         if line.startswith(";;"):
             continue
         try:
             segments.append(parse(line))
         except ValueError as error:
-            yield LeftOut(f"{path.name}, line {number}", BAD_LINE, f"{error}: {line!r}")
-    heard_until = 0.0
+            yield Exclusion(f"{path.name}, line {number}", BAD_LINE, f"{error}: {line!r}")
+    last_end = 0.0
     for one in sorted(segments, key=lambda segment: segment.start):
         if one.speaker == GAP or [word.lower() for word in one.words[:1]] == [IGNORED]:
-            yield LeftOut(one.id, NOT_SCORED)
+            yield Exclusion(one.id, NOT_SCORED)
             continue
-        if one.start < heard_until - OVERLAP_SECONDS:
-            detail = f"begins at {one.start:.2f} s, where a segment goes on to {heard_until:.2f} s"
-            yield LeftOut(one.id, "overlapping segment", detail)
+        if one.start < last_end - OVERLAP_SECONDS:
+            detail = f"begins at {one.start:.2f} s, but the segment before it ends at {last_end:.2f} s"
+            yield Exclusion(one.id, "overlapping segment", detail)
             continue
-        heard_until = max(heard_until, one.end)
-        yield Found(
+        last_end = max(last_end, one.end)
+        yield CorpusUtterance(
             id=one.id,
             audio=recordings / f"{one.talk}.sph",
             text=transcript(one.words),
@@ -115,10 +127,10 @@ def _talk(path: Path, recordings: Path, split: str) -> Iterator[Found | LeftOut]
 
 def parse(line: str) -> Segment:
     """
-    `talk channel speaker start end [<label>] words …`, the segment time mark format of NIST's scoring toolkit.
+    Parse a line `talk channel speaker start end [<label>] words …`, NIST's segment time mark format.
 
     Raises:
-        ValueError: too few fields, or times that are not a stretch of time.
+        ValueError: too few fields, or not an interval of time.
     """
     fields = line.split()
     if len(fields) < 5:
@@ -129,16 +141,18 @@ def parse(line: str) -> Segment:
     except ValueError:
         raise ValueError("start or end is not a number") from None
     if not 0 <= start < end < math.inf:
-        raise ValueError("start and end are not a stretch of time")
+        raise ValueError("start and end are not an interval of time")
     words = fields[5:]
     return Segment(talk, speaker, start, end, words[1:] if words and LABEL.fullmatch(words[0]) else words)
 
 
 def transcript(words: Sequence[str]) -> str:
     """
-    The words as they are written elsewhere: apostrophes joined to the word that they were cut off (`it 's`), without
-    marks of noise, of words that nobody understood and of pronunciations, and without the name of the utterance that
-    stands at the end in some releases. Kaldi's recipes for TED-LIUM and the Whisper normaliser join in the same way.
+    Join words to a transcript in the usual spelling.
+
+    Apostrophes are joined to the word before them (`it 's`), as Kaldi's recipes for TED-LIUM and the Whisper normaliser
+    do. Marks of noise, of unintelligible words and of pronunciations are removed, and so is the name of the utterance
+    that some releases append.
     """
     if words and UTTERANCE_NAME.fullmatch(words[-1]):
         words = words[:-1]

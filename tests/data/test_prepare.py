@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from seam.data.corpora import librispeech
-from seam.data.corpora.found import NOT_SCORED, Found, LeftOut
+from seam.data.corpora.utterances import NOT_SCORED, CorpusUtterance, Exclusion
 from seam.data.manifest import read_manifest
 from seam.data.prepare import load_tokenizer, prepare
 from seam.tests.helpers.sounds import tone, write
@@ -72,7 +72,7 @@ def broken(shared, tmp_path_factory):
     id = damage("duplicate audio")
     shutil.copyfile(file(ids[0]), file(id))
     id = damage("cannot be decoded")  # no audio at all
-    file(id).write_bytes(b"<html>404 Not Found</html>")
+    file(id).write_bytes(b"<html>404 Not CorpusUtterance</html>")
     twice = ids[3]
     rows[twice] += f"{twice} ANOTHER TEXT FOR IT\n".encode()
     for id, row in rows.items():
@@ -103,9 +103,9 @@ def test_the_number_of_workers_changes_nothing(broken, tmp_path):
     assert one.left_out_file.read_bytes() == three.left_out_file.read_bytes()
 
 
-def found(path, text="good text", **fields) -> Found:
+def found(path, text="good text", **fields) -> CorpusUtterance:
     labels = {"id": path.stem, "speaker": "anna", "corpus": "tones", "split": "train"}
-    return Found(**{**labels, "audio": path, "text": text, **fields})
+    return CorpusUtterance(**{**labels, "audio": path, "text": text, **fields})
 
 
 def recordings(folder, count) -> list:
@@ -167,7 +167,7 @@ def test_bytes_are_named_by_what_they_are(tmp_path, format, rate):
 
 def test_what_is_not_scored_is_counted_and_not_listed(tmp_path):
     (path,) = recordings(tmp_path, 1)
-    summary = prepare([LeftOut("gap", NOT_SCORED), found(path), LeftOut("b", "bad line", "why")], tmp_path / "out")
+    summary = prepare([Exclusion("gap", NOT_SCORED), found(path), Exclusion("b", "bad line", "why")], tmp_path / "out")
     assert summary.not_scored == 1 and summary.left_out == {"bad line": 1} and left_out(summary) == [("b", "bad line")]
 
 
@@ -175,7 +175,7 @@ def test_nothing_left_is_an_error_and_an_older_manifest_stays(tmp_path):
     (path,) = recordings(tmp_path, 1)
     before = prepare([found(path)], tmp_path / "out").manifest.read_bytes()
     with pytest.raises(ValueError, match="nothing is left to write a manifest of: 2 empty text, 1 bad line"):
-        prepare([found(path, ""), LeftOut("b", "bad line"), found(path, "")], tmp_path / "out")
+        prepare([found(path, ""), Exclusion("b", "bad line"), found(path, "")], tmp_path / "out")
     assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
     assert (tmp_path / "out" / "left_out.jsonl").read_text().count("\n") == 3
     with pytest.raises(ValueError, match="no utterance was found"):

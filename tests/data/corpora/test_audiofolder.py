@@ -6,7 +6,7 @@ import json
 import pytest
 
 from seam.data.corpora import audiofolder
-from seam.data.corpora.found import Found, LeftOut
+from seam.data.corpora.utterances import CorpusUtterance, Exclusion
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.data.prepare import prepare
 from seam.tests.helpers.sounds import tone, write
@@ -27,9 +27,9 @@ def test_jsonl_at_the_root_with_splits_by_folder(tmp_path):
         {"file_name": "elsewhere/c.wav", "transcription": "four", "split": "test-other"},
     )
     assert list(audiofolder.read(tmp_path)) == [
-        Found("train/a.wav", tmp_path / "train/a.wav", "one two", "7", tmp_path.name, "train"),
-        Found("dev/b.wav", tmp_path / "dev/b.wav", "three", "", "numbers", "validation"),
-        Found("elsewhere/c.wav", tmp_path / "elsewhere/c.wav", "four", "", tmp_path.name, "test-other"),
+        CorpusUtterance("train/a.wav", tmp_path / "train/a.wav", "one two", "7", tmp_path.name, "train"),
+        CorpusUtterance("dev/b.wav", tmp_path / "dev/b.wav", "three", "", "numbers", "validation"),
+        CorpusUtterance("elsewhere/c.wav", tmp_path / "elsewhere/c.wav", "four", "", tmp_path.name, "test-other"),
     ]
     assert [one.text for one in audiofolder.read(tmp_path, ["train"])] == ["one two"]
 
@@ -74,8 +74,8 @@ def test_csv_rows_of_another_length_are_named(tmp_path):
     rows = list(audiofolder.read(tmp_path))
     assert rows[0].text == "one"
     assert rows[1:] == [
-        LeftOut("metadata.csv, line 3", "bad line", "1 columns instead of 2"),
-        LeftOut("metadata.csv, line 4", "bad line", "3 columns instead of 2"),
+        Exclusion("metadata.csv, line 3", "bad line", "1 columns instead of 2"),
+        Exclusion("metadata.csv, line 4", "bad line", "3 columns instead of 2"),
     ]
 
 

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from seam.data.corpora import librispeech
-from seam.data.corpora.found import Found, LeftOut
+from seam.data.corpora.utterances import CorpusUtterance, Exclusion
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
 from seam.tests.helpers.sounds import tone, write
@@ -31,7 +31,9 @@ def corpus(tmp_path):
 def test_archive_root_and_subset_are_the_same_corpus(corpus):
     everything = list(librispeech.read(corpus))
     folder = corpus / "LibriSpeech" / "test-other" / "1688" / "142285"
-    last = Found("1688-142285-0000", folder / "1688-142285-0000.flac", "TWO TIMES", "1688", "librispeech", "test-other")
+    last = CorpusUtterance(
+        "1688-142285-0000", folder / "1688-142285-0000.flac", "TWO TIMES", "1688", "librispeech", "test-other"
+    )
     assert [(one.id, one.text, one.split) for one in everything] == [
         ("84-121123-0000", "GO", "dev-clean"),
         ("84-121123-0001", "STOP NOW PLEASE", "dev-clean"),
@@ -48,7 +50,7 @@ def test_a_recording_without_a_transcript_and_a_transcript_without_a_recording_a
     (folder / "84-121123-0001.flac").rename(folder / "84-121123-0007.flac")
     bare = corpus / "LibriSpeech" / "dev-clean" / "84" / "9"  # a chapter whose transcripts are missing
     write(bare / "84-9-0000.flac", tone(1.0, 900))
-    found = [one for one in librispeech.read(corpus, ["dev-clean"]) if isinstance(one, LeftOut)]
+    found = [one for one in librispeech.read(corpus, ["dev-clean"]) if isinstance(one, Exclusion)]
     assert [(one.name, one.reason) for one in found] == [
         ("84-121123-0007", "no transcript"),
         ("84-9-0000", "no transcript"),

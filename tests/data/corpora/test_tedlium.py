@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from seam.data.corpora import tedlium
-from seam.data.corpora.found import Found
+from seam.data.corpora.utterances import CorpusUtterance
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
 from seam.tests.helpers.sounds import tone, write_sph
@@ -56,14 +56,14 @@ def test_segments_are_cut_out_sample_by_sample(release2, tmp_path):
 
 def test_releases_and_splits(release2, tmp_path):
     everything = list(tedlium.read(release2))
-    assert [one.split for one in everything if isinstance(one, Found)] == ["train", "test", "test", "test"]
+    assert [one.split for one in everything if isinstance(one, CorpusUtterance)] == ["train", "test", "test", "test"]
     assert everything[0].text == "hello there everyone"
     assert list(tedlium.read(release2 / "test")) == everything[1:]
     release3 = tmp_path / "TEDLIUM_release-3"
     release3.mkdir()
     release2.rename(release3 / "legacy")
-    assert [one.id if isinstance(one, Found) else one.name for one in tedlium.read(release3)] == [
-        one.id if isinstance(one, Found) else one.name for one in everything
+    assert [one.id if isinstance(one, CorpusUtterance) else one.name for one in tedlium.read(release3)] == [
+        one.id if isinstance(one, CorpusUtterance) else one.name for one in everything
     ]
     with pytest.raises(ValueError, match="no split 'dev'; it has train, test"):
         next(tedlium.read(release3, ["dev"]))
@@ -124,9 +124,9 @@ def test_lines_with_and_without_a_label():
     segment = tedlium.Segment("T", "S", 1.5, 2.0, ["<unk>", "word"])
     assert tedlium.parse("T 1 S 1.5 2.0 <o,f0,female> <unk> word") == segment
     assert tedlium.parse("T A S 1.5 2 <unk> word") == segment
-    with pytest.raises(ValueError, match="not a stretch of time"):
+    with pytest.raises(ValueError, match="not an interval of time"):
         tedlium.parse("T 1 S -1 2 <o,f0,male> word")
-    with pytest.raises(ValueError, match="not a stretch of time"):
+    with pytest.raises(ValueError, match="not an interval of time"):
         tedlium.parse("T 1 S 1 nan <o,f0,male> word")
 
 
