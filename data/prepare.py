@@ -1,4 +1,6 @@
-"""From a corpus to a manifest: every utterance checked, and what is left out written down with the reason."""
+"""Turn a corpus into a manifest: check every utterance, and list what is left out with the reason."""
+
+from __future__ import annotations
 
 import itertools
 import json
@@ -8,19 +10,22 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tqdm.auto import tqdm
-
 from seam.data import checks
-from seam.data.checks import CheckResult, Recording, check_recording
+from seam.data.checks import CheckResult, Problem, Recording, check_recording
 from seam.data.corpora.utterances import NOT_SCORED, CorpusUtterance, Exclusion
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
 
-# Utterances that each worker may be ahead, so that a slow file does not hold up the others.
-AHEAD = 32
-# By the first bytes of a file; the name that a corpus gives to the bytes is believed where they say nothing.
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Utterances that may wait for each worker, so that a slow file does not hold up the others.
+QUEUED_PER_WORKER = 32
+# By the first bytes of a file; where they are unknown, the name that the corpus gives to the bytes decides.
 SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg", b"NIST": ".sph", b"ID3": ".mp3"}
 SUFFIXES |= {
     bytes([0xFF, kind]): ".mp3" for kind in (0xFA, 0xFB, 0xF2, 0xF3, 0xE2, 0xE3)
@@ -30,13 +35,15 @@ SUFFIXES |= {
 @dataclass
 class Summary:
     """
+    What `prepare` kept and what it left out.
+
     Args:
-        manifest, left_out_file: what was written.
+        manifest, left_out_file: the files.
         kept: number of utterances in the manifest, with `seconds` of audio.
         speakers: corpus and name of each that is known.
-        left_out: how many were left out for each reason.
-        not_scored: segments that the corpus itself excludes from scoring.
-        tokens: of all kept transcripts, for each casing; empty without a tokenizer.
+        left_out: number of utterances that were left out, by reason.
+        not_scored: number of segments that the corpus itself excludes from scoring.
+        tokens: of all kept transcripts, by casing; empty without a tokenizer.
     """
 
     manifest: Path
@@ -44,98 +51,124 @@ class Summary:
     kept: int = 0
     seconds: float = 0.0
     speakers: set[tuple[str, str]] = field(default_factory=set)
-    left_out: Counter = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
     not_scored: int = 0
-    tokens: Counter = field(default_factory=Counter)
+    tokens: Counter[str] = field(default_factory=Counter)
+
+    def add(self, utterance: Utterance, tokenizer: PreTrainedTokenizerBase | None) -> None:
+        """Count an utterance of the manifest."""
+        self.kept += 1
+        self.seconds += utterance.duration
+        if utterance.speaker:
+            self.speakers.add((utterance.corpus, utterance.speaker))
+        if tokenizer is not None:
+            from seam.processing_seam import transcript_ids
+
+            for name, casing in CASINGS.items():
+                self.tokens[name] += len(transcript_ids(tokenizer, casing(utterance.text)))
 
 
-def load_tokenizer(name: str):
-    """The tokenizer of a language model or of a checkpoint (folder or Hub id). Raises `ValueError` without one."""
+@dataclass(frozen=True)
+class Candidate:
+    """An utterance that passed the checks without audio, and its recording, which is still to be checked."""
+
+    utterance: CorpusUtterance
+    recording: Recording
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a language model or of a checkpoint (folder or Hub id), or raise `ValueError`."""
     from transformers import AutoTokenizer
 
     import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name)  # type: ignore[operator] # transformers' decorators hide its type
     except (ValueError, OSError) as error:
         raise ValueError(f"no tokenizer can be loaded from {name!r}: {error}") from error
 
 
 def prepare(
-    found: Iterable[CorpusUtterance | Exclusion],
+    corpus: Iterable[CorpusUtterance | Exclusion],
     out: str | Path,
     *,
     max_seconds: float = 30.0,
-    tokenizer=None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     workers: int = 2,
     progress: bool = False,
 ) -> Summary:
     """
-    Check every utterance of a corpus and write `manifest.jsonl`, and `left_out.jsonl` with `name`, `reason` and
-    `detail` of each that failed. Audio that the corpus does not hold as a file of its own is written below `audio/`.
-    Both files are the same for any number of workers. Of utterances with the same id, or the same samples, the first
-    stays.
+    Check every utterance of a corpus and write the manifest.
+
+    `manifest.jsonl` lists what is kept, `left_out.jsonl` the rest with `name`, `reason` and `detail`. Audio that is no
+    file of its own in the corpus is written below `audio/`. The files are the same for any number of workers. Of
+    several utterances with the same id or the same samples, the first is kept.
 
     Args:
-        found: what a reader of `seam.data.corpora` yields.
-        out: folder to write; a manifest that is there is replaced.
+        corpus: what a reader of `seam.data.corpora` yields.
+        out: folder to write; a manifest in it is replaced.
         max_seconds: longest utterance.
-        tokenizer: of the language model; without it nobody checks that it gives the transcripts back.
+        tokenizer: of the language model; without it, whether it preserves the transcripts is not checked.
         workers: processes that decode.
 
     Raises:
-        ValueError: when nothing is left; what was written before stays.
+        ValueError: nothing is left; an older manifest stays as it was.
     """
     out = Path(out).resolve()
     summary = Summary(out / "manifest.jsonl", out / "left_out.jsonl")
-    found = iter(tqdm(found, desc="checking", unit=" utterances", disable=not progress))
-    # A reader refuses a folder that is not its corpus with its first utterance: before anything is written.
-    found = itertools.chain(list(itertools.islice(found, 1)), found)
+    utterances = iter(tqdm(corpus, desc="checking", unit=" utterances", disable=not progress))
+    # A reader raises for a folder that is not its corpus at its first utterance: before anything is written.
+    utterances = itertools.chain(list(itertools.islice(utterances, 1)), utterances)
     out.mkdir(parents=True, exist_ok=True)
-    admitted = _admitted(found, out, max_seconds, tokenizer)
-    write_manifest(summary.manifest, _kept(_checked(admitted, workers), summary, tokenizer))
+    candidates = _select_candidates(utterances, out, max_seconds, tokenizer)
+    write_manifest(summary.manifest, _select_kept(_check_audio(candidates, workers), summary, tokenizer))
     return summary
 
 
-def _admitted(
-    found: Iterable[CorpusUtterance | Exclusion], out: Path, max_seconds: float, tokenizer
-) -> Iterator[Exclusion | tuple[CorpusUtterance, Recording]]:
-    """What passes the checks that need no audio."""
-    ids = set()
-    for one in found:
-        if isinstance(one, CorpusUtterance):
-            if problem := _problem(one, ids, tokenizer):
-                one = Exclusion(one.id, *problem)
-            else:
-                ids.add(one.id)
-                one = one, _recording(one, out, max_seconds)
-        yield one
+# ---- checks of what the corpus states ----
 
 
-def _problem(one: CorpusUtterance, ids: set[str], tokenizer) -> checks.Problem | None:
+def _select_candidates(
+    utterances: Iterable[CorpusUtterance | Exclusion],
+    out: Path,
+    max_seconds: float,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Iterator[Candidate | Exclusion]:
+    ids: set[str] = set()
+    for one in utterances:
+        if isinstance(one, Exclusion):
+            yield one
+        elif problem := _find_problem(one, ids, tokenizer):
+            yield Exclusion(one.id, *problem)
+        else:
+            ids.add(one.id)
+            yield Candidate(one, _recording(one, out, max_seconds))
+
+
+def _find_problem(one: CorpusUtterance, ids: set[str], tokenizer: PreTrainedTokenizerBase | None) -> Problem | None:
     for value in (one.text, one.id, one.speaker, one.corpus, one.split, str(one.audio)):
         if problem := checks.check_unicode(value):
             return problem
     if problem := checks.check_not_empty(one.text):
         return problem
     if one.id in ids:
-        return checks.Problem("duplicate id", f"{one.audio} with text {one.text!r} is not the first of this id")
+        return Problem("duplicate id", f"{one.audio} with text {one.text!r} is not the first of this id")
     if tokenizer is not None:
         from seam.processing_seam import transcript_ids
 
         text = one.text.strip()
-        decoded = tokenizer.decode(transcript_ids(tokenizer, text), skip_special_tokens=True)
+        (decoded,) = tokenizer.batch_decode([transcript_ids(tokenizer, text)], skip_special_tokens=True)
         return checks.check_tokenizer(text, decoded)
     return None
 
 
 def _recording(one: CorpusUtterance, out: Path, max_seconds: float) -> Recording:
-    """What to decode, after it was written to a file where the corpus has none."""
+    """Return the recording to decode, after writing it to a file where the corpus has none."""
     path, cut_to = one.audio, None
     folder = out.joinpath("audio", *(_file_name(name) for name in (one.split, one.speaker) if name))
     if one.contents is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / (_file_name(one.id) + _suffix(one))
+        path = folder / (_file_name(one.id) + _suffix(one.contents, one.audio))
         with replacing(path) as temporary:
             temporary.write_bytes(one.contents)
     elif one.segment is not None:
@@ -144,62 +177,62 @@ def _recording(one: CorpusUtterance, out: Path, max_seconds: float) -> Recording
 
 
 def _file_name(name: str) -> str:
-    """Another file name for each name, within one folder, whatever characters it has."""
+    """Return a file name for any name; different names get different file names."""
     quoted = quote(name, safe=" ")
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
-def _suffix(one: CorpusUtterance) -> str:
-    for start, suffix in SUFFIXES.items():
-        if one.contents.startswith(start):
-            return suffix
-    return one.audio.suffix
+def _suffix(contents: bytes, audio: Path) -> str:
+    return next((suffix for start, suffix in SUFFIXES.items() if contents.startswith(start)), audio.suffix)
 
 
-def _checked(
-    admitted: Iterable[Exclusion | tuple[CorpusUtterance, Recording]], workers: int
-) -> Iterator[Exclusion | tuple[CorpusUtterance, Recording, CheckResult]]:
-    """The same, in the same order, with what the decoded audio says."""
+# ---- checks of the audio ----
+
+
+def _check_audio(
+    candidates: Iterable[Candidate | Exclusion], workers: int
+) -> Iterator[tuple[Candidate, CheckResult] | Exclusion]:
+    """Decode the candidates in worker processes and yield them with the results, in their order."""
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting: deque[Exclusion | tuple[CorpusUtterance, Recording, Future]] = deque()
-        for one in admitted:
-            waiting.append(one if isinstance(one, Exclusion) else (*one, pool.submit(check_recording, one[1])))
-            if len(waiting) > AHEAD * workers:
+        waiting: deque[tuple[Candidate, Future[CheckResult]] | Exclusion] = deque()
+        for one in candidates:
+            waiting.append(one if isinstance(one, Exclusion) else (one, pool.submit(check_recording, one.recording)))
+            if len(waiting) > QUEUED_PER_WORKER * workers:
                 yield _result(waiting.popleft())
         while waiting:
             yield _result(waiting.popleft())
 
 
-def _result(
-    one: Exclusion | tuple[CorpusUtterance, Recording, Future],
-) -> Exclusion | tuple[CorpusUtterance, Recording, CheckResult]:
-    return one if isinstance(one, Exclusion) else (one[0], one[1], one[2].result())
+def _result(one: tuple[Candidate, Future[CheckResult]] | Exclusion) -> tuple[Candidate, CheckResult] | Exclusion:
+    return one if isinstance(one, Exclusion) else (one[0], one[1].result())
 
 
-def _kept(
-    checked: Iterable[Exclusion | tuple[CorpusUtterance, Recording, CheckResult]], summary: Summary, tokenizer
+def _select_kept(
+    checked: Iterable[tuple[Candidate, CheckResult] | Exclusion],
+    summary: Summary,
+    tokenizer: PreTrainedTokenizerBase | None,
 ) -> Iterator[Utterance]:
-    """What goes into the manifest; the rest goes to `summary.left_out_file`, and everything is counted."""
-    digests: dict[bytes, str] = {}
-    # Readers keep bytes that are not UTF-8 as surrogates; in a JSON string they are written as \udc80 to \udcff.
+    """Yield the utterances of the manifest, write the others to `summary.left_out_file`, and count both."""
+    ids: dict[bytes, str] = {}  # by the digest of the samples
+    # Readers keep bytes that are not UTF-8 as surrogates, which a JSON string has as \udc80 to \udcff.
     with (
         replacing(summary.left_out_file) as temporary,
         temporary.open("w", encoding="utf-8", errors="backslashreplace") as left_out_file,
     ):
         for one in checked:
             if not isinstance(one, Exclusion):
-                found, recording, result = one
+                candidate, result = one
                 problem = result.problem
-                if problem is None and result.digest in digests:
-                    problem = checks.Problem("duplicate audio", f"the samples are those of {digests[result.digest]}")
+                if problem is None and result.digest in ids:
+                    problem = Problem("duplicate audio", f"the samples are those of {ids[result.digest]}")
                 if problem is None:
-                    digests[result.digest] = found.id
-                    utterance = _utterance(found, recording, result)
-                    _count(summary, utterance, tokenizer)
+                    ids[result.digest] = candidate.utterance.id
+                    utterance = _utterance(candidate, result)
+                    summary.add(utterance, tokenizer)
                     yield utterance
                     continue
-                one = Exclusion(found.id, *problem)
-                _remove_made(found, recording)
+                _remove_copy(candidate)
+                one = Exclusion(candidate.utterance.id, *problem)
             if one.reason == NOT_SCORED:
                 summary.not_scored += 1
             else:
@@ -210,26 +243,15 @@ def _kept(
         raise ValueError(f"nothing is left to write a manifest of: {reasons or 'no utterance was found'}.")
 
 
-def _utterance(found: CorpusUtterance, recording: Recording, result: CheckResult) -> Utterance:
+def _utterance(candidate: Candidate, result: CheckResult) -> Utterance:
+    stated, recording = candidate.utterance, candidate.recording
     audio = recording.cut_to or recording.path
-    return Utterance(audio, recording.text, result.seconds, found.speaker, found.corpus, found.split)
+    return Utterance(audio, recording.text, result.seconds, stated.speaker, stated.corpus, stated.split)
 
 
-def _remove_made(found: CorpusUtterance, recording: Recording) -> None:
-    """The corpus still has what was left out: no file of ours stays behind."""
-    if recording.cut_to is not None:
-        recording.cut_to.unlink(missing_ok=True)
-    if found.contents is not None:
-        recording.path.unlink(missing_ok=True)
-
-
-def _count(summary: Summary, utterance: Utterance, tokenizer) -> None:
-    summary.kept += 1
-    summary.seconds += utterance.duration
-    if utterance.speaker:
-        summary.speakers.add((utterance.corpus, utterance.speaker))
-    if tokenizer is not None:
-        from seam.processing_seam import transcript_ids
-
-        for name, casing in CASINGS.items():
-            summary.tokens[name] += len(transcript_ids(tokenizer, casing(utterance.text)))
+def _remove_copy(candidate: Candidate) -> None:
+    """Remove the file that was written for an utterance that is left out; the corpus still has the audio."""
+    if candidate.recording.cut_to is not None:
+        candidate.recording.cut_to.unlink(missing_ok=True)
+    if candidate.utterance.contents is not None:
+        candidate.recording.path.unlink(missing_ok=True)
