@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
-from seam.data.manifest import Utterance, labels, stated_duration, utterances_of
+from seam.data.manifest import Utterance, iter_manifest, optional_fields, stated_duration
 from seam.data.samplers import LengthBatchSampler
 
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
@@ -78,7 +78,7 @@ def expand(names: list[str]) -> list[Path]:
 
 def utterances_in(path: Path, split: str | None = None) -> Iterator[Utterance]:
     """Of a shard (`.tar`) or a manifest, one by one. `split`: keep only these."""
-    return utterances_in_tar(path, split) if path.suffix == ".tar" else utterances_of(path, split)
+    return utterances_in_tar(path, split) if path.suffix == ".tar" else iter_manifest(path, split)
 
 
 def utterances_in_tar(path: Path, split: str | None = None) -> Iterator[Utterance]:
@@ -137,7 +137,7 @@ def _paired(path: Path, key: PurePosixPath, parts: dict, split: str | None) -> I
     if row["text"] is None:
         raise ValueError(f"{path}/{key}.json lacks the field 'text'.")
     duration = duration_of(parts["header"]) if duration is None else duration
-    utterance = Utterance(parts["audio"], row["text"], duration, **labels(row))
+    utterance = Utterance(parts["audio"], row["text"], duration, **optional_fields(row))
     if split in (None, utterance.split):
         yield utterance
 
