@@ -1,4 +1,4 @@
-"""Augmentation that a recipe asks for: anew for every utterance in every epoch, with the same words or more of them."""
+"""Augmentation of training utterances: concatenation, speed, noise and SpecAugment, drawn anew in every epoch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,19 +19,19 @@ SAMPLE_RATE = 16000
 @dataclass
 class Augmentation:
     """
-    Settings of a recipe (`data.augmentation`), and what they do. All is off by default.
+    Augment utterances by the settings of a recipe (`data.augmentation`), which are all off by default.
 
     Args:
-        concatenation_probability: of joining another random utterance to one, and then of joining one more, as long as
-            the audio fits the encoder's window and the transcript the aligner's positions.
-        speeds: one of these is drawn for each utterance, as often as the others; 0.9, 1.0 and 1.1 in Ko et al. (2015).
-            It changes the pitch as well. Speeds at which the audio would not fit the window are not drawn.
+        concatenation_probability: of appending a random utterance, and then of appending one more, as long as the audio
+            fits the encoder's window and the transcript the aligner's positions.
+        speeds: drawn uniformly for each utterance; 0.9, 1.0 and 1.1 in Ko et al. (2015). The pitch changes with the
+            speed. Speeds at which the audio would not fit the window are not drawn.
         noise_probability: of adding noise.
-        noise: manifests of noise recordings, whose texts are not read; without any, noise is white, pink or brown.
-        min_snr, max_snr: the signal-to-noise ratio in dB is drawn between these.
-        time_masks, frequency_masks: number of masks of SpecAugment (Park et al. 2019), within the audio's own frames.
-        time_mask_frames, frequency_mask_bins: T (in frames of 10 ms) and F, the greatest widths of a mask; by default
-            those of the policies for LibriSpeech, which have up to 2 masks of each kind.
+        noise: manifests of noise recordings, whose texts are ignored; by default noise is white, pink or brown.
+        min_snr, max_snr: bounds of the signal-to-noise ratio in dB, which is drawn uniformly.
+        time_masks, frequency_masks: number of masks of SpecAugment (Park et al. 2019), within the frames of the audio.
+        time_mask_frames, frequency_mask_bins: T (in frames of 10 ms) and F, the maximum widths of a mask; the defaults
+            are those of the policies for LibriSpeech, which have up to 2 masks of each kind.
     """
 
     concatenation_probability: float = 0.0
@@ -61,24 +61,28 @@ class Augmentation:
             raise ValueError("data.augmentation.noise is given, but noise_probability is 0.")
 
     def __bool__(self) -> bool:
-        """Whether anything is asked for."""
+        """Return whether anything is switched on."""
         chances = self.concatenation_probability, self.noise_probability, self.time_masks, self.frequency_masks
         return any(chances) or any(speed != 1 for speed in self.speeds)
 
     @cached_property
     def noises(self) -> list[Utterance]:
-        """The recordings of the manifests in `noise`."""
+        """Return the recordings of the manifests in `noise`."""
         return [one for path in self.noise for one in read_manifest(path, needs_text=False)]
 
-    def joined(
-        self, utterance: Utterance, draw: Callable[[], Utterance], rng: np.random.Generator, fits: Callable
+    def concatenate(
+        self,
+        utterance: Utterance,
+        draw: Callable[[], Utterance],
+        rng: np.random.Generator,
+        fits: Callable[[list[Utterance]], bool],
     ) -> list[Utterance]:
         """
-        The utterances to be heard one after the other instead of `utterance`, which is the first of them.
+        Return the utterances to concatenate, of which `utterance` is the first.
 
         Args:
-            draw: gives a random utterance.
-            fits: whether a list of utterances can be one.
+            draw: returns a random utterance.
+            fits: whether a list of utterances fits the model as one.
         """
         parts = [utterance]
         while rng.random() < self.concatenation_probability:
@@ -88,85 +92,89 @@ class Augmentation:
             parts = more
         return parts
 
-    def change_waveform(self, waveform: np.ndarray, rng: np.random.Generator, rate: int, longest: int) -> np.ndarray:
+    def change_waveform(
+        self, waveform: np.ndarray, rng: np.random.Generator, rate: int, max_samples: int
+    ) -> np.ndarray:
         """
-        Speed and noise.
+        Change the speed and add noise.
 
         Args:
             waveform: shape `(samples,)`.
             rate: in Hz.
-            longest: number of samples that the result may have.
+            max_samples: that the result may have.
 
         Returns:
-            `np.ndarray` of shape `(other samples,)`, float32.
+            `np.ndarray` of shape `(samples,)`, float32; another number of samples than before.
         """
-        speeds = [speed for speed in self.speeds if np.ceil(len(waveform) / speed) <= longest]
+        speeds = [speed for speed in self.speeds if np.ceil(len(waveform) / speed) <= max_samples]
         speed = speeds[rng.integers(len(speeds))] if speeds else 1
         if speed != 1:
-            waveform = change_speed(waveform, speed)[:longest]
+            waveform = change_speed(waveform, speed)[:max_samples]
         if rng.random() < self.noise_probability:
-            waveform = self._with_noise(waveform, rng, rate)
+            waveform = self._add_noise(waveform, rng, rate)
         return waveform.astype(np.float32, copy=False)
 
-    def _with_noise(self, waveform: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
+    def _add_noise(self, waveform: np.ndarray, rng: np.random.Generator, rate: int) -> np.ndarray:
         if not self.noises:
             return add_noise(waveform, rng, (self.min_snr, self.max_snr))
         source = self.noises[rng.integers(len(self.noises))]
         seconds = len(waveform) / rate
         offset = rng.uniform(0, max(0.0, source.duration - seconds))
-        noise, _ = librosa.load(source.audio, sr=rate, offset=offset, duration=seconds)
+        noise, _ = librosa.load(str(source.audio), sr=rate, offset=offset, duration=seconds)
         return mix(waveform, np.resize(noise, len(waveform)), rng.uniform(self.min_snr, self.max_snr))
 
     def mask_features(self, features: torch.Tensor, frames: int, rng: np.random.Generator) -> torch.Tensor:
         """
-        SpecAugment's masks (Park et al. 2019, Section 2), without its time warp, which they found to matter least.
-        transformers has them in `WhisperModel` alone, not in the encoder, and draws from numpy's global generator.
+        Mask features as SpecAugment does (Park et al. 2019, Section 2).
+
+        The time warp is left out, which they found to matter least. transformers masks in `WhisperModel` only, not in
+        the encoder, and draws from numpy's global generator.
 
         Args:
             features: shape `(mels, frames of the window)`.
-            frames: those of the audio; the rest is padding.
+            frames: number of frames of the audio; the rest is padding.
 
         Returns:
-            A tensor of the same shape. Masks are 0, as in transformers' Whisper.
+            A tensor of the same shape. Masked values are 0, as in transformers' Whisper.
         """
         features = features.clone()
-        for count, widest, size, axis in (
+        for count, max_width, size, axis in (
             (self.frequency_masks, self.frequency_mask_bins, features.shape[0], 0),
             (self.time_masks, self.time_mask_frames, frames, 1),
         ):
             for _ in range(count):
-                width = int(rng.integers(min(widest, size) + 1))
+                width = int(rng.integers(min(max_width, size) + 1))
                 start = int(rng.integers(size - width + 1))
                 features.narrow(axis, start, width).zero_()
         return features
 
 
 def change_speed(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Plays the audio `(samples,)` `factor` times as fast, which raises pitch and formants with it."""
+    """Speed audio `(samples,)` at 16 kHz up by `factor`, which raises pitch and formants as well."""
     return soxr.resample(audio, SAMPLE_RATE * factor, SAMPLE_RATE, quality="MQ")
 
 
 def rms(audio: np.ndarray) -> float:
-    """Root mean square, with a floor so that silence stays a legal input."""
+    """Return the root mean square, at least 1e-4 so that silence is a valid input."""
     return max(float(np.sqrt(np.mean(np.square(audio)))) if audio.size else 0.0, 1e-4)
 
 
 def add_noise(audio: np.ndarray, rng: np.random.Generator, ratios: tuple[float, float] = (12, 45)) -> np.ndarray:
     """
-    Adds white, pink or brown noise.
+    Add white, pink or brown noise.
 
     Args:
         audio: Mono audio at 16 kHz, shape (samples,).
         rng: Source of all randomness.
-        ratios: Least and greatest signal-to-noise ratio, in dB.
+        ratios: Bounds of the signal-to-noise ratio, in dB.
 
     Returns:
         Audio of the same shape; its samples may be outside [-1, 1].
     """
-    noise = rng.standard_normal(audio.size, dtype=np.float32)
+    noise: np.ndarray = rng.standard_normal(audio.size, dtype=np.float32)
     slope = rng.choice((0.0, 0.5, 1.0))  # amplitude ~ 1 / frequency ** slope
     if slope and noise.size:
-        # A length the FFT likes; the exponent has a floor at 60 Hz, below which noise would only waste level.
+        # A power of two makes the FFT fast. Below 60 Hz the spectrum is flat: noise there takes up level, but is not heard.
         length = 1 << (noise.size - 1).bit_length()
         spectrum = np.fft.rfft(noise, length)
         spectrum *= np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 60) ** -slope
@@ -176,18 +184,18 @@ def add_noise(audio: np.ndarray, rng: np.random.Generator, ratios: tuple[float, 
 
 def mix(audio: np.ndarray, noise: np.ndarray, ratio: float) -> np.ndarray:
     """
-    Adds noise at a signal-to-noise ratio.
+    Add noise at a signal-to-noise ratio.
 
     Args:
         audio, noise: Mono audio, both of shape (samples,).
         ratio: In dB.
 
     Returns:
-        Audio of the same shape; its samples may be outside [-1, 1]. Digital silence is no noise and changes nothing.
+        Audio of the same shape; its samples may be outside [-1, 1]. Noise that is digital silence changes nothing.
     """
     return audio + noise * (rms(audio) * 10 ** (-ratio / 20) / _rms_of_noise(noise))
 
 
 def _rms_of_noise(noise: np.ndarray) -> float:
-    """Without the floor of `rms`: coloured noise is arbitrarily small before it is scaled."""
+    """Return the root mean square without the floor of `rms`: coloured noise is very small before it is scaled."""
     return (float(np.sqrt(np.mean(np.square(noise)))) if noise.size else 0.0) or 1.0

@@ -59,7 +59,7 @@ class SpeechReader:
         if not self.augmentation:
             return self._item([utterance], lambda waveform: waveform)
         rng = np.random.default_rng([*seed])
-        parts = self.augmentation.joined(utterance, lambda: draw(int(rng.integers(2**31))), rng, self._fits)
+        parts = self.augmentation.concatenate(utterance, lambda: draw(int(rng.integers(2**31))), rng, self._fits)
         rate = self.processor.sampling_rate
         longest = int(self.processor.max_seconds * rate)
         item = self._item(parts, lambda waveform: self.augmentation.change_waveform(waveform, rng, rate, longest))

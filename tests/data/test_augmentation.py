@@ -45,7 +45,7 @@ def test_nothing_is_on_by_default(utterances, processor):
 
 def test_speed_changes_length_and_pitch(rng):
     tone = np.sin(2 * np.pi * 400 * np.arange(RATE) / RATE).astype(np.float32)
-    faster = Augmentation(speeds=[1.25]).change_waveform(tone, rng, RATE, longest=2 * RATE)
+    faster = Augmentation(speeds=[1.25]).change_waveform(tone, rng, RATE, max_samples=2 * RATE)
     assert len(faster) == 12800 and faster.dtype == np.float32
     assert np.abs(np.fft.rfft(faster)).argmax() * RATE / len(faster) == pytest.approx(500, abs=2)
 
@@ -53,10 +53,10 @@ def test_speed_changes_length_and_pitch(rng):
 def test_a_speed_at_which_the_audio_does_not_fit_is_not_drawn(rng):
     audio = np.ones(RATE, dtype=np.float32)
     lengths = {
-        len(Augmentation(speeds=[0.5, 0.8, 2]).change_waveform(audio, rng, RATE, longest=RATE)) for _ in range(20)
+        len(Augmentation(speeds=[0.5, 0.8, 2]).change_waveform(audio, rng, RATE, max_samples=RATE)) for _ in range(20)
     }
     assert lengths == {8000}
-    assert len(Augmentation(speeds=[0.5]).change_waveform(audio, rng, RATE, longest=RATE)) == RATE
+    assert len(Augmentation(speeds=[0.5]).change_waveform(audio, rng, RATE, max_samples=RATE)) == RATE
 
 
 def test_noise_has_the_ratio_asked_for(rng, tmp_path):
@@ -66,7 +66,7 @@ def test_noise_has_the_ratio_asked_for(rng, tmp_path):
     (tmp_path / "noise.jsonl").write_text('{"audio": "clicks.wav"}\n')
     for noise in ([], [str(tmp_path / "noise.jsonl")]):
         settings = Augmentation(noise_probability=1.0, noise=noise, min_snr=6.0, max_snr=6.0)
-        added = settings.change_waveform(tone, rng, RATE, longest=RATE) - tone
+        added = settings.change_waveform(tone, rng, RATE, max_samples=RATE) - tone
         assert 10 * np.log10(np.mean(tone**2) / np.mean(added**2)) == pytest.approx(6, abs=0.05)
     assert np.allclose(added.reshape(-1, 4)[:, 1:], 0, atol=1e-6) and added[::4].min() > 0.5
 
