@@ -1,16 +1,14 @@
-"""
-Training data that is read while training goes on, and never held as a whole: from manifests, tar shards and `datasets`.
-"""
+"""Stream training data from manifests, tar shards and `datasets` while training goes on."""
 
 import glob
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import count, islice
+from itertools import count, groupby, islice
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 import soundfile
@@ -23,14 +21,14 @@ from seam.data.manifest import Utterance, iter_manifest, optional_fields, stated
 from seam.data.samplers import LengthBatchSampler
 
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
-# In the order in which they are looked for in a row of `datasets`; the last two are those of WebDataset shards.
+# The first of these columns in a row of `datasets` is its transcript; the last two are those of WebDataset shards.
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "txt", "json")
-DATASETS = "datasets:"
+DATASETS_PREFIX = "datasets:"
 
 
 @dataclass(frozen=True)
 class TarredAudio:
-    """A recording in a tar file that is not compressed: `size` bytes from `offset` on."""
+    """A recording in an uncompressed tar file: `size` bytes from `offset` on."""
 
     shard: Path
     name: str
@@ -41,6 +39,7 @@ class TarredAudio:
         return f"{self.shard}/{self.name}"
 
     def read(self) -> bytes:
+        """Read the content of the audio file."""
         with self.shard.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -57,15 +56,16 @@ class AudioInMemory:
         return self.name
 
     def read(self) -> bytes:
+        """Return the content of the audio file."""
         return self.content
 
 
-def expand(names: list[str]) -> list[Path]:
+def expand_paths(names: list[str]) -> list[Path]:
     """
-    Files and folders by their names or patterns (`shards/*.tar`), in order.
+    Return the files and folders that names or patterns (`shards/*.tar`) stand for, in order.
 
     Raises:
-        FileNotFoundError: for what is not there.
+        FileNotFoundError: for a name or pattern that matches nothing.
     """
     paths = []
     for name in names:
@@ -76,88 +76,102 @@ def expand(names: list[str]) -> list[Path]:
     return paths
 
 
-def utterances_in(path: Path, split: str | None = None) -> Iterator[Utterance]:
-    """Of a shard (`.tar`) or a manifest, one by one. `split`: keep only these."""
-    return utterances_in_tar(path, split) if path.suffix == ".tar" else iter_manifest(path, split)
+def iter_utterances(path: Path, split: str | None = None) -> Iterator[Utterance]:
+    """Yield the utterances of a shard (`.tar`) or a manifest, by default of all splits."""
+    return iter_tar(path, split) if path.suffix == ".tar" else iter_manifest(path, split)
 
 
-def utterances_in_tar(path: Path, split: str | None = None) -> Iterator[Utterance]:
+def iter_tar(path: Path, split: str | None = None) -> Iterator[Utterance]:
     """
-    The utterances of a shard as WebDataset has them: files that follow each other and have the same name up to the
-    first dot are one; `.json` holds the fields of a manifest's line without the audio, `.txt` a transcript alone.
+    Yield the utterances of a WebDataset shard.
 
-    Only headers and texts are read. `datasets` has a reader of such shards too, but one that reads all audio, so that
-    processes could not share a shard without each reading the whole of it, and that needs torchcodec.
+    Consecutive files with the same name up to the first dot are one utterance: its audio, and a `.json` with the other
+    fields of a manifest's line or a `.txt` with the transcript.
+
+    Only headers and texts are read. `datasets` also reads such shards, but with all audio, so that processes could not
+    share a shard without each reading it completely, and it needs torchcodec.
 
     Raises:
-        ValueError: no tar file, a compressed one, or an utterance without audio or text, by its name.
+        ValueError: no tar file, a compressed one, or an utterance without audio or text; the message has its name.
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            key, parts = None, {}
-            for member in tar:
-                tar.members.clear()  # or they are all kept
-                if not member.isfile():
-                    continue
-                name = PurePosixPath(member.name)
-                stem, _, suffix = name.name.partition(".")
-                if key not in (None, name.parent / stem):
-                    yield from _paired(path, key, parts, split)
-                    parts = {}
-                key = name.parent / stem
-                _read_member(tar, member, f".{suffix.lower()}", parts, path)
-            if key is not None:
-                yield from _paired(path, key, parts, split)
+            for key, members in groupby(_files(tar), _key):
+                utterance = _read_utterance(tar, path, key, members)
+                if split in (None, utterance.split):
+                    yield utterance
     except tarfile.TarError as error:
-        raise ValueError(f"{path} cannot be read as a tar file that is not compressed: {error}.") from error
+        raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}.") from error
 
 
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str, parts: dict, path: Path) -> None:
-    if suffix in (".txt", ".json"):
-        try:
-            parts[suffix] = tar.extractfile(member).read().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}/{member.name} is not UTF-8: {error}.") from error
-    elif suffix in AUDIO_SUFFIXES:
-        parts["audio"] = TarredAudio(path, member.name, member.offset_data, member.size)
-        parts["header"] = tar.extractfile(member)
+def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := tar.next()) is not None:
+        tar.members = []  # type: ignore[attr-defined] # or a long shard fills the memory
+        if member.isfile():
+            yield member
 
 
-def _paired(path: Path, key: PurePosixPath, parts: dict, split: str | None) -> Iterator[Utterance]:
-    """The utterance of files that belong together, if it is of the split."""
-    if "audio" not in parts:
+def _key(member: tarfile.TarInfo) -> PurePosixPath:
+    """Return the name that the files of an utterance share."""
+    name = PurePosixPath(member.name)
+    return name.parent / name.name.partition(".")[0]
+
+
+def _read_utterance(
+    tar: tarfile.TarFile, path: Path, key: PurePosixPath, members: Iterable[tarfile.TarInfo]
+) -> Utterance:
+    texts: dict[str, str] = {}
+    audio: tarfile.TarInfo | None = None
+    for member in members:
+        suffix = "." + PurePosixPath(member.name).name.partition(".")[2].lower()
+        if suffix in (".txt", ".json"):
+            try:
+                texts[suffix] = _open(tar, member).read().decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}/{member.name} is not UTF-8: {error}.") from error
+        elif suffix in AUDIO_SUFFIXES:
+            audio = member
+    if audio is None:
         raise ValueError(f"{path}/{key} has no audio.")
-    if ".json" not in parts and ".txt" not in parts:
+    if not texts:
         raise ValueError(f"{path}/{key} has neither a .txt nor a .json beside its audio.")
     try:
-        row = {"text": parts.get(".txt"), **json.loads(parts.get(".json", "{}"))}
+        row = {"text": texts.get(".txt"), **json.loads(texts.get(".json", "{}"))}
         duration = stated_duration(row)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}/{key}.json: {error}.") from error
     if row["text"] is None:
         raise ValueError(f"{path}/{key}.json lacks the field 'text'.")
-    duration = duration_of(parts["header"]) if duration is None else duration
-    utterance = Utterance(parts["audio"], row["text"], duration, **optional_fields(row))
-    if split in (None, utterance.split):
-        yield utterance
+    if duration is None:
+        duration = read_duration(_open(tar, audio))
+    return Utterance(
+        TarredAudio(path, audio.name, audio.offset_data, audio.size), row["text"], duration, **optional_fields(row)
+    )
 
 
-def duration_of(file: BinaryIO) -> float:
-    """Seconds, as the header says; 0 where it cannot be read, which is reported when the audio is to be decoded."""
+def _open(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None  # `None` is for folders and devices
+    return file
+
+
+def read_duration(file: IO[bytes]) -> float:
+    """Return the seconds that a header states, or 0 for one that cannot be read: decoding will report it."""
     try:
         return soundfile.info(file).duration
     except soundfile.LibsndfileError:
         return 0.0
 
 
-def utterances_of_datasets(name: str, split: str | None, rank: int, ranks: int) -> Iterator[Utterance]:
+def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterator[Utterance]:
     """
-    The share of a process, and in a loader's worker that of the worker, of a data set that `datasets` streams. It deals
-    out the files of a data set where they are enough, and else to processes the rows of each.
+    Yield the shard of a process, in a loader's worker that of the worker, of a dataset that `datasets` streams.
+
+    `datasets` shards by files where there are enough of them, and otherwise by rows.
 
     Args:
         name: `datasets:PATH` or `datasets:PATH:CONFIGURATION`; a Hub id or a folder.
-        split: of the data set, by default `train`.
+        split: of the dataset, by default `train`.
 
     Raises:
         ValueError: no column of audio, or none of text.
@@ -165,12 +179,12 @@ def utterances_of_datasets(name: str, split: str | None, rank: int, ranks: int) 
     import datasets
     from datasets.distributed import split_dataset_by_node
 
-    path, _, configuration = name.removeprefix(DATASETS).partition(":")
+    path, _, configuration = name.removeprefix(DATASETS_PREFIX).partition(":")
     rows = datasets.load_dataset(path, configuration or None, split=split or "train", streaming=True)
     columns = [column for column, kind in (rows.features or {}).items() if isinstance(kind, datasets.Audio)]
     if not columns:
         raise ValueError(f"{name} has no column of audio.")
-    rows = rows.cast_column(columns[0], datasets.Audio(decode=False))  # decoded where all audio is: by the processor
+    rows = rows.cast_column(columns[0], datasets.Audio(decode=False))  # the processor decodes all audio
     for number, row in enumerate(split_dataset_by_node(rows, rank, ranks)):
         audio, text = row[columns[0]], next((row[one] for one in TEXT_COLUMNS if row.get(one) is not None), None)
         text = text.get("text") if isinstance(text, dict) else text
@@ -181,7 +195,7 @@ def utterances_of_datasets(name: str, split: str | None, rank: int, ranks: int) 
         yield Utterance(
             AudioInMemory(f"{name}/{label}", content),
             text,
-            duration_of(BytesIO(content)),
+            read_duration(BytesIO(content)),
             str(row.get("speaker") or row.get("speaker_id") or ""),
         )
 
@@ -191,25 +205,25 @@ Batch = list[dict[str, torch.Tensor]]
 
 class SpeechStream(IterableDataset):
     """
-    Batches (lists of items) of manifests and tar shards, pass after pass without end.
+    Stream batches (lists of items) from manifests and tar shards, pass after pass without end.
 
-    Every process and worker reads the same lines and headers in the same order, which is little work, puts them in a
-    buffer and makes the same batches of it; the batches it deals out in turn, and only the audio of its own it reads
-    and decodes. So each utterance is in one batch of a pass, however many shards, processes and workers there are, and
-    the batches of a process are the same for any number of workers.
+    Every process and worker reads the same lines and headers in the same order, which is little work, fills a buffer
+    with them and divides it into the same batches. It then reads and decodes the audio of its own batches only, which
+    are assigned in turn. So each utterance is in one batch of a pass, whatever the number of shards, processes and
+    workers, and the batches of a process are the same for any number of workers.
 
-    From `datasets` (`datasets:PATH`), whose rows hold the audio, each worker reads its own share alone and makes its
-    batches of it: the batches depend on the number of processes and workers then.
+    In a dataset of `datasets` (`datasets:PATH`), rows contain the audio: each worker reads its own shard and makes
+    batches of it, which depend on the number of processes and workers.
 
     Args:
-        names: manifests, shards or patterns of them, or data sets of `datasets`.
+        names: manifests, shards or patterns of them, or datasets of `datasets`.
         reader: makes the items.
-        shares: gives each utterance's share of the budget of a batch (see `LengthBatchSampler`).
-        split: keep only the utterances of this split.
-        buffer: number of utterances that are shuffled and made into batches together.
-        seed: decides all order, and with the place what an augmentation draws.
-        rank, ranks: this process, and their number.
-        skipped: notes utterances that cannot be read, as in [`SpeechDataset`].
+        shares: returns each utterance's share of the budget of a batch (see `LengthBatchSampler`).
+        split: read only the utterances of this split.
+        buffer: number of utterances that are shuffled and batched together.
+        seed: decides all order and, together with an utterance's position, what an augmentation draws.
+        rank, ranks: this process, and the number of processes.
+        skipped: receives recordings that cannot be read, as in [`SpeechDataset`].
         passes: number of passes; `None` for no end.
     """
 
@@ -217,7 +231,7 @@ class SpeechStream(IterableDataset):
         self,
         names: list[str],
         reader: SpeechReader,
-        shares: Callable[[Sequence[Utterance]], Sequence[float]],
+        shares: Callable[[Sequence[Utterance]], Sequence[float] | np.ndarray],
         split: str | None = None,
         buffer: int = 10000,
         seed: int = 0,
@@ -226,11 +240,12 @@ class SpeechStream(IterableDataset):
         skipped: SkippedAudio | None = None,
         passes: int | None = None,
     ):
-        of_datasets = [name.startswith(DATASETS) for name in names]
+        of_datasets = [name.startswith(DATASETS_PREFIX) for name in names]
         if any(of_datasets) != all(of_datasets):
-            raise ValueError(f"{', '.join(names)}: either all or none can be of {DATASETS}.")
-        self.is_dealt_out = any(of_datasets)  # already, by `datasets`
-        self.names = names if self.is_dealt_out else expand(names)
+            raise ValueError(f"{', '.join(names)}: either all or none can begin with {DATASETS_PREFIX}.")
+        self.is_sharded = any(of_datasets)  # by `datasets`
+        self.names = names
+        self.paths = [] if self.is_sharded else expand_paths(names)
         self.reader = reader
         self.shares = shares
         self.split = split
@@ -239,38 +254,37 @@ class SpeechStream(IterableDataset):
         self.rank, self.ranks = rank, ranks
         self.skipped = skipped
         self.passes = passes
-        self.first = 0
+        self.n_skipped_batches = 0
 
     def skip_batches(self, number: int) -> None:
         """
-        Instead of the first `number` batches of this process give empty ones, without reading their audio. A training
-        that is resumed drops them. Of `datasets` all audio is read.
+        Yield empty batches instead of the first `number` of this process, without reading their audio.
+
+        A resumed training drops them. From `datasets`, all audio is read.
         """
-        self.first = number
+        self.n_skipped_batches = number
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
-        place, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        worker_id, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         for number, (seed, buffer, batch) in enumerate(self._batches()):
             step, rank = divmod(number, self.ranks)
-            if self.is_dealt_out:
+            if self.is_sharded:
                 yield self._items(seed, buffer, batch)
-            elif rank == self.rank and step % workers == place:
-                yield [] if step < self.first else self._items(seed, buffer, batch)
+            elif rank == self.rank and step % workers == worker_id:
+                yield [] if step < self.n_skipped_batches else self._items(seed, buffer, batch)
 
     def _batches(self) -> Iterator[tuple[tuple[int, int], list[Utterance], list[int]]]:
-        """The number of every buffer with the seed, the buffer, and the places in it that make a batch."""
+        """Yield the seed and number of a buffer, the buffer, and the indices of a batch in it."""
         numbers = count()
         for epoch in count() if self.passes is None else range(self.passes):
             utterances = self._utterances(epoch)
             buffer = list(islice(utterances, self.buffer))
             if not buffer:
-                if self.is_dealt_out:
-                    return  # more workers than there are shares
-                raise ValueError(
-                    f"{', '.join(map(str, self.names))}: no utterance"
-                    + (f" of split {self.split!r}." * bool(self.split))
-                )
+                if self.is_sharded:
+                    return  # more workers than shards
+                of_split = f" of split {self.split!r}" if self.split else ""
+                raise ValueError(f"{', '.join(map(str, self.paths))}: no utterance{of_split}.")
             while buffer:
                 number = next(numbers)
                 batches = LengthBatchSampler(self.shares(buffer), seed=self.seed)
@@ -280,14 +294,15 @@ class SpeechStream(IterableDataset):
                 buffer = list(islice(utterances, self.buffer))
 
     def _utterances(self, epoch: int) -> Iterator[Utterance]:
-        for index in np.random.default_rng([self.seed, epoch]).permutation(len(self.names)):
-            if self.is_dealt_out:
-                yield from utterances_of_datasets(self.names[index], self.split, self.rank, self.ranks)
+        sources = self.names if self.is_sharded else self.paths
+        for index in np.random.default_rng([self.seed, epoch]).permutation(len(sources)):
+            if self.is_sharded:
+                yield from iter_dataset(self.names[index], self.split, self.rank, self.ranks)
             else:
-                yield from utterances_in(self.names[index], self.split)
+                yield from iter_utterances(self.paths[index], self.split)
 
     def _items(self, seed: tuple[int, int], buffer: list[Utterance], batch: list[int]) -> Batch:
-        def read(place: int) -> dict[str, torch.Tensor]:
-            return self.reader(buffer[place], (*seed, place), lambda number: buffer[number % len(buffer)])
+        def read(index: int) -> dict[str, torch.Tensor]:
+            return self.reader(buffer[index], (*seed, index), lambda number: buffer[number % len(buffer)])
 
         return read_batch(read, buffer, batch, self.skipped)

@@ -168,5 +168,5 @@ def test_of_datasets_every_utterance_once(stream, processor, manifest, tmp_path,
 
 
 def test_sources_of_two_kinds_are_refused(stream, manifest):
-    with pytest.raises(ValueError, match="either all or none can be of datasets:"):
+    with pytest.raises(ValueError, match="either all or none can begin with datasets:"):
         stream([manifest, "datasets:somewhere"])

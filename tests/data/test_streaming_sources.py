@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from seam.data.manifest import write_manifest
-from seam.data.streaming import expand, utterances_in
+from seam.data.streaming import expand_paths, iter_utterances
 from seam.tests.helpers.tar_shards import add, flac, tone, write_shard
 
 TEXTS = {0: "one", 1: "two – zwei", 2: "three", 3: "four"}
@@ -20,7 +20,7 @@ def shard(tmp_path):
 
 
 def test_a_shard_is_utterances(shard, processor):
-    read = list(utterances_in(shard))
+    read = list(iter_utterances(shard))
     assert [one.text for one in read] == list(TEXTS.values())
     assert [one.duration for one in read] == pytest.approx([0.30, 0.31, 0.32, 0.33], abs=1e-4)
     assert [(one.speaker, one.split) for one in read] == [("", ""), ("s1", "train"), ("", ""), ("s0", "dev")]
@@ -28,19 +28,19 @@ def test_a_shard_is_utterances(shard, processor):
     for index, one in enumerate(read):
         waveform = processor.load_audio(one.audio.read())
         np.testing.assert_allclose(waveform, tone(index, 0.3 + 0.01 * index), atol=1e-4)
-    assert [one.text for one in utterances_in(shard, "train")] == ["two – zwei"]
+    assert [one.text for one in iter_utterances(shard, "train")] == ["two – zwei"]
 
 
 def test_a_manifest_is_read_line_by_line(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "one", "duration": 1}\nbroken\n')
-    lines = utterances_in(tmp_path / "m.jsonl")
+    lines = iter_utterances(tmp_path / "m.jsonl")
     assert next(lines).text == "one"
     with pytest.raises(ValueError, match="m.jsonl, line 2 is not JSON"):
         next(lines)
 
 
 def test_an_unreadable_header_is_left_to_the_reader(tmp_path):
-    read = list(utterances_in(write_shard(tmp_path / "a.tar", TEXTS, broken=(2,))))
+    read = list(iter_utterances(write_shard(tmp_path / "a.tar", TEXTS, broken=(2,))))
     assert [one.duration for one in read] == pytest.approx([0.30, 0.31, 0, 0.33], abs=1e-4)
 
 
@@ -61,22 +61,22 @@ def test_what_is_wrong_in_a_shard_is_named(tmp_path, members, message):
         for name, content in members.items():
             add(tar, name, content)
     with pytest.raises(ValueError, match=message):
-        list(utterances_in(tmp_path / "bad.tar"))
+        list(iter_utterances(tmp_path / "bad.tar"))
 
 
 def test_a_damaged_shard_is_named(shard):
     content = shard.read_bytes()
     for damaged in (content[: len(content) // 2], gzip.compress(content), b"nothing"):
         shard.write_bytes(damaged)
-        with pytest.raises(ValueError, match="a.tar cannot be read as a tar file that is not compressed"):
-            list(utterances_in(shard))
+        with pytest.raises(ValueError, match="a.tar cannot be read as an uncompressed tar file"):
+            list(iter_utterances(shard))
 
 
 def test_patterns(tmp_path, shard):
     write_shard(tmp_path / "b.tar", {9: "nine"})
     soundfile.write(tmp_path / "a.wav", tone(0), 16000)
     manifest = write_manifest(tmp_path / "metadata.jsonl", [])
-    assert expand([str(tmp_path / "*.tar"), str(tmp_path)]) == [shard, tmp_path / "b.tar", tmp_path]
-    assert expand([str(manifest)]) == [manifest]
+    assert expand_paths([str(tmp_path / "*.tar"), str(tmp_path)]) == [shard, tmp_path / "b.tar", tmp_path]
+    assert expand_paths([str(manifest)]) == [manifest]
     with pytest.raises(FileNotFoundError, match=r"x\*.tar: no such manifest or shard"):
-        expand([str(tmp_path / "x*.tar")])
+        expand_paths([str(tmp_path / "x*.tar")])
