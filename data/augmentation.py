@@ -174,7 +174,7 @@ def add_noise(audio: np.ndarray, rng: np.random.Generator, ratios: tuple[float, 
     noise: np.ndarray = rng.standard_normal(audio.size, dtype=np.float32)
     slope = rng.choice((0.0, 0.5, 1.0))  # amplitude ~ 1 / frequency ** slope
     if slope and noise.size:
-        # A power of two makes the FFT fast. Below 60 Hz the spectrum is flat: noise there takes up level, but is not heard.
+        # A power of two makes the FFT fast. Below 60 Hz the spectrum is flat: louder noise there would be inaudible.
         length = 1 << (noise.size - 1).bit_length()
         spectrum = np.fft.rfft(noise, length)
         spectrum *= np.maximum(np.fft.rfftfreq(length, 1 / SAMPLE_RATE), 60) ** -slope

@@ -1,6 +1,10 @@
-"""From utterances to the tensors that the trainers feed to the model."""
+"""Turn utterances into the tensors that the trainers feed to the model."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -10,26 +14,42 @@ from tqdm.auto import tqdm
 
 from seam.data.augmentation import Augmentation
 from seam.data.bad_audio import SkippedAudio, read_batch
-from seam.data.manifest import Utterance
+from seam.data.manifest import AudioBytes, Utterance
 
-# Utterances that the frozen encoder reads at once.
-ENCODED_AT_ONCE = 32
+if TYPE_CHECKING:
+    from seam.processing_seam import SeamProcessor
+
+ENCODER_BATCH_SIZE = 32
+
+
+class SpeechEncoder(Protocol):
+    """What [`SeamForSpeechRecognition`] needs to have here."""
+
+    @property
+    def device(self) -> torch.device:
+        """Return where its weights are."""
+
+    def eval(self) -> Any:
+        """Switch dropout off."""
+
+    def encode(self, input_features: Any, attention_mask: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return speech states `(batch, speech, d_speech)` and their mask `(batch, speech)`."""
 
 
 class SpeechReader:
     """
-    Makes the training item of an utterance: decodes, changes what the augmentation asks for, computes features and ids.
+    Make the training item of an utterance: decode, augment, compute features and ids.
 
     Args:
         processor ([`SeamProcessor`]): makes features and ids.
         casing: applied to each transcript (one of `seam.data.manifest.CASINGS`).
-        augmentation: what to change.
+        augmentation: by default none.
         max_tokens: that a transcript may have; `None` for any number.
     """
 
     def __init__(
         self,
-        processor,
+        processor: SeamProcessor,
         casing: Callable[[str], str] = str.lower,
         augmentation: Augmentation | None = None,
         max_tokens: int | None = None,
@@ -43,12 +63,13 @@ class SpeechReader:
         self, utterance: Utterance, seed: Sequence[int] = (), draw: Callable[[int], Utterance] | None = None
     ) -> dict[str, torch.Tensor]:
         """
+        Make the item of an utterance.
+
         Args:
-            utterance: longer audio than the encoder's window is an error. Its audio may have a `read` method, which
-                gives the bytes of an audio file.
+            utterance: audio longer than the encoder's window is an error.
             seed: non-negative numbers that decide what is drawn. Nothing is drawn from global state, so that the item
                 depends neither on the worker that makes it nor on the items before.
-            draw: gives the utterance of a random number below 2**31, to join with.
+            draw: returns an utterance for a random number below 2**31; without it no utterance is appended.
 
         Returns:
             `input_features` `(mels, frames)`, `attention_mask` `(frames,)` and `token_ids` `(tokens,)`.
@@ -59,10 +80,12 @@ class SpeechReader:
         if not self.augmentation:
             return self._item([utterance], lambda waveform: waveform)
         rng = np.random.default_rng([*seed])
-        parts = self.augmentation.concatenate(utterance, lambda: draw(int(rng.integers(2**31))), rng, self._fits)
+        parts = [utterance]
+        if draw is not None:
+            parts = self.augmentation.concatenate(utterance, lambda: draw(int(rng.integers(2**31))), rng, self._fits)
         rate = self.processor.sampling_rate
-        longest = int(self.processor.max_seconds * rate)
-        item = self._item(parts, lambda waveform: self.augmentation.change_waveform(waveform, rng, rate, longest))
+        max_samples = int(self.processor.max_seconds * rate)
+        item = self._item(parts, lambda waveform: self.augmentation.change_waveform(waveform, rng, rate, max_samples))
         frames = int(item["attention_mask"].sum())
         return {**item, "input_features": self.augmentation.mask_features(item["input_features"], frames, rng)}
 
@@ -72,13 +95,13 @@ class SpeechReader:
         return self.max_tokens is None or len(self.token_ids(parts)) <= self.max_tokens
 
     def token_ids(self, parts: Sequence[Utterance]) -> list[int]:
-        """Ids of the transcripts, as one."""
+        """Return the ids of the joined transcripts."""
         return self.processor.transcript_ids(" ".join(self.casing(part.text).strip() for part in parts))
 
-    def _load(self, audio) -> np.ndarray:
-        return self.processor.load_audio(audio.read() if hasattr(audio, "read") else audio)
+    def _load(self, audio: Path | AudioBytes) -> np.ndarray:
+        return self.processor.load_audio(audio if isinstance(audio, Path) else audio.read())
 
-    def _item(self, parts: Sequence[Utterance], change: Callable) -> dict[str, torch.Tensor]:
+    def _item(self, parts: Sequence[Utterance], change: Callable[[np.ndarray], np.ndarray]) -> dict[str, torch.Tensor]:
         try:
             waveforms = [self._load(part.audio) for part in parts]
             features = self.processor(audio=change(np.concatenate(waveforms)))
@@ -98,20 +121,20 @@ class SpeechReader:
 
 class SpeechDataset(Dataset):
     """
-    Features and transcript ids of utterances, decoded when asked for. An augmentation draws anew in every epoch.
+    Features and transcript ids of utterances, decoded on access. An augmentation draws anew in every epoch.
 
     Args:
         utterances: what to read.
         processor, casing, augmentation, max_tokens: of the [`SpeechReader`].
         seed: of the augmentation.
-        skipped: notes the utterances that cannot be read, which are then left out of their batches. Without it, they
-            are errors.
+        skipped: receives the recordings that cannot be read, which are then left out of their batches; `None` raises
+            their errors instead.
     """
 
     def __init__(
         self,
         utterances: Sequence[Utterance],
-        processor,
+        processor: SeamProcessor,
         casing: Callable[[str], str] = str.lower,
         augmentation: Augmentation | None = None,
         max_tokens: int | None = None,
@@ -129,24 +152,24 @@ class SpeechDataset(Dataset):
         return len(self.utterances)
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, before its iterator is made."""
+        """Set the epoch, before its iterator is created."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         seed = (self.seed, int(self._epoch), index)
         return self.reader(self.utterances[index], seed, lambda number: self.utterances[number % len(self)])
 
-    def token_ids(self, index: int) -> torch.LongTensor:
-        """Ids of one transcript `(tokens,)`, as it is without augmentation."""
+    def token_ids(self, index: int) -> torch.Tensor:
+        """Return the ids of one transcript `(tokens,)`, without augmentation."""
         return torch.tensor(self.reader.token_ids([self.utterances[index]]))
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
-        """The items of a batch: so torch's loaders ask for them."""
+        """Return the items of a batch, which torch's loaders request at once."""
         return read_batch(self.__getitem__, self.utterances, indices, self.skipped)
 
 
 class ListDataset(Dataset):
-    """Items that were computed once and are kept in memory."""
+    """Items that were computed once and stay in memory."""
 
     def __init__(self, items: list[dict[str, torch.Tensor]]):
         self.items = items
@@ -160,18 +183,20 @@ class ListDataset(Dataset):
 
 class SpeechCollator:
     """
-    Batches items of a [`SpeechDataset`], or items whose features were replaced by `speech_states` `(speech, d_speech)`
+    Collate items to a padded batch.
+
+    The items are those of a [`SpeechDataset`], or their features were replaced by `speech_states` `(speech, d_speech)`
     or `aligned_embeds` `(tokens, d_llm)`.
 
     Args:
         processor ([`SeamProcessor`]): makes the labels.
     """
 
-    def __init__(self, processor):
+    def __init__(self, processor: SeamProcessor):
         self.processor = processor
 
     def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict:
-        if not items:  # what a stream gives for a batch that is to be dropped
+        if not items:  # a batch of a stream that a resumed training drops
             return {}
         batch = {"labels": self.processor.labels([item["token_ids"].tolist() for item in items])}
         for states, mask in (("speech_states", "speech_mask"), ("aligned_embeds", "aligned_mask")):
@@ -187,7 +212,7 @@ class SpeechCollator:
         return batch
 
 
-def keep_in_memory(dataset: Dataset, workers: int = 2) -> ListDataset:
+def keep_in_memory(dataset: SpeechDataset, workers: int = 2) -> ListDataset:
     """Read every item once, in `workers` processes."""
     loader = DataLoader(dataset, batch_size=None, num_workers=workers)
     # Clones: tensors that arrive from a worker keep one shared-memory file open each.
@@ -196,14 +221,18 @@ def keep_in_memory(dataset: Dataset, workers: int = 2) -> ListDataset:
 
 
 @torch.no_grad()
-def encode(model, dataset: Dataset, batches: list[list[int]], workers: int = 2) -> Iterator[list[dict]]:
+def encode(
+    model: SpeechEncoder, dataset: SpeechDataset, batches: list[list[int]], workers: int = 2
+) -> Iterator[list[dict[str, torch.Tensor]]]:
     """
-    Batch by batch the items of a [`SpeechDataset`] with the frozen encoder's states in the place of their features, cut
-    to each audio's own length.
+    Encode a [`SpeechDataset`] with the frozen encoder, batch by batch.
 
     Args:
-        batches: places in the data set.
-        workers: processes that read it.
+        batches: indices of the items of each batch.
+        workers: processes that read the data set.
+
+    Yields:
+        Items with `speech_states` `(speech, d_speech)`, cut to the length of the audio, instead of features.
     """
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, collate_fn=list)
     model.eval()
@@ -218,21 +247,24 @@ def encode(model, dataset: Dataset, batches: list[list[int]], workers: int = 2) 
 
 
 def batches_in_order(length: int, batch_size: int) -> list[list[int]]:
-    """Places `0 … length - 1`."""
+    """Divide the indices `0 … length - 1` into batches, in order."""
     return [list(range(start, min(start + batch_size, length))) for start in range(0, length, batch_size)]
 
 
 def batches_by_length(lengths: Sequence[float], batch_size: int) -> list[list[int]]:
     """
-    Places of what is of like length, the longest first: batches are padded little, and what does not fit into memory
-    fails at once. Equal lengths stay in their order.
+    Divide indices into batches of like length, the longest first.
+
+    So batches are padded little, and one that does not fit into memory fails at once. Equal lengths keep their order.
     """
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    return [[order[place] for place in batch] for batch in batches_in_order(len(order), batch_size)]
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    return [[order[index] for index in batch] for batch in batches_in_order(len(order), batch_size)]
 
 
-def keep_encoder_states(model, dataset: Dataset, batch_size: int = ENCODED_AT_ONCE, workers: int = 2) -> ListDataset:
-    """Run the frozen encoder once over a [`SpeechDataset`] and keep the states in memory."""
+def keep_encoder_states(
+    model: SpeechEncoder, dataset: SpeechDataset, batch_size: int = ENCODER_BATCH_SIZE, workers: int = 2
+) -> ListDataset:
+    """Encode a [`SpeechDataset`] once and keep the states in memory."""
     batches = batches_in_order(len(dataset), batch_size)
     encoded = tqdm(encode(model, dataset, batches, workers), desc="encoder states", total=len(batches), leave=False)
     return ListDataset([item for batch in encoded for item in batch])

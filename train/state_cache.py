@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature, TrainingArguments
 
-from seam.data.dataset import ENCODED_AT_ONCE, SpeechCollator, SpeechDataset, batches_in_order, encode
+from seam.data.dataset import ENCODER_BATCH_SIZE, SpeechCollator, SpeechDataset, batches_in_order, encode
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -174,7 +174,7 @@ class Shards:
         self.field = field
         self.shards: list[Shard] = []
         batches, size = [], 0
-        for batch in batches_in_order(len(dataset), ENCODED_AT_ONCE):
+        for batch in batches_in_order(len(dataset), ENCODER_BATCH_SIZE):
             batches.append(batch)
             size += bytes_per_state * sum(counts[index] for index in batch)
             if size >= SHARD_BYTES or batch[-1] == len(dataset) - 1:

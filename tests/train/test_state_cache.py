@@ -50,7 +50,7 @@ def read(ready, model, processor, manifest):
 @pytest.fixture
 def in_pieces(monkeypatch):
     """Three shards: of three, three and two sounds."""
-    monkeypatch.setattr(state_cache, "ENCODED_AT_ONCE", 3)
+    monkeypatch.setattr(state_cache, "ENCODER_BATCH_SIZE", 3)
     monkeypatch.setattr(state_cache, "SHARD_BYTES", 1)
 
 

@@ -68,7 +68,7 @@ def run(backbones, tmp_path):
 @pytest.mark.parametrize(("workers", "left"), [(0, None), (1, None), (1, b"damaged")])
 def test_a_shard_of_encoder_states(workers, left, run, tmp_path, monkeypatch, vanishes):
     monkeypatch.setattr(state_cache, "SHARD_BYTES", 1)
-    monkeypatch.setattr(state_cache, "ENCODED_AT_ONCE", 2)
+    monkeypatch.setattr(state_cache, "ENCODER_BATCH_SIZE", 2)
     (tmp_path / "sounds").mkdir()
     manifest = write_sounds(tmp_path / "sounds")
 
