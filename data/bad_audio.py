@@ -65,7 +65,6 @@ def read_batch(
     Raises:
         ValueError: none of the utterances can be read.
     """
-
     if skipped is None:
         return [read(index) for index in indices]
     items = list(_readable(read, utterances, indices, skipped))

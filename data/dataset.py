@@ -195,10 +195,13 @@ class SpeechCollator:
     def __init__(self, processor: SeamProcessor):
         self.processor = processor
 
-    def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict:
+    def __call__(self, items: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Return the batch of some items."""
         if not items:  # a batch of a stream that a resumed training drops
             return {}
-        batch = {"labels": self.processor.labels([item["token_ids"].tolist() for item in items])}
+        batch: dict[str, torch.Tensor] = {
+            "labels": self.processor.labels([item["token_ids"].tolist() for item in items])
+        }
         for states, mask in (("speech_states", "speech_mask"), ("aligned_embeds", "aligned_mask")):
             if states in items[0]:
                 batch[states] = pad_sequence([item[states] for item in items], True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tqdm.auto import tqdm
+
 from seam.data import checks
 from seam.data.checks import CheckResult, Problem, Recording, check_recording
 from seam.data.corpora.utterances import NOT_SCORED, CorpusUtterance, Exclusion
