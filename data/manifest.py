@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,7 +11,7 @@ import soundfile
 
 from seam.data.files import replacing
 
-CASINGS = {"lower": str.lower, "upper": str.upper, "keep": str}
+CASINGS: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "keep": str}
 
 
 class AudioBytes(Protocol):

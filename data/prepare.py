@@ -84,7 +84,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     import seam.configuration_seam  # noqa: F401 - a checkpoint's tokenizer then loads without trust_remote_code
 
     try:
-        return AutoTokenizer.from_pretrained(name)  # type: ignore[operator] # transformers' decorators hide its type
+        return AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError) as error:
         raise ValueError(f"no tokenizer can be loaded from {name!r}: {error}") from error
 
