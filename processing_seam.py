@@ -1,40 +1,38 @@
-"""Waveform -> log-mel features, instruction -> prompt ids, transcript <-> ids: the one place for each."""
+"""Turn waveforms into log-mel features, instructions into prompt ids, and transcripts into ids and back."""
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
 import soundfile
 import torch
-from transformers import (
-    AutoFeatureExtractor,
-    AutoTokenizer,
-    BatchFeature,
-    ProcessorMixin,
-)
+from transformers import AutoFeatureExtractor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
 DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
-# Long audio is cut in the last part of the window, where a stretch of this length is quietest.
+# Long audio is cut in the last part of a window, in the middle of the quietest interval of this length.
 CUT_SEARCH_SHARE = 0.4
-CUT_STRETCH_SECONDS = 0.1
+CUT_INTERVAL_SECONDS = 0.1
 
-FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-# Remote code at the root and in `modeling_seam/` cannot import each other: the arguments are also in its `weights.py`.
+PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+# Also in `modeling_seam/weights.py`: remote code at the root and in `modeling_seam/` cannot import each other.
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
-AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list | dict
+AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list[float] | dict[str, Any]
 
 
 class SeamProcessor(ProcessorMixin):
     r"""
-    Prepares everything that [`SeamForSpeechRecognition`] reads, and turns its ids back into text.
+    Prepare the inputs of a [`SeamForSpeechRecognition`] and turn the ids that it generates back into text.
 
     Args:
         feature_extractor (`WhisperFeatureExtractor`): log-mel features of the speech encoder.
         tokenizer (`PreTrainedTokenizerFast`): the language model's tokenizer, with a chat template.
+        chat_template (`str`, *optional*): by default the tokenizer's.
         instruction (`str`, *optional*): the task instruction T of the default prompt.
         boa_token (`str`, *optional*): token whose embedding starts Stage 1.
         eoa_token (`str`, *optional*): token that ends Stage 1.
@@ -64,10 +62,11 @@ class SeamProcessor(ProcessorMixin):
         self.audio_token, self.audio_token_id = audio_token, vocabulary[audio_token]
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
+    # transformers names some of the arguments that are passed on here: mypy calls that another signature.
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "SeamProcessor":
-        """As in transformers. Raises `ValueError` that names the file when one is damaged."""
-        kwargs.pop("dtype", None)  # of the model, from pipelines; the tokenizer would save it
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "SeamProcessor":  # type: ignore[override]
+        """Load a processor as transformers does, but raise a `ValueError` that names the file when one is damaged."""
+        kwargs.pop("dtype", None)  # pipelines pass the model's; the tokenizer would save it
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -77,32 +76,35 @@ class SeamProcessor(ProcessorMixin):
 
     @classmethod
     def from_backbones(cls, encoder: str, llm: str, **kwargs) -> "SeamProcessor":
-        """The feature extractor of `encoder` and the tokenizer of `llm` (Hub ids or folders)."""
+        """Combine the feature extractor of `encoder` with the tokenizer of `llm` (Hub ids or folders)."""
         return cls(AutoFeatureExtractor.from_pretrained(encoder), AutoTokenizer.from_pretrained(llm), **kwargs)
 
     @property
     def sampling_rate(self) -> int:
-        """Of the waveforms that the feature extractor takes, in Hz."""
+        """Return the sampling rate that the feature extractor expects, in Hz."""
         return self.feature_extractor.sampling_rate
 
     @property
     def max_seconds(self) -> float:
-        """Length of the window that the encoder hears, in seconds."""
+        """Return the length of the encoder's window, in seconds."""
         return self.feature_extractor.chunk_length
 
     @property
     def end_of_turn_id(self) -> int:
-        """Id that ends the assistant's reply."""
+        """Return the id that ends the assistant's reply."""
         return self.tokenizer.eos_token_id
 
     @property
     def model_input_names(self) -> list[str]:
+        """Return the names of the model's inputs."""
         return ["input_features", "attention_mask", "input_ids", "prompt_attention_mask"]
 
     def lookup_excluded_ids(self, vocab_size: int) -> list[int]:
         """
-        Ids that Stage 1 must not return: special tokens other than `<EOA>`, and rows of an embedding table of
-        `vocab_size` that the tokenizer never uses (they are untrained and nearly identical).
+        Return the ids that Stage 1 must not return.
+
+        These are special tokens other than `<EOA>`, and ids of an embedding table of `vocab_size` rows that the
+        tokenizer never uses: their rows are untrained and nearly identical.
         """
         vocabulary = self.tokenizer.get_vocab()
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.eoa_token_id}
@@ -111,8 +113,10 @@ class SeamProcessor(ProcessorMixin):
 
     def check_fits(self, config) -> None:
         """
-        Raises `ValueError` when this processor is not of the checkpoint with the given `SeamConfig`: other token ids,
-        or another prompt than the one that the model was trained with.
+        Check that this processor belongs to the checkpoint with the given `SeamConfig`.
+
+        Raises:
+            ValueError: the token ids differ, or the prompt from the one that the model was trained with.
         """
         for name in ("boa_token_id", "eoa_token_id", "audio_token_id"):
             if getattr(self, name) != getattr(config, name):
@@ -130,7 +134,7 @@ class SeamProcessor(ProcessorMixin):
 
     def load_audio(self, source: AudioSource, sampling_rate: int | None = None) -> np.ndarray:
         """
-        Decode, mix down to mono and resample.
+        Decode audio, mix it down to mono and resample it.
 
         Args:
             source: a path, the bytes of an audio file, a waveform of shape `(samples,)` or `(channels, samples)`, or a
@@ -145,27 +149,14 @@ class SeamProcessor(ProcessorMixin):
             ValueError: not audio, no samples, or NaN or infinite samples.
         """
         name = str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
+        audio: Any = source
         if isinstance(source, dict):
             sampling_rate = source["sampling_rate"]
-            source = source["array"] if "array" in source else source["raw"]
-        if isinstance(source, (str, Path, bytes)):
-            if not isinstance(source, bytes) and not Path(source).is_file():
-                raise FileNotFoundError(f"{name}: no such audio file.")
-            try:
-                waveform, sampling_rate = soundfile.read(
-                    io.BytesIO(source) if isinstance(source, bytes) else source, dtype="float32", always_2d=True
-                )
-            except soundfile.LibsndfileError as error:
-                raise ValueError(f"{name} cannot be read as audio: {error.error_string}") from error
-            waveform = waveform.mean(axis=1)
+            audio = source["array"] if "array" in source else source["raw"]
+        if isinstance(audio, (str, Path, bytes)):
+            waveform, sampling_rate = _decode(audio, name)
         else:
-            waveform = np.asarray(source)
-            if np.issubdtype(waveform.dtype, np.integer) and not isinstance(source, list):
-                waveform = waveform / -float(np.iinfo(waveform.dtype).min)  # PCM samples to [-1, 1)
-            waveform = waveform.astype(np.float32)
-            waveform = waveform.mean(axis=0) if waveform.ndim == 2 else waveform
-            if waveform.ndim != 1:
-                raise ValueError(f"a waveform has shape (samples,) or (channels, samples), got {waveform.shape}.")
+            waveform = _mono(audio)
         if waveform.size == 0:
             raise ValueError(f"{name} holds no audio samples.")
         if not np.isfinite(waveform).all():
@@ -176,17 +167,18 @@ class SeamProcessor(ProcessorMixin):
 
     def split(self, waveform: np.ndarray) -> list[np.ndarray]:
         """
-        Cut a waveform (at `self.sampling_rate`) into pieces that fit the window, each at the quietest stretch near
-        the window's end. Joined, the pieces are the waveform: nothing is lost and nothing is doubled.
+        Cut a waveform at `self.sampling_rate` into pieces that fit the encoder's window.
+
+        Each cut is at the quietest interval near the end of the window. The pieces concatenate to the waveform.
         """
         window = int(self.max_seconds * self.sampling_rate)
-        stretch = int(CUT_STRETCH_SECONDS * self.sampling_rate)
+        interval = int(CUT_INTERVAL_SECONDS * self.sampling_rate)
         pieces = []
         while len(waveform) > window:
             first = window - int(CUT_SEARCH_SHARE * window)
-            power = np.convolve(waveform[first:window].astype(np.float64) ** 2, np.ones(stretch), mode="valid")
+            power = np.convolve(waveform[first:window].astype(np.float64) ** 2, np.ones(interval), mode="valid")
             quietest = len(power) - 1 - int(power[::-1].argmin())  # the last of equals: speech soon follows the cut
-            cut = first + quietest + stretch // 2
+            cut = first + quietest + interval // 2
             pieces.append(waveform[:cut])
             waveform = waveform[cut:]
         return [*pieces, waveform]
@@ -195,12 +187,16 @@ class SeamProcessor(ProcessorMixin):
 
     def prompt_ids(self, instruction: str | None = None) -> list[int]:
         """
-        The prompt `[T, audio, <assistant>]` of Section 3.5 in the language model's own chat template, up to where the
-        reply begins. The only prompt builder: training and inference both call it.
+        Return the ids of the prompt `[T, audio, <assistant>]` of Section 3.5, up to where the reply begins.
+
+        The prompt is in the language model's own chat template. Training and inference both call this method.
 
         Args:
-            instruction: the task instruction T. It may hold `self.audio_token` to say where the audio goes; by
-                default the audio follows it.
+            instruction: the task instruction T. It may contain `self.audio_token` where the audio goes; by default the
+                audio follows it.
+
+        Raises:
+            ValueError: the prompt has more than one audio token, or the chat template drops it.
         """
         instruction = self.instruction if instruction is None else instruction
         if self.audio_token not in instruction:
@@ -210,21 +206,21 @@ class SeamProcessor(ProcessorMixin):
             chat_template=self.chat_template,
             add_generation_prompt=True,
             tokenize=False,
-            enable_thinking=False,  # hybrid models answer at once; other templates ignore it
+            enable_thinking=False,  # so that hybrid models answer at once; other templates ignore it
         )
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if ids.count(self.audio_token_id) != 1:
             raise ValueError(
-                f"a prompt must hold {self.audio_token} exactly once, found {ids.count(self.audio_token_id)}."
+                f"a prompt must contain {self.audio_token} exactly once, found {ids.count(self.audio_token_id)}."
             )
         return ids
 
     def transcript_ids(self, text: str) -> list[int]:
-        """See the function of the same name."""
+        """Return the ids of a transcript, as the function of the same name does."""
         return transcript_ids(self.tokenizer, text)
 
-    def labels(self, transcripts: list[list[int]]) -> torch.LongTensor:
-        """Ids of transcripts to what `forward` takes as labels: each with the end of the turn, padded with -100."""
+    def labels(self, transcripts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the labels `(batch, tokens + 1)` of transcripts: ids and the end of the turn, padded with -100."""
         rows = [torch.tensor([*transcript, self.end_of_turn_id]) for transcript in transcripts]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-100)
 
@@ -238,17 +234,22 @@ class SeamProcessor(ProcessorMixin):
         **kwargs,
     ) -> BatchFeature:
         """
+        Prepare audio, transcripts and prompts for the model.
+
         Args:
             audio: one audio source or a list of them (see `load_audio`), each at most `max_seconds` long.
             text: transcripts, one per audio.
             sampling_rate: of bare waveforms, in Hz.
             prompt: task instructions, one for all or one per audio; without it the model uses its default prompt.
+            return_tensors: only `"pt"`.
+            kwargs: ignored.
 
         Returns:
-            `BatchFeature` with, as asked for:
-            - `input_features` `(batch, n_mels, frames)` and `attention_mask` `(batch, frames)`, 1 where there is audio;
-            - `labels` `(batch, tokens + 1)`: transcript ids and the end of the turn, padded on the right with -100;
-            - `input_ids` and `prompt_attention_mask` `(batch, prompt)`, padded on the left.
+            `BatchFeature` with
+            - of audio, `input_features` `(batch, n_mels, frames)` and `attention_mask` `(batch, frames)`, 1 where there
+              is audio;
+            - of text, `labels` `(batch, tokens + 1)`: ids and the end of the turn, padded on the right with -100;
+            - of prompts, `input_ids` and `prompt_attention_mask` `(batch, prompt)`, padded on the left.
 
         Raises:
             ValueError: for audio longer than the window (see `split`), or unreadable audio.
@@ -257,19 +258,15 @@ class SeamProcessor(ProcessorMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}; accepted: 'pt'.")
         if audio is None and text is None:
             raise ValueError("give audio, text or both.")
-        data = {}
+        data: dict[str, torch.Tensor] = {}
         if audio is not None:
-            if isinstance(audio, (list, tuple)) and not audio:
-                raise ValueError("the list of audio inputs is empty.")
-            is_batch = isinstance(audio, (list, tuple)) and not isinstance(audio[0], (int, float, np.number))
-            waveforms = [self.load_audio(one, sampling_rate) for one in (audio if is_batch else [audio])]
+            waveforms = [self.load_audio(one, sampling_rate) for one in _listed(audio)]
             data |= self._features(waveforms)
             if prompt is not None:
                 data |= self._prompts(prompt, len(waveforms))
         if text is not None:
-            data["labels"] = self.labels(
-                [self.transcript_ids(one) for one in ([text] if isinstance(text, str) else text)]
-            )
+            texts = [text] if isinstance(text, str) else text
+            data["labels"] = self.labels([self.transcript_ids(one) for one in texts])
         return BatchFeature(data)
 
     def _features(self, waveforms: list[np.ndarray]) -> dict[str, torch.Tensor]:
@@ -284,10 +281,10 @@ class SeamProcessor(ProcessorMixin):
         )
         return {"input_features": features.input_features, "attention_mask": features.attention_mask.long()}
 
-    def _prompts(self, prompt: str | list[str], count: int) -> dict[str, torch.Tensor]:
-        prompts = [prompt] * count if isinstance(prompt, str) else prompt
-        if len(prompts) != count:
-            raise ValueError(f"{count} audio inputs but {len(prompts)} prompts.")
+    def _prompts(self, prompt: str | list[str], n: int) -> dict[str, torch.Tensor]:
+        prompts = [prompt] * n if isinstance(prompt, str) else prompt
+        if len(prompts) != n:
+            raise ValueError(f"{n} audio inputs but {len(prompts)} prompts.")
         rows = [torch.tensor(self.prompt_ids(one)) for one in prompts]
         longest = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
@@ -301,24 +298,24 @@ class SeamProcessor(ProcessorMixin):
     def apply_transcription_request(
         self, audio: AudioSource | list[AudioSource], prompt: str | list[str] | None = None, **kwargs
     ) -> BatchFeature:
-        """Everything `generate` needs to transcribe `audio`, the prompt included; `prompt` replaces the instruction."""
+        """Prepare all that `generate` needs to transcribe `audio`; `prompt` replaces the default instruction."""
         return self(audio=audio, prompt=self.instruction if prompt is None else prompt, **kwargs)
 
     def batch_decode(self, sequences, **kwargs) -> list[str]:
-        """Ids `(batch, tokens)` to text."""
+        """Turn ids `(batch, tokens)` into texts."""
         return self.tokenizer.batch_decode(sequences, **{"skip_special_tokens": True, **kwargs})
 
     def decode(self, token_ids, **kwargs) -> str:
-        """Ids `(tokens,)` to text."""
+        """Turn ids `(tokens,)` into text."""
         return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
 
 
-def transcript_ids(tokenizer, text: str) -> list[int]:
+def transcript_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """
-    Ids of a transcript, without any end token: Stage 1's targets and the assistant's reply alike.
+    Return the ids of a transcript without any end token, as in Stage 1's targets and in the assistant's reply.
 
     Raises:
-        ValueError: when the text is empty.
+        ValueError: the text is empty.
     """
     ids = tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
     if not ids:
@@ -326,9 +323,41 @@ def transcript_ids(tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _raise_for_damage(name, hub: dict, error: Exception):
-    """Look for what made loading fail: a file that is missing or cannot be parsed."""
-    for file in FILES:
+def _decode(source: str | Path | bytes, name: str) -> tuple[np.ndarray, int]:
+    """Return the waveform `(samples,)` of an audio file, mixed down, and its sampling rate."""
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise FileNotFoundError(f"{name}: no such audio file.")
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        waveform, sampling_rate = soundfile.read(file, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{name} cannot be read as audio: {error.error_string}") from error
+    return waveform.mean(axis=1), sampling_rate
+
+
+def _mono(source: np.ndarray | torch.Tensor | list[float]) -> np.ndarray:
+    """Return a waveform `(samples,)` or `(channels, samples)` as float32, mixed down."""
+    waveform = np.asarray(source)
+    if np.issubdtype(waveform.dtype, np.integer) and not isinstance(source, list):
+        waveform = waveform / -float(np.iinfo(waveform.dtype).min)  # PCM samples to [-1, 1)
+    waveform = waveform.astype(np.float32)
+    waveform = waveform.mean(axis=0) if waveform.ndim == 2 else waveform
+    if waveform.ndim != 1:
+        raise ValueError(f"a waveform has shape (samples,) or (channels, samples), got {waveform.shape}.")
+    return waveform
+
+
+def _listed(audio: Any) -> Sequence[AudioSource]:
+    """Return a list of audio sources, which a single source and a list of numbers (a waveform) are not yet."""
+    is_list = isinstance(audio, (list, tuple))
+    if is_list and not audio:
+        raise ValueError("the list of audio inputs is empty.")
+    return audio if is_list and not isinstance(audio[0], (int, float, np.number)) else [audio]
+
+
+def _raise_for_damage(name: str | Path, hub: dict[str, Any], error: Exception) -> None:
+    """Raise an error that names the file that made loading fail: one that is missing or cannot be parsed."""
+    for file in PROCESSOR_FILES:
         found = cached_file(
             name,
             file,
@@ -350,4 +379,4 @@ def _raise_for_damage(name, hub: dict, error: Exception):
             raise ValueError(f"{found} is damaged: {type(error).__name__}: {error}") from error
 
 
-SeamProcessor.register_for_auto_class()  # saving a processor also copies this file
+SeamProcessor.register_for_auto_class()  # saving a processor copies this file too

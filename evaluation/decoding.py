@@ -27,7 +27,7 @@ from seam.evaluation.transcription import Transcription, load_checkpoint, load_w
 from seam.modeling_seam import SeamConfig
 from seam.modeling_seam.bridges import BRIDGES
 from seam.modeling_seam.weights import read_fingerprint, weight_files
-from seam.processing_seam import FILES
+from seam.processing_seam import PROCESSOR_FILES
 
 # What two runs must share for their hypotheses to stand in one folder. The batch size is part of the speed.
 IDENTITY = ("model", "data", "casing", "batch_size")
@@ -251,7 +251,7 @@ def _identify(name: str) -> dict[str, str]:
     settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading compares.
     """
     digest = hashlib.sha256()
-    for file in ("config.json", "generation_config.json", *FILES):
+    for file in ("config.json", "generation_config.json", *PROCESSOR_FILES):
         path = cached_file(
             name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
