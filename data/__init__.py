@@ -1,1 +1,1 @@
-"""Manifests, corpora, augmentation and batching."""
+"""Read corpora and manifests, and turn utterances into batches."""

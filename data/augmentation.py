@@ -51,7 +51,7 @@ class Augmentation:
                 raise ValueError(f"data.augmentation.{name} is {getattr(self, name)}; accepted: 0 to 1.")
         for speed in self.speeds:
             if not 0.5 <= speed <= 2:
-                raise ValueError(f"data.augmentation.speeds holds {speed}; accepted: 0.5 to 2.")
+                raise ValueError(f"data.augmentation.speeds contains {speed}; accepted: 0.5 to 2.")
         if self.min_snr > self.max_snr:
             raise ValueError(f"data.augmentation.min_snr is {self.min_snr}, above max_snr, {self.max_snr}.")
         for name in ("time_masks", "time_mask_frames", "frequency_masks", "frequency_mask_bins"):

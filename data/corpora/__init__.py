@@ -1,1 +1,1 @@
-"""Readers: what a corpus on disk or on the Hub says it holds, one module per kind."""
+"""Readers of corpora on disk or on the Hub, one module per kind."""

@@ -71,7 +71,7 @@ def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[CorpusUtter
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Exclusion]]:
     """Yield rows with their line numbers; an `Exclusion` without a name for a line that is no row."""
     if path.suffix == ".csv":
-        # Fields may hold line breaks, so the file is not cut into lines first.
+        # Fields may contain line breaks, so the file is not split into lines first.
         with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             reader = csv.reader(file)
             header = next(reader, [])

@@ -84,8 +84,8 @@ def test_masks_are_rectangles_within_the_audio(rng):
         assert torch.equal(masked[masked != 0], features[masked != 0])
         assert not frames[60:].any()
         for line in (bins, frames):
-            places = line.nonzero().flatten()
-            assert len(places) == 0 or places[-1] - places[0] == len(places) - 1
+            indices = line.nonzero().flatten()
+            assert len(indices) == 0 or indices[-1] - indices[0] == len(indices) - 1
         widths.append((int(bins.sum()), int(frames.sum())))
     assert [max(column) for column in zip(*widths, strict=True)] == [5, 20]
     assert [min(column) for column in zip(*widths, strict=True)] == [0, 0]
@@ -151,7 +151,7 @@ def test_seed_epoch_and_place_decide_everything(utterances, processor):
     [
         ({"noise_probability": 1.5}, "noise_probability is 1.5; accepted: 0 to 1"),
         ({"concatenation_probability": -0.1}, "concatenation_probability is -0.1; accepted: 0 to 1"),
-        ({"speeds": [1, 9]}, "speeds holds 9; accepted: 0.5 to 2"),
+        ({"speeds": [1, 9]}, "speeds contains 9; accepted: 0.5 to 2"),
         ({"min_snr": 50.0}, "min_snr is 50.0, above max_snr, 40.0"),
         ({"time_masks": -1}, "time_masks is -1; accepted: 0 and above"),
         ({"noise": ["noise.jsonl"]}, "noise is given, but noise_probability is 0"),

@@ -25,7 +25,7 @@ def test_the_digest_is_that_of_the_sound_not_of_the_file(tmp_path):
     assert digests[0] == digests[1] and len(set(digests)) == 3
 
 
-def test_stereo_is_heard_as_the_model_hears_it(tmp_path):
+def test_stereo_is_mixed_down_as_for_the_model(tmp_path):
     left = tone(1.0)
     both = write(tmp_path / "a.wav", np.stack([left, left], axis=1))
     opposite = write(tmp_path / "b.wav", np.stack([left, -left], axis=1))

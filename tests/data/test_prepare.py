@@ -20,7 +20,7 @@ def left_out(summary) -> list[tuple[str, str]]:
 
 
 def set_header_rate(flac: bytes, rate: int) -> bytes:
-    """The 20 bits of STREAMINFO that state the sampling rate, replaced (they begin 18 bytes into the file)."""
+    """Replace the 20 bits of STREAMINFO that state the sampling rate (they begin 18 bytes into the file)."""
     changed = bytearray(flac)
     changed[18], changed[19] = rate >> 12, (rate >> 4) & 255
     changed[20] = (rate & 15) << 4 | changed[20] & 15
@@ -103,7 +103,7 @@ def test_the_number_of_workers_changes_nothing(broken, tmp_path):
     assert one.left_out_file.read_bytes() == three.left_out_file.read_bytes()
 
 
-def found(path, text="good text", **fields) -> CorpusUtterance:
+def stated(path, text="good text", **fields) -> CorpusUtterance:
     labels = {"id": path.stem, "speaker": "anna", "corpus": "tones", "split": "train"}
     return CorpusUtterance(**{**labels, "audio": path, "text": text, **fields})
 
@@ -114,7 +114,7 @@ def recordings(folder, count) -> list:
 
 def test_the_manifest_is_relative_and_moves_with_the_corpus(tmp_path):
     paths = recordings(tmp_path / "here", 2)
-    prepare([found(path, f" {path.stem} words ") for path in paths], tmp_path / "here" / "out")
+    prepare([stated(path, f" {path.stem} words ") for path in paths], tmp_path / "here" / "out")
     (tmp_path / "here").rename(tmp_path / "there")
     kept = read_manifest(tmp_path / "there" / "out" / "manifest.jsonl")
     assert [(one.text, one.duration, one.speaker) for one in kept] == [
@@ -126,7 +126,9 @@ def test_the_manifest_is_relative_and_moves_with_the_corpus(tmp_path):
 
 def test_the_first_of_an_id_that_can_be_used_stays(tmp_path):
     a, b, c = recordings(tmp_path, 3)
-    summary = prepare([found(a, " ", id="x"), found(b, "second", id="x"), found(c, "third", id="x")], tmp_path / "out")
+    summary = prepare(
+        [stated(a, " ", id="x"), stated(b, "second", id="x"), stated(c, "third", id="x")], tmp_path / "out"
+    )
     assert [one.text for one in read_manifest(summary.manifest)] == ["second"]
     assert left_out(summary) == [("x", "empty text"), ("x", "duplicate id")]
 
@@ -134,8 +136,8 @@ def test_the_first_of_an_id_that_can_be_used_stays(tmp_path):
 def test_names_and_labels_that_no_file_can_hold_are_left_out(tmp_path):
     (path,) = recordings(tmp_path, 1)
     bad = b"caf\xe9".decode(errors="surrogateescape")
-    utterances = [found(path, id=bad), *(found(path, **{name: bad}) for name in ("speaker", "corpus", "split"))]
-    summary = prepare([*utterances, found(path)], tmp_path / "out")
+    utterances = [stated(path, id=bad), *(stated(path, **{name: bad}) for name in ("speaker", "corpus", "split"))]
+    summary = prepare([*utterances, stated(path)], tmp_path / "out")
     assert left_out(summary) == [(bad, "not UTF-8"), *[("0", "not UTF-8")] * 3] and summary.kept == 1
 
 
@@ -143,8 +145,8 @@ def test_bytes_and_segments_become_files_below_audio(tmp_path):
     (path,) = recordings(tmp_path, 1)
     contents = path.read_bytes()
     utterances = [
-        found(path, id="../up", contents=contents, split="..", speaker="a/b"),
-        found(path, id="..", segment=(0.25, 0.75), speaker=""),
+        stated(path, id="../up", contents=contents, split="..", speaker="a/b"),
+        stated(path, id="..", segment=(0.25, 0.75), speaker=""),
     ]
     summary = prepare(utterances, tmp_path / "out")
     kept = read_manifest(summary.manifest)
@@ -161,21 +163,21 @@ def test_bytes_and_segments_become_files_below_audio(tmp_path):
 def test_bytes_are_named_by_what_they_are(tmp_path, format, rate):
     path = tmp_path / "recording"
     soundfile.write(path, tone(1.0, rate=rate), rate, format=format)
-    summary = prepare([found(path, audio=path, contents=path.read_bytes())], tmp_path / "out", workers=1)
+    summary = prepare([stated(path, audio=path, contents=path.read_bytes())], tmp_path / "out", workers=1)
     assert read_manifest(summary.manifest)[0].audio.suffix == f".{format.lower()}"
 
 
 def test_what_is_not_scored_is_counted_and_not_listed(tmp_path):
     (path,) = recordings(tmp_path, 1)
-    summary = prepare([Exclusion("gap", NOT_SCORED), found(path), Exclusion("b", "bad line", "why")], tmp_path / "out")
+    summary = prepare([Exclusion("gap", NOT_SCORED), stated(path), Exclusion("b", "bad line", "why")], tmp_path / "out")
     assert summary.not_scored == 1 and summary.left_out == {"bad line": 1} and left_out(summary) == [("b", "bad line")]
 
 
 def test_nothing_left_is_an_error_and_an_older_manifest_stays(tmp_path):
     (path,) = recordings(tmp_path, 1)
-    before = prepare([found(path)], tmp_path / "out").manifest.read_bytes()
+    before = prepare([stated(path)], tmp_path / "out").manifest.read_bytes()
     with pytest.raises(ValueError, match="nothing is left to write a manifest of: 2 empty text, 1 bad line"):
-        prepare([found(path, ""), Exclusion("b", "bad line"), found(path, "")], tmp_path / "out")
+        prepare([stated(path, ""), Exclusion("b", "bad line"), stated(path, "")], tmp_path / "out")
     assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
     assert (tmp_path / "out" / "left_out.jsonl").read_text().count("\n") == 3
     with pytest.raises(ValueError, match="no utterance was found"):
@@ -194,7 +196,7 @@ def test_text_that_the_tokenizer_does_not_give_back(tmp_path, processor):
     tokenizer = load_tokenizer(str(save_tokenizer(processor, tmp_path / "tokenizer")))
     paths = recordings(tmp_path, 4)
     texts = ["turn on the light", "cafe\u0301", "caf\u00e9 <|im_end|>", "TURN"]
-    utterances = [found(path, text) for path, text in zip(paths, texts, strict=True)]
+    utterances = [stated(path, text) for path, text in zip(paths, texts, strict=True)]
     summary = prepare(utterances, tmp_path / "out", tokenizer=tokenizer)
     assert left_out(summary) == [("1", "tokenizer changes the text")]
     kept = [one.text for one in read_manifest(summary.manifest)]
@@ -209,7 +211,7 @@ def test_text_that_the_tokenizer_does_not_give_back(tmp_path, processor):
 
 
 def save_tokenizer(processor, folder):
-    """That of the tiny model, with the normaliser of Qwen's."""
+    """Return the tiny model's tokenizer with the normaliser of Qwen's."""
     processor.tokenizer.save_pretrained(folder)
     content = json.loads((folder / "tokenizer.json").read_text())
     content["normalizer"] = {"type": "NFC"}

@@ -42,7 +42,7 @@ def shards(tmp_path) -> str:
 
 @pytest.fixture
 def stream(processor):
-    """Makes a stream of one pass, in batches of three."""
+    """Return a function that makes a stream of one pass, in batches of three."""
 
     def make(names, **kwargs):
         reader = SpeechReader(processor, augmentation=kwargs.pop("augmentation", None))

@@ -36,7 +36,7 @@ def audio_bytes(waveform, rate=16000, format="FLAC") -> bytes:
 
 
 def with_audio(columns: dict) -> datasets.Dataset:
-    """A dataset whose column `audio` has the feature type of embedded audio files."""
+    """Return a dataset whose column `audio` has the feature type of embedded audio files."""
     return datasets.Dataset.from_dict(columns).cast_column("audio", datasets.Audio(sampling_rate=16000))
 
 
