@@ -110,12 +110,14 @@ class Progress(ProgressCallback):
             )
 
     def on_prediction_step(self, args, state, control, **kwargs):
+        """Say in the training's bar that an evaluation runs; without a training, advance the evaluation's own bar."""
         if self.training_bar is None:
             super().on_prediction_step(args, state, control, **kwargs)
         else:  # no second bar beneath that of the training
             self.training_bar.set_postfix_str("evaluating")
 
     def on_evaluate(self, args, state, control, **kwargs):
+        """Close the evaluation's bar, or clear its mark in the training's."""
         super().on_evaluate(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_postfix_str("")
