@@ -11,11 +11,12 @@ from torch import distributed
 
 from seam.__main__ import CHECKPOINT, RECORDINGS, run_recipe
 from seam.data.manifest import read_manifest
+from seam.tests.helpers import forked
 from seam.train.recipe import StageRecipe
 
 
 def seam(*arguments) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "seam", *map(str, arguments)], capture_output=True, text=True)
+    return forked.run([sys.executable, "-m", "seam", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def bad_files(folder):
     (folder / "bert").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (folder / "unknown.yaml").write_text("traning: {}")
-    good = RECORDINGS / "manifest.jsonl"
+    good = RECORDINGS / "audio" / "000000.wav"
     return {
         "missing file": (["transcribe", folder / "missing.wav"], "missing.wav: no such audio file"),
         "no audio": (["transcribe", folder / "text.wav"], "text.wav cannot be read as audio"),

@@ -1,6 +1,5 @@
 """`seam data prepare`, as a user runs it."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -9,6 +8,7 @@ from typer.testing import CliRunner
 
 from seam.__main__ import CHECKPOINT, app
 from seam.data.manifest import read_manifest
+from seam.tests.helpers import forked
 from seam.tests.helpers.sounds import tone, write
 
 
@@ -25,7 +25,7 @@ def corpus(tmp_path):
 
 def test_what_is_kept_and_what_is_left_out_is_printed(corpus):
     command = [sys.executable, "-m", "seam", "data", "prepare", "librispeech", "LibriSpeech", "out"]
-    done = subprocess.run([*command, "--tokenizer", CHECKPOINT], capture_output=True, text=True, cwd=corpus)
+    done = forked.run([*command, "--tokenizer", CHECKPOINT], cwd=corpus)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith("out/manifest.jsonl: 3 utterances, 0.00 hours, speakers: 1")

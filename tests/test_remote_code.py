@@ -16,6 +16,7 @@ import pytest
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +90,7 @@ def run(home):
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_", "PYTHONPATH"))}
         environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home), **variables}
         command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        done = forked.run(command, cwd=cwd, env=environment)
         assert done.returncode == 0, done.stderr
         return done
 

@@ -18,6 +18,7 @@ import pytest
 import soundfile
 
 from seam.evaluation.transcription import load_checkpoint
+from seam.tests.helpers import forked
 
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package)
@@ -152,7 +153,7 @@ def texts(checkpoint, recordings, tmp_path_factory) -> dict[str, str]:
     """What the pipeline says."""
     folder = tmp_path_factory.mktemp("pipeline")
     command = [sys.executable, "-c", SAYS_THE_PIPELINE, str(checkpoint), *map(str, recordings.values())]
-    done = subprocess.run(command, env=environment(folder), cwd=folder, capture_output=True, text=True)
+    done = forked.run(command, env=environment(folder), cwd=folder)
     assert done.returncode == 0, done.stderr
     return dict(zip(recordings, json.loads(done.stdout.splitlines()[-1]), strict=True))
 

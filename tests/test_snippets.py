@@ -3,11 +3,12 @@
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from seam.tests.helpers import forked
 
 ROOT = Path(__file__).parents[1]
 WITHOUT_PACKAGE = "import sys\nsys.modules['seam'] = None  # any import of the package fails\n"
@@ -22,7 +23,7 @@ def run_blocks(document: Path, folder: Path, head: str = "") -> str:
     environment = {**os.environ, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
     environment.pop("HF_MODULES_CACHE", None)
     command = [sys.executable, "-c", head + "\n".join(blocks)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = forked.run(command, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

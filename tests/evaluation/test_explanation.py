@@ -1,7 +1,6 @@
 """What is shown of an utterance is what the model did with it."""
 
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -27,6 +26,7 @@ from seam.evaluation.explanation import (
 from seam.evaluation.explanation_views import decision, record, summary, table, visible, write_picture
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.tests.helpers import forked
 
 GIVEN, KEPT, SUBSTITUTED, INSERTED, DELETED = Change
 
@@ -344,7 +344,7 @@ def seam(tmp_path, monkeypatch):
 
 def test_command(tmp_path):
     command = [sys.executable, "-m", "seam", "explain", str(recording(4))]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = forked.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("call (given: first token guidance)", "+ ␣one (inserted)", "0.34–0.76", EOA, "000004.explain.png"):
         assert part in done.stdout

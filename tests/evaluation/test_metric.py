@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import seam
+from seam.tests.helpers import forked
 
 FOLDER = Path(seam.__path__[0]) / "evaluation" / "metrics" / "seam_wer"
 SCRIPT = """
@@ -27,9 +27,7 @@ print(json.dumps(results))
 
 def test_it_loads_offline_and_counts(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(FOLDER)], capture_output=True, text=True, env=environment, cwd=tmp_path
-    )
+    done = forked.run([sys.executable, "-c", SCRIPT, str(FOLDER)], env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     english, basic, refused = json.loads(done.stdout)
     # 25 colors | hello world: one word of four; 9 + 11 characters, one of them left out

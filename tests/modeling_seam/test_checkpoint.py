@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -18,6 +17,7 @@ from transformers import AutoModelForSpeechSeq2Seq
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.checkpoint import STAGING
 from seam.modeling_seam.weights import read_fingerprint, weight_files
+from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
 
 TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
@@ -232,7 +232,7 @@ def test_a_killed_save_leaves_the_old_checkpoint(model, logits, tmp_path):
     base.safe_save_file = save_and_die
     model.save_pretrained({str(tmp_path)!r})
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    done = forked.run([sys.executable, "-c", textwrap.dedent(script)])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert (tmp_path / STAGING / "model.safetensors").is_file()
     assert {name: data for name, data in content(tmp_path).items() if not name.startswith(STAGING)} == before

@@ -1,6 +1,5 @@
 """From a model in memory to the Hub and back through `pipeline`, with a stand-in for the Hub."""
 
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
+from seam.tests.helpers import forked
 from seam.tests.helpers.hub_stub import LocalHub
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +38,7 @@ TRANSCRIBE = """
 
 def run(script: str, *arguments, environment, cwd) -> str:
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+    done = forked.run(command, env=environment, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip().splitlines()[-1]
 

@@ -1,13 +1,13 @@
 """`seam push` with the Hub's real client against a local stand-in, and loading back by id."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.publishing.export import export
+from seam.tests.helpers import forked
 from seam.tests.helpers.hub_stub import LocalHub
 
 RECORDING = str(RECORDINGS / "audio" / "000000.wav")
@@ -20,7 +20,7 @@ print(pipeline("automatic-speech-recognition", model="user/tiny", trust_remote_c
 
 def run(arguments, hub, cache, **environment):
     environment = {**hub.environment(cache), **environment}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True)
+    return forked.run([sys.executable, *arguments], env=environment)
 
 
 def push(hub, cache, *options, model=CHECKPOINT):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from seam.tests.helpers import rank_stages
+from seam.tests.helpers import forked, rank_stages
 from seam.tests.helpers.training_sounds import TEXTS, changed, weights
 from seam.train.distributed import all_gather, map_over_ranks, shard, unsharded
 
@@ -29,7 +28,7 @@ def one_process(tmp_path_factory, manifest, backbones) -> Path:
 def run_two(folder: Path, launcher: list[str], *arguments: str) -> Path:
     command = [sys.executable, "-m", *launcher, str(RANK_STAGES), str(folder), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = forked.run(command, env=environment)
     assert done.returncode == 0, done.stderr[-14000:]
     assert "find_unused_parameters" not in done.stderr  # what torch warns of when it looks for them in vain
     return folder

@@ -5,7 +5,6 @@ import logging
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import torch
 import yaml
 from transformers import EarlyStoppingCallback, Trainer
 
-from seam.tests.helpers import training_sounds
+from seam.tests.helpers import forked, training_sounds
 from seam.tests.helpers.training_sounds import Killed, changed, weights, write_sounds
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.checkpoints import (
@@ -469,7 +468,7 @@ def test_killed_at_random_steps_and_started_again_with_the_same_command(stage, b
         values = {**before[stage], "training": training, "data": data}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
         command = [sys.executable, "-c", KILLED_AFTER, str(count), "train", stage, "recipe.yaml"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=120).returncode
+        return forked.run(command, cwd=tmp_path, timeout=120).returncode
 
     assert run("uninterrupted", -1, 0) == 0
     counts = rng.permutation([*rng.integers(1, 8, 3), *rng.integers(8, 13, 2)]).tolist()

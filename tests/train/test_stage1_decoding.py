@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from seam.__main__ import app
 from seam.data.dataset import batches_by_length
 from seam.data.manifest import read_manifest, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.tests.helpers import forked
 from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
@@ -151,7 +151,7 @@ def test_torchrun_starts_the_processes(checkpoint, manifest, tmp_path):
         "training.use_cpu=true",
     ]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seam"]
-    done = subprocess.run([*torchrun, "train", "decode", str(path), *settings], capture_output=True, text=True)
+    done = forked.run([*torchrun, "train", "decode", str(path), *settings])
     assert done.returncode == 0, done.stderr
     ids = [[row["id"] for row in rows(tmp_path, f"train-{rank}")] for rank in (0, 1)]
     assert [len(one) for one in ids] == [4, 4] and {*ids[0], *ids[1]} == set(range(8))
