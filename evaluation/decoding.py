@@ -1,6 +1,6 @@
 """
-Decode test sets with every system and keep what it wrote, raw: `run.json` and one JSON Lines file a system, which an
-interrupted run continues. Scoring is a step of its own (`seam.evaluation.report`).
+Decode test sets with every system and keep the raw output: `run.json` and one JSON Lines file for each system, which an
+interrupted run continues. Scoring is separate (`seam.evaluation.report`).
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from seam.modeling_seam.bridges import BRIDGES
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.processing_seam import PROCESSOR_FILES
 
-# What two runs must share for their hypotheses to stand in one folder. The batch size is part of the speed.
+# What runs in one folder must have in common. The batch size is among it because speed depends on it.
 IDENTITY = ("model", "data", "casing", "batch_size")
 
 
@@ -39,10 +39,10 @@ class Item:
     An utterance of a run.
 
     Args:
-        id: its place among all utterances of the run.
+        id: its index among all utterances of the run.
         audio: path of the recording relative to its manifest.
         test_set: corpus and split, or the manifest's name where it states neither.
-        utterance: as the manifest has it.
+        utterance: as read from the manifest.
     """
 
     id: int
@@ -62,31 +62,36 @@ def decode_test_sets(
     progress: bool = False,
 ) -> None:
     """
-    Write `folder/run.json` and `folder/hypotheses/SYSTEM.jsonl`, or finish them. A row has
+    Write `folder/run.json` and `folder/hypotheses/SYSTEM.jsonl`, or complete them.
+
+    Each row holds
 
     - `id`, `audio`, `test_set`, `corpus`, `split`, `speaker`, `reference`: see [`Item`]; the text is unchanged;
-    - `seconds`: of audio; `wall_seconds`: of work, its share of its batch's by length: reading, features, generation
-      and decoding, nothing of the other systems, and not the first batch's warm-up;
-    - `text`, `tokens`: the raw hypothesis and its ids; `stage1`, `stage1_tokens`: what Stage 1 heard on the way;
-    - `embeddings`: number of them that the language model was given, or Stage 1 made;
+    - `seconds`: of audio; `wall_seconds`: of work, the row's share, by length, of its batch's time for reading,
+      features, generation and decoding; neither other systems nor the first batch's warm-up are counted;
+    - `text`, `tokens`: the raw hypothesis and its ids; `stage1`, `stage1_tokens`: the same of Stage 1's output;
+    - `embeddings`: how many the language model was given, or Stage 1 predicted;
     - `reference_tokens`: ids of the reference in the given casing, as the model is trained on them;
-    - `error`: why the audio could not be read, where that is so: its hypothesis is empty then, and its time 0.
+    - `error`: why the audio could not be read, if so; the hypothesis is then empty and its time 0.
 
-    Every system decodes by itself. Batches are of one test set each, the longest first: they are padded little, and
-    what does not fit into memory fails at once. Rows are written batch by batch; what is there is not decoded again.
+    Every system decodes by itself. A batch holds utterances of one test set, and the longest utterances come first:
+    they need little padding, and what does not fit into memory fails at once. Rows are written after each batch, and
+    what has been written is not decoded again.
 
     Args:
         model: folder or Hub id of the checkpoint.
         manifests: what `seam.data.manifest.read_manifest` reads.
-        systems: names of `SYSTEMS`; by default all that the checkpoint has.
+        folder: where the run is written.
+        systems: names of `SYSTEMS`; by default all that the checkpoint supports.
         batch_size: pieces of audio decoded at once.
-        casing: of the reference's ids, one of `seam.data.manifest.CASINGS`.
-        split: keep only this one.
+        casing: of the references' ids, one of `seam.data.manifest.CASINGS`.
+        split: decode only this split.
+        progress: whether to show a progress bar for each system.
 
     Raises:
         ValueError: for unknown systems or casings, and for a folder that holds another run; FileNotFoundError: for a
-            missing manifest. Both before the model is loaded. ValueError: for systems that need the LLM, of a
-            checkpoint of Stage 1 alone.
+            missing manifest. Both are raised before the model is loaded. ValueError: for systems that the checkpoint
+            does not support.
     """
     for system in systems or ():
         if system not in SYSTEMS:
@@ -99,17 +104,13 @@ def decode_test_sets(
         config = AutoConfig.from_pretrained(model)
     except OSError as error:
         raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
-    systems = _systems(model, config, systems)
+    systems = _choose_systems(model, config, systems)
     run = {"data": data, "casing": casing, "batch_size": batch_size, "model": _identify(model)}
-    older = {"systems": [], "hardware": []}
+    earlier = {"systems": [], "hardware": []}
     if any((folder / "hypotheses").glob("*.jsonl")):
-        older = read_run(folder)
-        _check_same_run(folder, older, run)
-    pending = {}
-    for system in systems:
-        done = {row["id"] for row in repair_json_lines(rows_path(folder, system))}
-        left = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
-        pending[system] = [batch for batch in left if batch]
+        earlier = read_run(folder)
+        _check_same_run(folder, earlier, run)
+    pending = {system: _pending_batches(folder, system, items, batch_size) for system in systems}
     if not any(pending.values()):
         return
 
@@ -117,40 +118,44 @@ def decode_test_sets(
     seam, processor = load(model, device_map="auto")
     run |= {
         "dtype": str(seam.dtype).removeprefix("torch."),
-        "systems": [name for name in SYSTEMS if name in {*older["systems"], *systems}],
-        "hardware": list(dict.fromkeys([*older["hardware"], _hardware(seam)])),
+        "systems": [name for name in SYSTEMS if name in {*earlier["systems"], *systems}],
+        "hardware": list(dict.fromkeys([*earlier["hardware"], _hardware(seam)])),
         "software": f"torch {torch.__version__}, transformers {transformers.__version__}",
     }
     (folder / "hypotheses").mkdir(parents=True, exist_ok=True)
     write_text(folder / "run.json", json.dumps(run, indent=1) + "\n")
-    for system in systems:
-        with (
-            rows_path(folder, system).open("a", encoding="utf-8") as file,
-            tqdm(
-                desc=system,
-                unit="utterance",
-                total=len(items),
-                initial=len(items) - sum(map(len, pending[system])),
-                disable=not progress,
-            ) as bar,
-        ):
-            seconds = wall = 0.0
-            for rows in _decode(
-                seam, processor, pending[system], SYSTEMS[system].generate, batch_size, CASINGS[casing]
-            ):
-                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-                file.flush()
-                for row in rows:
-                    if "error" in row:
-                        bar.write(f"not decoded: {row['error']}", file=sys.stderr)
-                    else:
-                        seconds, wall = seconds + row["seconds"], wall + row["wall_seconds"]
-                bar.update(len(rows))
-                bar.set_postfix_str(f"RTFx {seconds / wall:.1f}" if wall else "")
+    for system, batches in pending.items():
+        done = len(items) - sum(map(len, batches))
+        rows = _decode(seam, processor, batches, SYSTEMS[system].generate, batch_size, CASINGS[casing])
+        with tqdm(desc=system, unit="utterance", total=len(items), initial=done, disable=not progress) as bar:
+            _append_rows(rows_path(folder, system), rows, bar)
 
 
-def _systems(name: str, config: PreTrainedConfig, systems: Sequence[str] | None) -> Sequence[str]:
-    """The systems asked for, or all that the checkpoint has. Raises `ValueError` for one that it does not have."""
+def _pending_batches(folder: Path, system: str, items: Sequence[Item], batch_size: int) -> list[list[Item]]:
+    """Return the batches of a system without the utterances that an earlier run decoded."""
+    done = {row["id"] for row in repair_json_lines(rows_path(folder, system))}
+    remaining = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
+    return [batch for batch in remaining if batch]
+
+
+def _append_rows(path: Path, batches: Iterable[list[dict[str, Any]]], bar: tqdm) -> None:
+    """Append rows to a file batch by batch; name unreadable audio, and show the speed."""
+    seconds = wall = 0.0
+    with path.open("a", encoding="utf-8") as file:
+        for rows in batches:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            file.flush()
+            for row in rows:
+                if "error" in row:
+                    bar.write(f"not decoded: {row['error']}", file=sys.stderr)
+                else:
+                    seconds, wall = seconds + row["seconds"], wall + row["wall_seconds"]
+            bar.update(len(rows))
+            bar.set_postfix_str(f"RTFx {seconds / wall:.1f}" if wall else "")
+
+
+def _choose_systems(name: str, config: PreTrainedConfig, systems: Sequence[str] | None) -> Sequence[str]:
+    """Return the requested systems, by default all that the checkpoint supports. Raises `ValueError` for any other."""
     if config.model_type == "whisper":
         has, what = ("whisper",), "is a Whisper"
     elif config.model_type != "seam":
@@ -169,10 +174,10 @@ def _systems(name: str, config: PreTrainedConfig, systems: Sequence[str] | None)
 def _decode(
     model, processor, batches: Iterable[Sequence[Item]], arguments: dict[str, bool], batch_size: int, casing
 ) -> Iterator[list[dict[str, Any]]]:
-    """Rows, batch by batch."""
+    """Yield the rows of each batch."""
     warm = False
     for batch in batches:
-        if not warm:  # what is made on the first call only, such as kernels, is no part of the speed
+        if not warm:  # what only the first call does, such as compiling kernels, does not count as speed
             _transcribe_readable(model, processor, batch, batch_size, max_new_tokens=2, **arguments)
             warm = True
         start = time.perf_counter()
@@ -200,7 +205,7 @@ def _decode(
 
 
 def _transcribe_readable(model, processor, batch: Sequence[Item], batch_size: int, **arguments):
-    """Transcriptions and, where the audio cannot be read, the reasons, both by id."""
+    """Return the transcriptions and, for audio that cannot be read, the reasons, both by id."""
     waveforms, errors = {}, {}
     for item in batch:
         try:
@@ -216,7 +221,7 @@ def _reference_tokens(processor, text: str) -> list[int]:
 
 
 def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[list[Item], list[dict[str, Any]]]:
-    """All utterances, and what a run keeps of each manifest."""
+    """Return all utterances, and what `run.json` says of each manifest."""
     items, data, unlabelled = [], [], {}
     for manifest in map(Path, manifests):
         utterances = read_manifest(manifest, split=split)
@@ -227,9 +232,8 @@ def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[lis
             if not test_set:
                 test_set = folder.resolve().name if folder == manifest else manifest.stem
                 if unlabelled.setdefault(test_set, manifest) != manifest:
-                    raise ValueError(
-                        f"{unlabelled[test_set]} and {manifest} state no corpus and have one name: rename one of them."
-                    )
+                    both = f"{unlabelled[test_set]} and {manifest}"
+                    raise ValueError(f"{both} state no corpus and have the same name: rename one of them.")
             audio = os.path.relpath(utterance.audio, folder)
             items.append(Item(len(items), audio, test_set, utterance))
             digest.update(json.dumps([audio, test_set, utterance.text, utterance.duration]).encode())
@@ -242,13 +246,14 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[list[Item]]:
     for test_set in dict.fromkeys(item.test_set for item in items):
         members = [item for item in items if item.test_set == test_set]
         for batch in batches_by_length([item.utterance.duration for item in members], batch_size):
-            yield [members[place] for place in batch]
+            yield [members[index] for index in batch]
 
 
 def _identify(name: str) -> dict[str, str]:
     """
-    A checkpoint by its name, a Hub id or a folder's without where it lies, and by all that decides what it writes:
-    settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading compares.
+    Return a checkpoint's name (a Hub id, or a folder's last part) and a digest of all that decides its output.
+
+    That is its settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading verifies.
     """
     digest = hashlib.sha256()
     for file in ("config.json", "generation_config.json", *PROCESSOR_FILES):
@@ -262,22 +267,22 @@ def _identify(name: str) -> dict[str, str]:
     return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": digest.hexdigest()}
 
 
-def _check_same_run(folder: Path, older: dict[str, Any], run: dict[str, Any]) -> None:
-    """Names and places may change, checkpoint and texts may not."""
+def _check_same_run(folder: Path, earlier: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise `ValueError` unless both runs have one checkpoint and the same texts; their names and paths may differ."""
 
     def identity(of: dict[str, Any], key: str):
         if key == "model":
             return of[key]["sha256"]
         return [manifest["sha256"] for manifest in of[key]] if key == "data" else of[key]
 
-    def said(of: dict[str, Any], key: str) -> str:
+    def name(of: dict[str, Any], key: str) -> str:
         if key == "model":
             return of[key]["name"]
         return ", ".join(manifest["manifest"] for manifest in of[key]) if key == "data" else str(of[key])
 
     for key in IDENTITY:
-        if identity(older, key) != identity(run, key):
-            before, now = said(older, key), said(run, key)
+        if identity(earlier, key) != identity(run, key):
+            before, now = name(earlier, key), name(run, key)
             change = f"{before}, now {now}" if before != now else f"{before}, with other content than now"
             raise ValueError(f"{folder} holds hypotheses of another run ({key}: {change}); give another folder.")
 

@@ -237,7 +237,7 @@ def test_missing_and_ambiguous_manifests_are_refused(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "dev.jsonl").write_text(json.dumps({"audio": "x.wav", "text": "x", "duration": 1}))
-    with pytest.raises(ValueError, match="b/dev.jsonl state no corpus and have one name"):
+    with pytest.raises(ValueError, match="b/dev.jsonl state no corpus and have the same name"):
         write(tmp_path / "out", [tmp_path / "a" / "dev.jsonl", tmp_path / "b" / "dev.jsonl"])
     with pytest.raises(FileNotFoundError, match="run.json is missing"):
         read_hypotheses(tmp_path)
