@@ -185,12 +185,12 @@ def demo(
         results = transcription.transcribe(seam, processor, [processor.load_audio(source) for source in sources])
     table = Table("file", "reference", "Stage 1 heard", "transcript", "WER %")
     for source, reference, result in zip(sources, references, results, strict=True):
-        rate = "" if reference is None else f"{word_errors([reference], [result.text]).rate:.0f}"
+        rate = "" if reference is None else f"{word_errors([reference], [result.text]).error_rate:.0f}"
         table.add_row(source.name, reference or "", result.stage1, result.text, rate)
     total = word_errors([one.text for one in shipped], [one.text for one in results[: len(shipped)]])
     console = wide_console()
     console.print(table)
-    console.print(f"WER of the {len(shipped)} shipped recordings: {total.rate:.1f} % of {total.length} words")
+    console.print(f"WER of the {len(shipped)} shipped recordings: {total.error_rate:.1f} % of {total.length} words")
 
 
 @app.command()

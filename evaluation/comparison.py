@@ -1,6 +1,8 @@
 """
-The paper's Table 1 over several trainings: error rates with intervals over seeds and utterances, the differences that
-its claims are about, and embeddings per second; as JSON, Markdown and a plot.
+Compare systems over several trainings, as in the paper's Table 1.
+
+The comparison has error rates with intervals over seeds and utterances, the differences that the claims are about, and
+embeddings per second; it is written as JSON, Markdown and a plot.
 """
 
 import json
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from seam.data.files import write_text
-from seam.evaluation.plots import plot_curves, plot_error_rates
+from seam.evaluation.plots import ErrorRates, Intervals, plot_curves, plot_error_rates
 from seam.evaluation.scoring import utterance_errors
-from seam.evaluation.table import rate_table
+from seam.evaluation.table import error_rate_table
 
 RESAMPLES = 2000
 INTERVALS = (
@@ -24,15 +26,15 @@ INTERVALS = (
 
 
 @dataclass(frozen=True)
-class Decoded:
+class SystemOutput:
     """
-    What one system wrote for one test set.
+    The output of one system for one test set, as counts.
 
     Args:
-        errors `(seeds, utterances)`: word errors.
-        words `(utterances,)`: of the references.
-        embeddings `(seeds, utterances)`: given to the language model for the audio.
-        seconds `(utterances,)`: of audio.
+        errors (`np.ndarray` of shape `(seeds, utterances)`): word errors.
+        words (`np.ndarray` of shape `(utterances,)`): words of the references.
+        embeddings (`np.ndarray` of shape `(seeds, utterances)`): how many the language model was given for the audio.
+        seconds (`np.ndarray` of shape `(utterances,)`): length of the audio.
     """
 
     errors: np.ndarray
@@ -41,8 +43,8 @@ class Decoded:
     seconds: np.ndarray
 
     @classmethod
-    def of(cls, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> "Decoded":
-        """Rows of `seam.evaluation.hypotheses` for every seed, in the same order."""
+    def from_rows(cls, seeds: Sequence[Sequence[Mapping[str, Any]]]) -> "SystemOutput":
+        """Count what `seam.evaluation.hypotheses` read for every seed, rows in the same order."""
         counts = [utterance_errors([r["reference"] for r in rows], [r["text"] for r in rows]) for rows in seeds]
         return cls(
             errors=np.array([[count.errors for count in one] for one in counts]),
@@ -52,23 +54,26 @@ class Decoded:
         )
 
     @property
-    def rate(self) -> float:
-        """Word error rate in percent, mean over the seeds."""
+    def error_rate(self) -> float:
+        """Return the word error rate in percent, averaged over the seeds."""
         return float(100 * self.errors.mean(0).sum() / self.words.sum())
 
     @property
-    def seed_rates(self) -> list[float]:
+    def seed_error_rates(self) -> list[float]:
+        """Return the word error rate of each seed in percent."""
         return (100 * self.errors.sum(1) / self.words.sum()).tolist()
 
 
-def interval(system: Decoded, other: Decoded | None = None, seed: int = 0) -> tuple[float, float]:
+def interval(system: SystemOutput, other: SystemOutput | None = None, seed: int = 0) -> tuple[float, float]:
     """
-    The 95 % bootstrap interval of a system's error rate or, paired, of its difference to another's: corpora of the same
-    size drawn from the utterances, and as many trainings drawn from the seeds, both with replacement. The trainings of
-    two systems with equally many seeds are paired, for they share the seed and where they can the Stage 1.
+    Return the 95 % bootstrap interval of a system's error rate, or of its difference from another system's.
+
+    Each resample draws as many utterances and as many seeds as there are, both with replacement. Two systems are
+    compared on the same utterances and, if they have equally many seeds, on the same seeds: these share their random
+    numbers and, where possible, Stage 1.
 
     Returns:
-        Lower and upper bound, in percent or points.
+        Lower and upper bound, in percent or percentage points.
     """
     rng = np.random.default_rng(seed)
     paired = other is None or len(other.errors) == len(system.errors)
@@ -85,25 +90,29 @@ def interval(system: Decoded, other: Decoded | None = None, seed: int = 0) -> tu
     return float(low), float(high)
 
 
-def compare(rows: Mapping[str, Mapping[str, Decoded]], claims: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def compare(rows: Mapping[str, Mapping[str, SystemOutput]], claims: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """
+    Compare systems on test sets.
+
     Args:
-        rows: by system and test set.
-        claims: pairs of systems, of which the first is said to be the better one.
+        rows: outputs by system and test set.
+        claims: pairs of systems, of which the first is claimed to be the better one.
 
     Returns:
-        - `systems`: by system and test set: `rate`, `interval`, `seeds` (the rate of each), `embeddings_per_second`;
-        - `words`: of each test set;
-        - `claims`: `better`, `than` and, by test set, `difference` in points (negative: it is better) and `interval`.
+        - `systems`: by system and test set: `rate` (the error rate), `interval`, `seeds` (the error rate of each),
+          `embeddings_per_second`;
+        - `words`: how many each test set has;
+        - `claims`: `better`, `than` and, by test set, `difference` in percentage points (negative if the claim holds)
+          and `interval`.
     """
     tests = list(next(iter(rows.values())))
     return {
         "systems": {
             name: {
                 test: {
-                    "rate": one.rate,
+                    "rate": one.error_rate,
                     "interval": list(interval(one)),
-                    "seeds": one.seed_rates,
+                    "seeds": one.seed_error_rates,
                     "embeddings_per_second": float(one.embeddings.mean(0).sum() / one.seconds.sum()),
                 }
                 for test, one in sets.items()
@@ -117,7 +126,7 @@ def compare(rows: Mapping[str, Mapping[str, Decoded]], claims: Sequence[tuple[st
                 "than": than,
                 "tests": {
                     test: {
-                        "difference": rows[better][test].rate - rows[than][test].rate,
+                        "difference": rows[better][test].error_rate - rows[than][test].error_rate,
                         "interval": list(interval(rows[better][test], rows[than][test])),
                     }
                     for test in tests
@@ -129,18 +138,18 @@ def compare(rows: Mapping[str, Mapping[str, Decoded]], claims: Sequence[tuple[st
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The tables of `compare`, for people."""
+    """Return the results of `compare` as Markdown tables."""
     systems, words = results["systems"], results["words"]
-    wer, intervals = rates(results)
-    lines = [*rate_table("WER %", wer, intervals, words), "", INTERVALS.format(resamples=RESAMPLES), ""]
+    wer, intervals = error_rates(results)
+    lines = [*error_rate_table("WER %", wer, intervals, words), "", INTERVALS.format(resamples=RESAMPLES), ""]
     if results["claims"]:
         lines += ["| is it better? | " + " | ".join(words) + " |", "|---|" + "---|" * len(words)]
     for claim in results["claims"]:
         cells = []
         for test in words:
-            found, (low, high) = claim["tests"][test]["difference"], claim["tests"][test]["interval"]
+            difference, (low, high) = claim["tests"][test]["difference"], claim["tests"][test]["interval"]
             verdict = "yes" if high < 0 else "no: worse" if low > 0 else "not shown"
-            cells.append(f"{verdict}: {found:+.1f} ({low:+.1f} to {high:+.1f})")
+            cells.append(f"{verdict}: {difference:+.1f} ({low:+.1f} to {high:+.1f})")
         lines.append(f"| {claim['better']} than {claim['than']} | " + " | ".join(cells) + " |")
     lines += ["", "| embeddings per second | " + " | ".join(words) + " |", "|---|" + "---|" * len(words)]
     for name, sets in systems.items():
@@ -150,8 +159,8 @@ def markdown(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def rates(results: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Rates and intervals of `compare` by system and test set."""
+def error_rates(results: Mapping[str, Any]) -> tuple[ErrorRates, Intervals]:
+    """Return the error rates and the intervals of `compare` by system and test set."""
     pick = [
         {name: {test: one[key] for test, one in sets.items()} for name, sets in results["systems"].items()}
         for key in ("rate", "interval")
@@ -161,11 +170,15 @@ def rates(results: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], dict
 
 def write_comparison(results: Mapping[str, Any], folder: Path, name: str = "comparison") -> None:
     """
-    Write `NAME.json`, `NAME.md`, `NAME.png` and, where `results` has `curves` (rates on held-out utterances by the step
-    of a training), `NAME-curves.png`.
+    Write `NAME.json`, `NAME.md`, `NAME.png` and, if there are learning curves, `NAME-curves.png`.
+
+    Args:
+        results: what `compare` returns; `curves`, if any, are those of `seam.evaluation.plots.plot_curves`.
+        folder: where the files are written.
+        name: of the files.
     """
     for ending, text in (("json", json.dumps(results, indent=1) + "\n"), ("md", markdown(results))):
         write_text(folder / f"{name}.{ending}", text)
-    plot_error_rates(*rates(results), list(results["words"]), folder / f"{name}.png")
+    plot_error_rates(*error_rates(results), list(results["words"]), folder / f"{name}.png")
     if results.get("curves"):
         plot_curves(results["curves"], folder / f"{name}-curves.png")

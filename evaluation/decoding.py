@@ -1,6 +1,8 @@
 """
-Decode test sets with every system and keep the raw output: `run.json` and one JSON Lines file for each system, which an
-interrupted run continues. Scoring is separate (`seam.evaluation.report`).
+Decode test sets with every system and keep the raw output.
+
+It goes to `run.json` and one JSON Lines file for each system, which an interrupted run continues. Scoring is separate
+(`seam.evaluation.report`).
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """
-The systems that are evaluated, and what a run of `seam.evaluation.decoding` left of them: `run.json` and one JSON Lines
-file for each system. Neither a model nor torch is needed to read them.
+The systems that are evaluated, and the hypotheses of a run of `seam.evaluation.decoding`.
+
+A run is a folder with `run.json` and one JSON Lines file for each system. It is read without torch.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The pictures of reports: error rates by system and test set, their course in trainings, histograms."""
+"""Plots of the reports: error rates by system and test set, learning curves, histograms."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from matplotlib.figure import Figure
 from seam.data.files import replacing
 
 # {system: {test set: value}}
-Rates = Mapping[str, Mapping[str, float]]
+ErrorRates = Mapping[str, Mapping[str, float]]
 Intervals = Mapping[str, Mapping[str, Sequence[float]]]
 
 
-def plot_error_rates(wer: Rates, intervals: Intervals, tests: Sequence[str], path: Path) -> None:
-    """A panel for each test set, with a row for each system: its rate as a point, and its interval."""
+def plot_error_rates(wer: ErrorRates, intervals: Intervals, tests: Sequence[str], path: Path) -> None:
+    """Plot a panel for each test set with a row for each system: its error rate as a point, and its interval."""
     figure = Figure(figsize=(3 + 2.5 * len(tests), 0.8 + 0.28 * len(wer)), layout="constrained")
     panels = figure.subplots(1, len(tests), sharey=True, squeeze=False)[0]
     rows = np.arange(len(wer))
     for axes, test in zip(panels, tests, strict=True):
-        points = np.array([rates[test] for rates in wer.values()])
+        points = np.array([by_test[test] for by_test in wer.values()])
         low, high = np.array([intervals[system][test] for system in wer]).T
-        reach = np.maximum([points - low, high - points], 0)  # a bootstrap interval need not contain the rate
+        reach = np.maximum([points - low, high - points], 0)  # a bootstrap interval need not contain the error rate
         axes.errorbar(points, rows, xerr=reach, fmt="o", markersize=4, linewidth=1)
         for row, point in enumerate(points):
             axes.annotate(f"{point:.1f}", (point, row), (0, 4), textcoords="offset points", fontsize=7, ha="center")
@@ -36,7 +36,7 @@ def plot_error_rates(wer: Rates, intervals: Intervals, tests: Sequence[str], pat
 
 
 def plot_curves(curves: Mapping[str, Sequence[Sequence[Sequence[float]]]], path: Path) -> None:
-    """Error rates in the course of trainings: by system, each seed's `(step, percent)`. Bold: the mean of the seeds."""
+    """Plot error rates over the steps of trainings, given each seed's `(step, percent)` by system; bold: their mean."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for index, (system, seeds) in enumerate(curves.items()):
@@ -54,12 +54,13 @@ def plot_histograms(
     panels: Mapping[str, Mapping[str, np.ndarray]], means: Mapping[str, Mapping[str, float]], label: str, path: Path
 ) -> None:
     """
-    One panel a test set, with one histogram for each of its series and a dashed line at that series' mean.
+    Plot a panel for each test set with a histogram of each of its series and a dashed line at the series' mean.
 
     Args:
         panels: values by test set and series.
-        means: what the lines mark, by test set and series.
+        means: the positions of the lines, by test set and series.
         label: of the values.
+        path: of the PNG.
     """
     figure = Figure(figsize=(7, 1 + 2.5 * len(panels)), layout="constrained")
     rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 from seam.data.files import write_text
 from seam.evaluation import plots, scoring
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
-from seam.evaluation.scoring import is_loop
-from seam.evaluation.table import INTERVALS, rate_table
+from seam.evaluation.scoring import has_loop
+from seam.evaluation.table import INTERVALS, error_rate_table
 
 ALL = "all test sets"
 NORMALIZERS = {"english": "Whisper's English normaliser", "basic": "Whisper's basic normaliser"}
@@ -97,7 +97,7 @@ def score_system(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         result["wer"][normalizer] = {**_kinds(count), "words": count.length, "interval": list(scoring.interval(counts))}
         result["cer"][normalizer] = {**_kinds(characters), "characters": characters.length}
     spoken = [row for row in rows if row["reference_tokens"]]
-    loops = [is_loop(*map(scoring.words, pair)) for pair in zip(references, hypotheses, strict=True)]
+    loops = [has_loop(*map(scoring.words, pair)) for pair in zip(references, hypotheses, strict=True)]
     empty = [bool(row["reference"].strip()) and not row["text"].strip() for row in rows]
     wall = sum(row["wall_seconds"] for row in rows)
     return {
@@ -130,7 +130,7 @@ def markdown(results: dict[str, Any]) -> str:
     for normalizer, said in NORMALIZERS.items():
         wer, intervals = _error_rates(results, normalizer)
         words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
-        lines += [*rate_table(f"WER %, {said}", wer, intervals, words), ""]
+        lines += [*error_rate_table(f"WER %, {said}", wer, intervals, words), ""]
     lines += [INTERVALS, "; ".join(f"{system}: {SYSTEMS[system].description}" for system in systems) + ".", ""]
     lines += [
         "| test set | system | words | insertions | deletions | substitutions | CER % | first token right % "
@@ -202,7 +202,7 @@ def _test_sets(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def _kinds(count: scoring.ErrorCount) -> dict[str, float]:
     kinds = {kind: getattr(count, kind) for kind in ("insertions", "deletions", "substitutions")}
-    return {"rate": count.rate, **kinds}
+    return {"rate": count.error_rate, **kinds}
 
 
 def _percent(flags: Sequence[bool]) -> float | None:
@@ -213,7 +213,7 @@ def _own_system(results: dict[str, Any]) -> str:
     return next(system for system in reversed(TABLE_1) if system in results["systems"])
 
 
-def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[plots.Rates, plots.Intervals]:
+def _error_rates(results: dict[str, Any], normalizer: str) -> tuple[plots.ErrorRates, plots.Intervals]:
     def pick(key: str):
         return {
             system: {name: scores["wer"][normalizer][key] for name, scores in named.items()}

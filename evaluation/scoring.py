@@ -1,4 +1,4 @@
-"""Error rates: the two normalisers, one alignment, a confidence interval by resampling utterances; and loops."""
+"""Score transcripts: two normalisers, one alignment, a bootstrap confidence interval, and repetition loops."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,11 +10,13 @@ from whisper_normalizer.english import EnglishTextNormalizer
 
 NORMALIZERS = {"english": EnglishTextNormalizer(), "basic": BasicTextNormalizer()}
 """
-Both of Whisper (Radford et al. 2022, Appendix C), each under the name by which results quote it. "basic": lower case,
-no punctuation. "english", the paper's (Table 1): also numbers as digits, contractions in full, American spelling (its
-table comes with the package), no fillers. It makes a single word of a string of digits ("three one four" is "314"):
-where those are what is said, "basic" counts each of them.
+Whisper's two (Radford et al. 2022, Appendix C), by the names under which results quote them. "basic": lower case, no
+punctuation. "english", the paper's (Table 1): also numbers as digits, contractions in full, American spelling (by a
+table in its package), no fillers. It turns a string of spoken digits into one word ("three one four" becomes "314");
+for such speech use "basic", which counts each digit.
 """
+LONGEST_PHRASE = 8
+REPETITIONS = 4
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,8 @@ class ErrorCount:
     """
     Errors of one utterance or of a corpus.
 
-    Where several alignments have as few errors, the three kinds are those of the one that kaldialign finds; their sum
-    is the same in all.
+    Several alignments may have the fewest errors: the counts by kind are those of the alignment that kaldialign finds,
+    their sum is the same for all.
 
     Args:
         insertions, deletions, substitutions: what turns the reference into the hypothesis.
@@ -37,23 +39,25 @@ class ErrorCount:
 
     @property
     def errors(self) -> int:
+        """Return the number of errors of all kinds."""
         return self.insertions + self.deletions + self.substitutions
 
     @property
-    def rate(self) -> float:
-        """Errors over length in percent. Where no reference holds anything, each insertion counts as 100 %."""
+    def error_rate(self) -> float:
+        """Return errors over length in percent. For an empty reference each insertion counts as 100 %."""
         return 100 * self.errors / max(self.length, 1)
 
 
 def words(text: str, normalizer: str = "basic") -> list[str]:
     """
-    What is scored of a text.
+    Return the words of a text that are scored.
 
     Args:
+        text: as written.
         normalizer: one of `NORMALIZERS`.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for any other normaliser.
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"normalizer is {normalizer!r}; accepted: {', '.join(NORMALIZERS)}.")
@@ -64,8 +68,9 @@ def utterance_errors(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic"
 ) -> list[ErrorCount]:
     """
-    Word errors of every utterance, after normalisation of both sides. An utterance whose reference is empty then, such
-    as a filler alone, has no words, but what was written for it counts as insertions.
+    Count the word errors of each utterance, after normalising both sides.
+
+    A reference that normalises to nothing, such as a filler alone, has no words; any output counts as insertions.
     """
     return [
         _count(words(reference, normalizer), words(hypothesis, normalizer))
@@ -76,7 +81,7 @@ def utterance_errors(
 def utterance_character_errors(
     references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic"
 ) -> list[ErrorCount]:
-    """As `utterance_errors`, of characters; the single space between two words is one."""
+    """Count the character errors of each utterance as `utterance_errors` does words; a space is a character."""
     return [
         _count(list(" ".join(words(reference, normalizer))), list(" ".join(words(hypothesis, normalizer))))
         for reference, hypothesis in zip(references, hypotheses, strict=True)
@@ -89,12 +94,12 @@ def _count(reference: list, hypothesis: list) -> ErrorCount:
 
 
 def alignment(reference: str, hypothesis: str, normalizer: str = "basic") -> list[tuple[str, str]]:
-    """Pairs of a word of the reference and the word written for it, empty where there is none."""
+    """Return pairs of a reference word and its hypothesis word; either is empty for an insertion or a deletion."""
     return kaldialign.align(words(reference, normalizer), words(hypothesis, normalizer), "")
 
 
 def total(counts: Sequence[ErrorCount]) -> ErrorCount:
-    """The corpus as a whole: its errors over its words, not the mean of the utterances' rates."""
+    """Sum the counts of a corpus, whose error rate is all errors over all words, not a mean over utterances."""
     return ErrorCount(
         sum(count.insertions for count in counts),
         sum(count.deletions for count in counts),
@@ -104,71 +109,73 @@ def total(counts: Sequence[ErrorCount]) -> ErrorCount:
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic") -> ErrorCount:
-    """Word errors of a corpus, after normalisation of both sides."""
+    """Count the word errors of a corpus, after normalising both sides."""
     return total(utterance_errors(references, hypotheses, normalizer))
 
 
 def character_errors(references: Sequence[str], hypotheses: Sequence[str], normalizer: str = "basic") -> ErrorCount:
-    """Character errors of a corpus, after normalisation of both sides."""
+    """Count the character errors of a corpus, after normalising both sides."""
     return total(utterance_character_errors(references, hypotheses, normalizer))
 
 
 def token_errors(references: Sequence[Sequence[int]], hypotheses: Sequence[Sequence[int]]) -> ErrorCount:
-    """Errors of a corpus of token ids, as they are."""
+    """Count the errors of a corpus of token ids, without normalisation."""
     return total([_count(list(one), list(other)) for one, other in zip(references, hypotheses, strict=True)])
 
 
 def interval(counts: Sequence[ErrorCount], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """
-    The 95 % bootstrap confidence interval of the corpus' error rate (Bisani and Ney 2004): the 2.5th and 97.5th
-    percentiles of the rates of corpora of the same size, drawn from the utterances with replacement.
+    Return the 95 % bootstrap confidence interval of a corpus' error rate (Bisani and Ney 2004).
+
+    It spans the 2.5th to the 97.5th percentile of the error rates of corpora of the same size, drawn from the
+    utterances with replacement.
 
     Args:
         counts: of every utterance, independent of one another.
         resamples: number of corpora.
-        seed: the same one gives the same interval.
+        seed: equal seeds give equal intervals.
 
     Returns:
         Lower and upper bound in percent.
 
     Raises:
-        ValueError: without utterances.
+        ValueError: when there are no utterances.
     """
     if not counts:
-        raise ValueError("no confidence interval of no utterances")
+        raise ValueError("a confidence interval needs at least one utterance")
     errors, lengths = np.array([(count.errors, count.length) for count in counts]).T
     rng = np.random.default_rng(seed)
-    rates = []
+    error_rates = []
     for _ in range(resamples):
         drawn = rng.integers(len(counts), size=len(counts))
-        rates.append(100 * errors[drawn].sum() / max(lengths[drawn].sum(), 1))
-    low, high = np.percentile(rates, [2.5, 97.5])
+        error_rates.append(100 * errors[drawn].sum() / max(lengths[drawn].sum(), 1))
+    low, high = np.percentile(error_rates, [2.5, 97.5])
     return float(low), float(high)
 
 
-LONGEST_PHRASE = 8
-REPETITIONS = 4
-
-
-def is_loop(reference: Sequence[str], hypothesis: Sequence[str]) -> bool:
+def has_loop(reference: Sequence[str], hypothesis: Sequence[str]) -> bool:
     """
-    Whether some phrase of at most `LONGEST_PHRASE` words stands at least `REPETITIONS` times in a row in the
-    hypothesis, and more often than in the reference: "no no no no" is no loop where that was said.
+    Return whether the hypothesis repeats a phrase in a loop, as a hallucinating model does.
+
+    A loop is a phrase of at most `LONGEST_PHRASE` words that occurs at least `REPETITIONS` times in a row, and more
+    often
+    than in the reference: "no no no no" is no loop if that was said.
     """
-    said = repetitions(reference)
+    spoken = repetitions(reference)
     return any(
-        count >= REPETITIONS and count > said.get(phrase, 0) for phrase, count in repetitions(hypothesis).items()
+        count >= REPETITIONS and count > spoken.get(phrase, 0) for phrase, count in repetitions(hypothesis).items()
     )
 
 
 def repetitions(words: Sequence[str]) -> dict[tuple[str, ...], int]:
     """
-    How often in a row each phrase that is repeated at all stands in the text. A phrase goes by the first of its
-    rotations in alphabetical order, for "go on go on go" repeats "go on" as much as "on go".
+    Return how often in a row each repeated phrase occurs.
+
+    A phrase is keyed by its alphabetically first rotation, for "go on go on go" repeats "go on" as much as "on go".
     """
     counts: dict[tuple[str, ...], int] = {}
     for length in range(1, LONGEST_PHRASE + 1):
-        equal = 0  # words up to here, without a gap, that equal the word one phrase earlier
+        equal = 0  # number of consecutive words up to here that equal the word one phrase earlier
         for index in range(length, len(words)):
             equal = equal + 1 if words[index] == words[index - length] else 0
             if equal >= length:

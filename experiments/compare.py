@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import read_manifest
-from seam.evaluation.comparison import Decoded, compare, write_comparison
+from seam.evaluation.comparison import SystemOutput, compare, write_comparison
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
 from seam.evaluation.transcription import load_checkpoint
@@ -270,7 +270,9 @@ def _evaluate(model: Path, tests: list[str], target: Path, rows: list[str] | Non
     decode_test_sets(str(model), tests, target, rows, batch_size=32)
 
 
-def _rows(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path) -> dict[str, dict[str, Decoded]]:
+def _rows(
+    recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path
+) -> dict[str, dict[str, SystemOutput]]:
     """What every row of the table wrote, by test set."""
     rows = {}
     if recipe.whisper:
@@ -282,12 +284,12 @@ def _rows(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pat
     return rows
 
 
-def _by_test(recipe: CompareRecipe, runs: list[Path], row: str) -> dict[str, Decoded]:
+def _by_test(recipe: CompareRecipe, runs: list[Path], row: str) -> dict[str, SystemOutput]:
     read = [read_hypotheses(run) for run in runs]
     found, first = {}, 0
     for test, manifest in zip(recipe.tests, read[0][0]["data"], strict=True):
         after = first + manifest["utterances"]
-        found[test] = Decoded.of([systems[row][first:after] for _, systems in read])
+        found[test] = SystemOutput.from_rows([systems[row][first:after] for _, systems in read])
         first = after
     return found
 

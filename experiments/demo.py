@@ -378,7 +378,7 @@ def compare_systems(
         }
         for system, texts in hypotheses.items():
             counts = utterance_errors(references, texts)
-            wer[SYSTEMS[system].row][name] = total(counts).rate
+            wer[SYSTEMS[system].row][name] = total(counts).error_rate
             intervals[SYSTEMS[system].row][name] = list(interval(counts))
             words[name] = total(counts).length
     return {"wer": wer, "interval": intervals, "words": words, "notes": notes(wer)}

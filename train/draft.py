@@ -81,9 +81,9 @@ class DraftTrainer(StageTrainer):
         stage1, drafts = zip(*map_over_ranks(self._decode, range(len(self.eval_dataset))), strict=True)
         decode = self.processing_class.batch_decode
         return {
-            "stage1_wer": word_errors(references, decode(stage1)).rate,
-            "draft_wer": word_errors(references, decode(drafts)).rate,
-            "draft_agreement": 100 - token_errors(stage1, drafts).rate,
+            "stage1_wer": word_errors(references, decode(stage1)).error_rate,
+            "draft_wer": word_errors(references, decode(drafts)).error_rate,
+            "draft_agreement": 100 - token_errors(stage1, drafts).error_rate,
         }
 
 

@@ -223,9 +223,9 @@ class StageTrainer(ResumableTrainer, ABC):
         results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
         metrics = {}
         if self.eval_model.bridge.writes_tokens:
-            metrics["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).rate
+            metrics["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).error_rate
         if self.use_llm:
-            metrics["wer"] = word_errors(references, [result.text for result in results]).rate
+            metrics["wer"] = word_errors(references, [result.text for result in results]).error_rate
         return metrics
 
 

@@ -5,19 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from seam.evaluation.comparison import Decoded, compare, interval, markdown, write_comparison
+from seam.evaluation.comparison import SystemOutput, compare, interval, markdown, write_comparison
 
 
-def decoded(errors, words=None, embeddings=3) -> Decoded:
+def output(errors, words=None, embeddings=3) -> SystemOutput:
     errors = np.array(errors)
     words = np.full(errors.shape[1], 10) if words is None else np.array(words)
-    return Decoded(errors, words, np.full(errors.shape, embeddings), np.full(errors.shape[1], 2.0))
+    return SystemOutput(errors, words, np.full(errors.shape, embeddings), np.full(errors.shape[1], 2.0))
 
 
-def test_a_rate_is_the_mean_of_the_seeds():
-    one = decoded([[1, 0, 3], [1, 2, 1]], words=[10, 5, 5])
-    assert one.seed_rates == [20.0, 20.0] and one.rate == 20.0
-    assert decoded([[0, 0], [4, 0]]).rate == 10.0
+def test_an_error_rate_is_the_mean_of_the_seeds():
+    one = output([[1, 0, 3], [1, 2, 1]], words=[10, 5, 5])
+    assert one.seed_error_rates == [20.0, 20.0] and one.error_rate == 20.0
+    assert output([[0, 0], [4, 0]]).error_rate == 10.0
 
 
 def test_rows_become_errors():
@@ -25,20 +25,20 @@ def test_rows_become_errors():
         return {"reference": reference, "text": text, "embeddings": 2, "seconds": 1.5}
 
     seeds = [[row("one two", "one"), row("three", "three")], [row("one two", "two one two"), row("three", "four")]]
-    one = Decoded.of(seeds)
+    one = SystemOutput.from_rows(seeds)
     assert one.errors.tolist() == [[1, 0], [1, 1]] and one.words.tolist() == [2, 1]
     assert one.embeddings.tolist() == [[2, 2], [2, 2]] and one.seconds.tolist() == [1.5, 1.5]
 
 
 def test_the_interval_is_of_seeds_and_utterances():
-    same = decoded([[1] * 50] * 3)
+    same = output([[1] * 50] * 3)
     assert interval(same) == (10.0, 10.0)  # nothing varies
-    utterances = decoded([[0, 2] * 25] * 3)
+    utterances = output([[0, 2] * 25] * 3)
     low, high = interval(utterances)
     assert low == pytest.approx(10 - 1.96 * 10 / 50**0.5, abs=0.6) and high == pytest.approx(
         10 + 1.96 * 10 / 50**0.5, abs=0.6
     )
-    seeds = decoded([[0] * 50, [2] * 50])  # drawing two of two: 0, 10 or 20 %
+    seeds = output([[0] * 50, [2] * 50])  # drawing two of two: 0, 10 or 20 %
     assert interval(seeds) == (0.0, 20.0)
 
 
@@ -46,7 +46,7 @@ def test_a_difference_is_paired():
     """Utterances differ far more than the systems: only pairs show that one is better in each."""
     rng = np.random.default_rng(0)
     hard = rng.integers(0, 9, size=(1, 200))
-    worse, better = decoded(np.repeat(hard + 1, 3, 0)), decoded(np.repeat(hard, 3, 0))
+    worse, better = output(np.repeat(hard + 1, 3, 0)), output(np.repeat(hard, 3, 0))
     assert interval(better, worse) == pytest.approx((-10.0, -10.0))
     low, high = interval(better)
     assert high - low > 5
@@ -55,8 +55,8 @@ def test_a_difference_is_paired():
 @pytest.fixture
 def results():
     rows = {
-        "Stage 1": {"in": decoded([[1] * 30] * 2), "out": decoded([[4] * 30] * 2)},
-        "full": {"in": decoded([[2] * 30] * 2), "out": decoded([[2] * 30] * 2, embeddings=20)},
+        "Stage 1": {"in": output([[1] * 30] * 2), "out": output([[4] * 30] * 2)},
+        "full": {"in": output([[2] * 30] * 2), "out": output([[2] * 30] * 2, embeddings=20)},
     }
     return compare(rows, [("full", "Stage 1")])
 
@@ -73,7 +73,7 @@ def test_claims_hold_or_fail(results):
 
 def test_what_is_not_shown_is_not_claimed():
     rng = np.random.default_rng(1)
-    rows = {name: {"in": decoded(rng.integers(0, 5, size=(2, 20)))} for name in ("a", "b")}
+    rows = {name: {"in": output(rng.integers(0, 5, size=(2, 20)))} for name in ("a", "b")}
     assert "not shown" in markdown(compare(rows, [("a", "b")]))
 
 

@@ -7,8 +7,8 @@ import pytest
 from seam.evaluation.scoring import (
     ErrorCount,
     character_errors,
+    has_loop,
     interval,
-    is_loop,
     repetitions,
     token_errors,
     total,
@@ -130,28 +130,28 @@ def test_an_unknown_normaliser_is_refused():
 
 def test_digits_stay_words():
     """A normaliser that makes numbers of them would turn one wrong digit into a wrong string."""
-    assert word_errors(["three one four"], ["three one five"]).rate == pytest.approx(100 / 3)
-    assert word_errors(["three one four"], ["three one five"], "english").rate == 100
+    assert word_errors(["three one four"], ["three one five"]).error_rate == pytest.approx(100 / 3)
+    assert word_errors(["three one four"], ["three one five"], "english").error_rate == 100
 
 
 def test_a_corpus_is_counted_as_a_whole():
     count = word_errors(["one two three", "four"], ["one two", "five"])
-    assert count.rate == 50.0
+    assert count.error_rate == 50.0
 
 
 def test_tokens_are_counted_as_they_are():
     heard, drafts = [[7, 8, 9], [7], []], [[7, 9], [5], [7, 7]]
     count = token_errors(heard, drafts)
     assert (count.deletions, count.substitutions, count.insertions, count.length) == (1, 1, 2, 4)
-    assert count.rate == 100
+    assert count.error_rate == 100
 
 
 def test_an_empty_reference_adds_insertions_and_no_words():
     counts = utterance_errors(["um", "one two"], ["hello there", "one two"], "english")
     assert counts == [ErrorCount(2, 0, 0, 0), ErrorCount(0, 0, 0, 1)]  # "one two" is 12
-    assert total(counts).rate == 200
+    assert total(counts).error_rate == 200
     assert word_errors(["um"], ["uh"], "english") == ErrorCount(0, 0, 0, 0)
-    assert word_errors(["um"], ["hello"], "english").rate == 100
+    assert word_errors(["um"], ["hello"], "english").error_rate == 100
 
 
 def inject_errors(text: str, vocabulary: list[str], rng: random.Random, count: int) -> str:
@@ -192,8 +192,8 @@ def test_jiwer_counts_the_same(injected, normalizer):
         assert count.length == output.hits + output.deletions + output.substitutions
         split_alike += count.substitutions == output.substitutions
     assert split_alike > 0.9 * len(ours)  # of several alignments with as few errors each takes one
-    assert total(ours).rate == pytest.approx(100 * jiwer.wer(*sides), abs=1e-9)
-    assert character_errors(*injected, normalizer).rate == pytest.approx(100 * jiwer.cer(*sides), abs=1e-9)
+    assert total(ours).error_rate == pytest.approx(100 * jiwer.wer(*sides), abs=1e-9)
+    assert character_errors(*injected, normalizer).error_rate == pytest.approx(100 * jiwer.cer(*sides), abs=1e-9)
 
 
 def test_injected_errors_are_what_is_counted(shared):
@@ -226,7 +226,7 @@ def test_no_errors_leave_no_doubt_that_resampling_could_find():
 def test_interval_is_around_the_rate_and_the_same_every_time():
     counts = [ErrorCount(0, 0, int(index % 7 == 0), 4) for index in range(200)]
     low, high = interval(counts)
-    assert low < total(counts).rate < high
+    assert low < total(counts).error_rate < high
     assert interval(counts) == (low, high)
     # The errors are independent, so the normal approximation of the mean of 200 is near.
     share = 29 / 200
@@ -273,7 +273,7 @@ def test_an_interval_of_characters_is_narrower_than_one_of_words():
     ],
 )
 def test_loops(reference, hypothesis, loop):
-    assert is_loop(reference.split(), hypothesis.split()) is loop
+    assert has_loop(reference.split(), hypothesis.split()) is loop
 
 
 def test_repetitions_are_counted_by_phrase():

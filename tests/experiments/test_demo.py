@@ -76,9 +76,9 @@ def test_learns_to_transcribe_unseen_sentences_of_unseen_voices(tmp_path):
     test = read_manifest(tmp_path / "tests" / "test-unseen voices" / "manifest.jsonl")
     written = [one.text for one in transcribe(model, processor, [one.audio for one in test])]
     references = [one.text for one in test]
-    assert word_errors(references, written).rate == pytest.approx(table["wer"][GUIDED]["unseen voices"])
+    assert word_errors(references, written).error_rate == pytest.approx(table["wer"][GUIDED]["unseen voices"])
     wrong_audio = written[1:] + written[:1]
-    assert word_errors(references, wrong_audio).rate > 70
+    assert word_errors(references, wrong_audio).error_rate > 70
     # Given again, the command repeats nothing.
     before = (tmp_path / "parts.json").read_text()
     assert demo.main(build(demo.DemoRecipe, values(tmp_path))) == table

@@ -47,8 +47,8 @@ class SeamWer(evaluate.Metric):
     def _compute(self, predictions: list[str], references: list[str], normalizer: str = "english") -> dict[str, float]:
         words = word_errors(references, predictions, normalizer)
         return {
-            "wer": words.rate,
-            "cer": character_errors(references, predictions, normalizer).rate,
+            "wer": words.error_rate,
+            "cer": character_errors(references, predictions, normalizer).error_rate,
             "insertions": words.insertions,
             "deletions": words.deletions,
             "substitutions": words.substitutions,
