@@ -258,12 +258,12 @@ def explain(
 
     from seam.evaluation import explanation_views, transcription
     from seam.evaluation.explanation import explain
-    from seam.evaluation.explanation_views import write_picture
+    from seam.evaluation.explanation_views import plot_explanation
 
     disable_progress_bar()
     with one_sentence_errors():
         explanation = explain(*transcription.load_checkpoint(model, device_map="auto"), audio)
-        write_picture(explanation, picture, title=audio.name)
+        plot_explanation(explanation, picture, title=audio.name)
     if as_json:
         row = {"file": str(audio), "picture": str(picture), **explanation_views.record(explanation)}
         print(json.dumps(row, ensure_ascii=False))

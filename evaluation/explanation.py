@@ -1,4 +1,4 @@
-"""One utterance from the inside: where Stage 1 listened, how sure it was of each token, and what the LLM changed."""
+"""Explain one transcript: where Stage 1 attended, how sure it was of each token, and what the LLM changed."""
 
 import math
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ import torch
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 
 EOA = "<EOA>"
-_NOTHING = -1  # no token id
+_NO_TOKEN = -1  # is no token id
 
 
 class Change(StrEnum):
-    """What the LLM did with a token of Stage 1; the first one is given to it (First Token Guidance, Eq. 6)."""
+    """What the LLM did with a token of Stage 1, of which it is given the first (First Token Guidance, Eq. 6)."""
 
     GIVEN = "given"
     KEPT = "kept"
@@ -29,21 +29,21 @@ class Change(StrEnum):
 
 @dataclass(frozen=True)
 class Token:
-    """A token and its own text, with the space that it may begin with; `<EOA>` is written so."""
+    """A token and its text, including a leading space; `<EOA>` is the text of the end token."""
 
     id: int
     text: str
 
 
 @dataclass(frozen=True)
-class HeardToken(Token):
+class Stage1Token(Token):
     """
     A token of Stage 1.
 
     Args:
         distance: from the predicted embedding to this token's (Eq. 7).
-        runner_up, runner_up_distance: the token that would have been next nearest (Eq. 8).
-        start, end: its place in the audio in seconds (see `places`); None for `<EOA>`, which has none.
+        runner_up, runner_up_distance: the next nearest token (Eq. 8).
+        start, end: its span of the audio in seconds (see `token_spans`); None for `<EOA>`, which has none.
     """
 
     distance: float
@@ -56,42 +56,44 @@ class HeardToken(Token):
 @dataclass(frozen=True)
 class Edit:
     """
-    One step from Stage 1's tokens to the transcript's.
+    One edit from Stage 1's tokens to the transcript's.
 
     Args:
-        change: None for `<EOA>`, which the LLM is not shown, and for every token where there is no LLM.
-        heard: index of Stage 1's token, None for an insertion.
-        written: index of the transcript's token, None for a deletion and where `change` is None.
+        change: None for `<EOA>`, which the LLM does not see, and for every token if there is no LLM.
+        stage1_index: of Stage 1's token, None for an insertion.
+        index: of the transcript's token, None for a deletion and where `change` is None.
     """
 
     change: Change | None
-    heard: int | None
-    written: int | None
+    stage1_index: int | None
+    index: int | None
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
     """
+    How one utterance was transcribed.
+
     Args:
         seconds: length of the audio.
-        stage1: what Stage 1 heard.
+        stage1: the text of Stage 1.
         text: the transcript, with First Token Guidance.
-        heard: Stage 1's tokens, with `<EOA>` as the last one; without it where the aligner's positions ran out.
-        written: the transcript's tokens.
-        edits: from `heard` to `written`, in order.
-        ended: whether Stage 1 ended with `<EOA>`, and not because the aligner has no more positions.
+        stage1_tokens: Stage 1's tokens, `<EOA>` being the last unless the aligner ran out of positions.
+        tokens: the transcript's tokens.
+        edits: from `stage1_tokens` to `tokens`, in order.
+        ended: whether Stage 1 ended with `<EOA>` before the aligner ran out of positions.
         attention (`np.ndarray` of shape `(layers, tokens, speech)`): the aligner's cross-attention, averaged over the
-            heads: the weights with which each token of `heard` was predicted. Every row sums to 1.
-        state_seconds: how much audio a speech state stands for.
-        log_mel (`np.ndarray` of shape `(n_mels, frames)`): what the encoder was given, up to the audio's end.
-        frame_seconds: how much audio a frame stands for.
+            heads: the weights with which each of `stage1_tokens` was predicted. Every row sums to 1.
+        state_seconds: length of the audio that one speech state covers.
+        log_mel (`np.ndarray` of shape `(n_mels, frames)`): the encoder's input, up to the audio's end.
+        frame_seconds: length of the audio that one frame covers.
     """
 
     seconds: float
     stage1: str
     text: str
-    heard: tuple[HeardToken, ...]
-    written: tuple[Token, ...]
+    stage1_tokens: tuple[Stage1Token, ...]
+    tokens: tuple[Token, ...]
     edits: tuple[Edit, ...]
     ended: bool
     attention: np.ndarray
@@ -102,14 +104,14 @@ class Explanation:
 
 def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) -> Explanation:
     """
-    Transcribe one utterance, as `generate` does by default, and look at how it came about.
+    Transcribe one utterance as `generate` does by default, and record how the transcript came about.
 
     Args:
         model, processor: of one checkpoint.
         audio: what `SeamProcessor.load_audio` takes, at most as long as the encoder's window.
 
     Raises:
-        ValueError: when the audio is longer, or is none, or the model's bridge is not the aligner.
+        ValueError: when the audio is too long or cannot be read, or the model's bridge is not the aligner.
     """
     if model.config.bridge != "aligner":
         raise ValueError(f"the bridge {model.config.bridge!r} has no cross-attention to tokens; only the aligner has.")
@@ -119,49 +121,37 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     with torch.no_grad():
         states, mask = model.encode(**inputs)
         output = model.generate(speech_states=states, speech_mask=mask, return_dict_in_generate=True)
-        heard_ids = output.alignment_sequences
-        labels = torch.nn.functional.pad(heard_ids, (0, 1), value=model.config.eoa_token_id)
+        ids = output.alignment_sequences
+        labels = torch.nn.functional.pad(ids, (0, 1), value=model.config.eoa_token_id)
         with _eager_attention(model.bridge):
             aligner = model(
                 labels=labels, speech_states=states, speech_mask=mask, use_llm=False, output_attentions=True
             )
-    ended = heard_ids.shape[1] < model.config.aligner_config.max_target_positions - 1
+    ended = ids.shape[1] < model.config.aligner_config.max_target_positions - 1
     if ended:
-        heard_ids = labels
-    count = heard_ids.shape[1]
+        ids = labels
+    count = ids.shape[1]
     attention = torch.stack([layer[0].float().mean(0).cpu() for layer in aligner.cross_attentions])[:, :count]
 
-    distances = model.lookup.distances(aligner.aligned_embeds[0, :count])
-    chosen = heard_ids[0, :, None].to(distances.device)
-    chosen_distances = distances.gather(-1, chosen)[:, 0]
-    runner_up_distances, runners_up = distances.scatter(-1, chosen, torch.inf).min(-1)
-
-    spoken = output.alignment_sequences[0].tolist()
+    spoken_ids = output.alignment_sequences[0].tolist()
     special = set(processor.tokenizer.all_special_ids)
-    written = [token_id for token_id in output.sequences[0].tolist() if token_id not in special]
+    transcript_ids = [token_id for token_id in output.sequences[0].tolist() if token_id not in special]
     seconds = len(waveform) / processor.sampling_rate
     state_seconds = processor.max_seconds / model.config.audio_config.max_source_positions
-    # An aligner that is not kept from listening past the audio's end (`mask_speech_padding`) still hears no word there.
-    within = attention.mean(0)[: len(spoken), : math.ceil(seconds / state_seconds)]
-    where = [(start * state_seconds, min(end * state_seconds, seconds)) for start, end in places(within.numpy())]
-    where += [(None, None)] * (count - len(spoken))  # <EOA>
-
-    def token(token_id: int) -> Token:
-        return Token(token_id, own_text(processor, token_id))
-
-    steps = [] if model.config.alignment_only else edits(spoken, written)
-    steps += [Edit(None, index, None) for index in range(len(spoken) if steps else 0, count)]
-    values = (heard_ids[0], chosen_distances, runners_up, runner_up_distances)
+    # Without `mask_speech_padding` the aligner may attend beyond the audio, where no token can be.
+    within = attention.mean(0)[: len(spoken_ids), : math.ceil(seconds / state_seconds)]
+    spans = [(start * state_seconds, min(end * state_seconds, seconds)) for start, end in token_spans(within.numpy())]
+    spans += [(None, None)] * (count - len(spoken_ids))  # <EOA>
+    distances = model.lookup.distances(aligner.aligned_embeds[0, :count])
+    changes = [] if model.config.alignment_only else edits(spoken_ids, transcript_ids)
+    changes += [Edit(None, index, None) for index in range(len(spoken_ids) if changes else 0, count)]
     return Explanation(
         seconds=seconds,
-        stage1=processor.decode(spoken),
-        text=processor.decode(written),
-        heard=tuple(
-            HeardToken(**vars(token(one)), distance=d, runner_up=token(other), runner_up_distance=r, start=s, end=e)
-            for one, d, other, r, (s, e) in zip(*(value.tolist() for value in values), where, strict=True)
-        ),
-        written=tuple(token(one) for one in written),
-        edits=tuple(steps),
+        stage1=processor.decode(spoken_ids),
+        text=processor.decode(transcript_ids),
+        stage1_tokens=_stage1_tokens(processor, ids[0], distances, spans),
+        tokens=tuple(_token(processor, token_id) for token_id in transcript_ids),
+        edits=tuple(changes),
         ended=ended,
         attention=attention.numpy(),
         state_seconds=state_seconds,
@@ -170,18 +160,52 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     )
 
 
-def places(attention: np.ndarray) -> list[tuple[int, int]]:
+def _stage1_tokens(
+    processor: SeamProcessor,
+    ids: torch.LongTensor,
+    distances: torch.FloatTensor,
+    spans: Sequence[tuple[float | None, float | None]],
+) -> tuple[Stage1Token, ...]:
     """
-    Where in the audio each token is: of all ways to divide the speech states among the tokens in their order, the one
-    that gathers the most attention (dynamic time warping, as in Whisper's word times). A token's centre of mass or
-    highest weight is no good guide: part of the attention rests on the audio's first and last states whatever is said.
+    Return the tokens of Stage 1 with their distances, runners-up and spans.
+
+    Args:
+        processor: the tokens' texts are its.
+        ids (`torch.LongTensor` of shape `(tokens,)`): the tokens that Stage 1 chose.
+        distances (`torch.FloatTensor` of shape `(tokens, vocabulary)`): from the predicted embeddings to all others.
+        spans: start and end of each token in seconds.
+    """
+    chosen = ids[:, None].to(distances.device)
+    chosen_distances = distances.gather(-1, chosen)[:, 0]
+    runner_up_distances, runners_up = distances.scatter(-1, chosen, torch.inf).min(-1)
+    values = (value.tolist() for value in (ids, chosen_distances, runners_up, runner_up_distances))
+    return tuple(
+        Stage1Token(
+            **vars(_token(processor, token_id)),
+            distance=distance,
+            runner_up=_token(processor, runner_up),
+            runner_up_distance=runner_up_distance,
+            start=start,
+            end=end,
+        )
+        for token_id, distance, runner_up, runner_up_distance, (start, end) in zip(*values, spans, strict=True)
+    )
+
+
+def token_spans(attention: np.ndarray) -> list[tuple[int, int]]:
+    """
+    Locate each token in the audio by dynamic time warping, as Whisper's word timestamps do.
+
+    Of all ways to divide the speech states among the tokens in their order, take the one that gathers the most
+    attention. A token's centre of mass or highest weight would mislead: part of the attention rests on the first and
+    last states of the audio whatever is said.
 
     Args:
         attention (`np.ndarray` of shape `(tokens, speech)`): averaged over heads and layers.
 
     Returns:
-        For each token its first state and the one after its last. They follow upon each other without a gap; both are
-        the same where a token shares its state with the next one and has none of its own.
+        For each token its first state and the one after its last. The spans follow each other without a gap; a span is
+        empty where a token shares its state with the next one.
     """
     tokens, states = attention.shape
     if not tokens:
@@ -191,25 +215,26 @@ def places(attention: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], states], strict=True))
 
 
-def edits(heard: Sequence[int], written: Sequence[int]) -> list[Edit]:
-    """
-    The fewest insertions, deletions and substitutions that make Stage 1's token ids the transcript's, of which the
-    first one was given.
-    """
-    steps, h, w = [], 0, 0
-    for one, other in kaldialign.align(list(heard[1:]), list(written[1:]), _NOTHING):
-        h, w = h + (one != _NOTHING), w + (other != _NOTHING)
-        if one == _NOTHING:
-            steps.append(Edit(Change.INSERTED, None, w))
-        elif other == _NOTHING:
-            steps.append(Edit(Change.DELETED, h, None))
+def edits(stage1_ids: Sequence[int], transcript_ids: Sequence[int]) -> list[Edit]:
+    """Return the fewest edits from Stage 1's token ids to the transcript's, of which the first one was given."""
+    result, before, after = [], 0, 0
+    for old, new in kaldialign.align(list(stage1_ids[1:]), list(transcript_ids[1:]), _NO_TOKEN):
+        before, after = before + (old != _NO_TOKEN), after + (new != _NO_TOKEN)
+        if old == _NO_TOKEN:
+            result.append(Edit(Change.INSERTED, None, after))
+        elif new == _NO_TOKEN:
+            result.append(Edit(Change.DELETED, before, None))
         else:
-            steps.append(Edit(Change.KEPT if one == other else Change.SUBSTITUTED, h, w))
-    return [Edit(Change.GIVEN, 0, 0), *steps] if heard else []
+            result.append(Edit(Change.KEPT if old == new else Change.SUBSTITUTED, before, after))
+    return [Edit(Change.GIVEN, 0, 0), *result] if stage1_ids else []
 
 
-def own_text(processor: SeamProcessor, token_id: int) -> str:
-    """A token's own text; the tokenizer's spelling of it where it is only part of a character."""
+def _token(processor: SeamProcessor, token_id: int) -> Token:
+    return Token(token_id, token_text(processor, token_id))
+
+
+def token_text(processor: SeamProcessor, token_id: int) -> str:
+    """Return a token's text, or the tokenizer's spelling of it if the token is only part of a character."""
     if token_id == processor.eoa_token_id:
         return EOA
     text = processor.decode([token_id])
@@ -220,7 +245,7 @@ def own_text(processor: SeamProcessor, token_id: int) -> str:
 
 @contextmanager
 def _eager_attention(model):
-    """The only implementation that gives out its weights; the one that the model had comes back afterwards."""
+    """Use eager attention, the only implementation that returns its weights, and restore the model's own afterwards."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:

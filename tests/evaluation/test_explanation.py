@@ -1,4 +1,4 @@
-"""What is shown of an utterance is what the model did with it."""
+"""An explanation shows what the model did."""
 
 import json
 import sys
@@ -16,14 +16,14 @@ from seam.evaluation.explanation import (
     Change,
     Edit,
     Explanation,
-    HeardToken,
+    Stage1Token,
     Token,
     edits,
     explain,
-    own_text,
-    places,
+    token_spans,
+    token_text,
 )
-from seam.evaluation.explanation_views import decision, record, summary, table, visible, write_picture
+from seam.evaluation.explanation_views import decision, plot_explanation, record, summary, table, visible
 from seam.evaluation.transcription import load_checkpoint
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.helpers import forked
@@ -59,9 +59,9 @@ def generated(shipped):
 
 def test_tokens_and_distances_are_those_of_generate(explanations, generated):
     for explanation, output in zip(explanations, generated, strict=True):
-        assert explanation.ended and explanation.heard[-1].text == EOA
-        assert [token.id for token in explanation.heard[:-1]] == output.alignment_sequences[0].tolist()
-        distances = [token.distance for token in explanation.heard[:-1]]
+        assert explanation.ended and explanation.stage1_tokens[-1].text == EOA
+        assert [token.id for token in explanation.stage1_tokens[:-1]] == output.alignment_sequences[0].tolist()
+        distances = [token.distance for token in explanation.stage1_tokens[:-1]]
         assert np.allclose(distances, output.alignment_distances[0], atol=1e-5)
 
 
@@ -69,7 +69,7 @@ def test_the_runner_up_is_the_second_nearest_of_all_tokens(shipped, explanations
     model, processor = shipped
     for explanation, output in zip(explanations, generated, strict=True):
         distances = model.lookup.distances(output.aligned_embeds[0])
-        for row, token in zip(distances, explanation.heard, strict=False):
+        for row, token in zip(distances, explanation.stage1_tokens, strict=False):
             first, second = row.argsort()[:2].tolist()
             assert (first, second) == (token.id, token.runner_up.id)
             assert row[second] == pytest.approx(token.runner_up_distance, abs=1e-5)
@@ -79,9 +79,9 @@ def test_the_runner_up_is_the_second_nearest_of_all_tokens(shipped, explanations
 def test_texts_are_those_of_the_processor(shipped, explanations, generated):
     _, processor = shipped
     for explanation, output in zip(explanations, generated, strict=True):
-        assert explanation.stage1 == "".join(token.text for token in explanation.heard[:-1])
+        assert explanation.stage1 == "".join(token.text for token in explanation.stage1_tokens[:-1])
         assert explanation.text == processor.decode(output.sequences[0])
-        assert explanation.text == "".join(token.text for token in explanation.written)
+        assert explanation.text == "".join(token.text for token in explanation.tokens)
 
 
 def test_the_attention_is_that_of_the_aligner(shipped):
@@ -90,12 +90,12 @@ def test_the_attention_is_that_of_the_aligner(shipped):
     explanation = explain(model, processor, recording(4))
     layers = model.config.aligner_config.decoder_layers
     states, mask = model.encode(**processor(audio=recording(4)))
-    assert explanation.attention.shape == (layers, len(explanation.heard), states.shape[1])
+    assert explanation.attention.shape == (layers, len(explanation.stage1_tokens), states.shape[1])
     caught = []
     layer = model.bridge.layers[-1]
     hook = layer.encoder_attn_layer_norm.register_forward_hook(lambda *called: caught.append(called[-1]))
     try:
-        model.teacher_forced(states, mask, torch.tensor([[token.id for token in explanation.heard[:-1]]]))
+        model.teacher_forced(states, mask, torch.tensor([[token.id for token in explanation.stage1_tokens[:-1]]]))
     finally:
         hook.remove()
     (hidden,), attention = caught, layer.encoder_attn
@@ -130,45 +130,52 @@ def test_the_attention_implementation_is_put_back(shipped, monkeypatch):
 
     monkeypatch.setattr(model, "_teacher_forced", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        explain(model, processor, torch.zeros(16000))  # nothing is heard, and so nothing else is teacher-forced
+        explain(model, processor, torch.zeros(16000))  # Stage 1 emits no token, so that nothing else is teacher-forced
     assert model.bridge.config._attn_implementation == "sdpa"
 
 
-# ---- places ----
+# ---- spans ----
 
 
-def test_places_follow_the_attention_and_not_its_rests():
+def test_spans_follow_the_attention_and_not_its_rests():
     attention = np.zeros((3, 10))
     attention[:, 0], attention[:, 9] = 0.35, 0.15  # rests that say nothing: the centre of mass would be alike for all
     attention[0, 0:3] += 0.2
     attention[1, 3:7] += 0.125
     attention[2, 7:10] += 0.2
-    assert places(attention) == [(0, 3), (3, 7), (7, 10)]
+    assert token_spans(attention) == [(0, 3), (3, 7), (7, 10)]
 
 
 def test_more_tokens_than_states_share_them():
-    found = places(np.full((5, 2), 0.5))
+    found = token_spans(np.full((5, 2), 0.5))
     assert found[0][0] == 0 and found[-1][1] == 2
     assert all(0 <= start <= end <= 2 for start, end in found)
-    assert places(np.empty((0, 4))) == []
+    assert token_spans(np.empty((0, 4))) == []
 
 
 def test_tokens_lie_within_the_recording_one_after_another(explanations):
     for explanation in explanations:
-        *tokens, end = explanation.heard
+        *tokens, end = explanation.stage1_tokens
         assert end.start is None and end.end is None
         assert tokens[0].start == 0 and tokens[-1].end == explanation.seconds
         assert all(one.end == other.start for one, other in zip(tokens, tokens[1:], strict=False))
         assert all(token.start <= token.end for token in tokens)
 
 
-def test_a_word_heard_twice_but_said_once_has_no_place_of_its_own(explanations):
+def test_a_token_emitted_twice_but_spoken_once_has_an_empty_span(explanations):
     """The reference is "two seven five two seven"."""
     assert explanations[9].stage1 == "two seven five five two seven"
-    assert [token.end > token.start for token in explanations[9].heard[:-1]] == [True, True, True, False, True, True]
+    assert [token.end > token.start for token in explanations[9].stage1_tokens[:-1]] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
-def test_words_of_a_person_are_found_where_they_were_said(shipped, shared):
+def test_words_of_a_person_are_found_where_they_were_spoken(shipped, shared):
     """Recordings of single digits, joined: where each one lies is known."""
     _, processor = shipped
     words = {"seven": 7, "two": 2, "nine": 9, "five": 5, "eight": 8}
@@ -180,7 +187,7 @@ def test_words_of_a_person_are_found_where_they_were_said(shipped, shared):
         position += len(waveform) + 1600
     explanation = explain(*shipped, np.concatenate(pieces))
     assert explanation.stage1 == " ".join(words)
-    for token, (start, end) in zip(explanation.heard, spans, strict=False):
+    for token, (start, end) in zip(explanation.stage1_tokens, spans, strict=False):
         assert start < (token.start + token.end) / 2 < end
 
 
@@ -188,7 +195,7 @@ def test_words_of_a_person_are_found_where_they_were_said(shipped, shared):
 
 
 @pytest.mark.parametrize(
-    ("heard", "written", "expected"),
+    ("stage1_ids", "transcript_ids", "expected"),
     [
         ([7, 8], [7, 8], [(GIVEN, 0, 0), (KEPT, 1, 1)]),
         ([7, 8, 9], [7, 5, 9], [(GIVEN, 0, 0), (SUBSTITUTED, 1, 1), (KEPT, 2, 2)]),
@@ -204,21 +211,21 @@ def test_words_of_a_person_are_found_where_they_were_said(shipped, shared):
         ),
     ],
 )
-def test_edits(heard, written, expected):
-    assert edits(heard, written) == [Edit(*one) for one in expected]
+def test_edits(stage1_ids, transcript_ids, expected):
+    assert edits(stage1_ids, transcript_ids) == [Edit(*one) for one in expected]
 
 
-def test_a_word_that_the_llm_put_in_is_marked(explanations):
+def test_a_token_that_the_llm_inserted_is_marked(explanations):
     explanation = explanations[4]
     assert explanation.stage1 == "call five one five six one"
     assert explanation.text == "call five one five six one one"
     assert [edit.change for edit in explanation.edits] == [GIVEN, *[KEPT] * 5, INSERTED, None]
-    assert explanation.written[explanation.edits[6].written].text == " one"
+    assert explanation.tokens[explanation.edits[6].index].text == " one"
 
 
-def test_what_stage_1_nearly_heard_can_be_right(explanations):
+def test_the_runner_up_can_be_right(explanations):
     """The reference is "make the bedroom lamp blue please"."""
-    token = explanations[3].heard[4]
+    token = explanations[3].stage1_tokens[4]
     assert (token.text, token.runner_up.text) == (" red", " blue")
     assert token.runner_up_distance - token.distance < 0.1
 
@@ -228,10 +235,10 @@ def test_what_stage_1_nearly_heard_can_be_right(explanations):
 
 def test_silence_is_explained(shipped, tmp_path):
     explanation = explain(*shipped, np.zeros(16000, np.float32))
-    assert [token.text for token in explanation.heard] == [EOA]
+    assert [token.text for token in explanation.stage1_tokens] == [EOA]
     assert explanation.edits == (Edit(None, 0, None),) and explanation.text == ""
-    assert "Stage 1 heard nothing" in summary(explanation)[-1]
-    write_picture(explanation, tmp_path / "silence.png", "silence")
+    assert "Stage 1 found no words" in summary(explanation)[-1]
+    plot_explanation(explanation, tmp_path / "silence.png", "silence")
     assert image.imread(tmp_path / "silence.png").ndim == 3
 
 
@@ -246,33 +253,33 @@ def test_an_aligner_that_does_not_end(model, processor, waveforms):
     endless = [explanation for explanation in found if not explanation.ended]
     assert endless
     for explanation in endless:
-        assert len(explanation.heard) == explanation.attention.shape[1] == 23
-        assert EOA not in [token.text for token in explanation.heard]
+        assert len(explanation.stage1_tokens) == explanation.attention.shape[1] == 23
+        assert EOA not in [token.text for token in explanation.stage1_tokens]
         assert "positions for 23 tokens only" in summary(explanation)[-1]
 
 
-def test_without_a_mask_the_places_stay_within_the_audio(build_model, processor, waveforms):
+def test_without_a_mask_the_spans_stay_within_the_audio(build_model, processor, waveforms):
     explanation = explain(build_model(mask_speech_padding=False), processor, waveforms[0])
     assert explanation.attention.shape[-1] == 100  # the whole window of 2 s
     assert explanation.seconds == 0.4
-    assert all(token.end <= 0.4 for token in explanation.heard if token.end is not None)
+    assert all(token.end <= 0.4 for token in explanation.stage1_tokens if token.end is not None)
 
 
 # ---- text and picture ----
 
 
 def by_hand() -> Explanation:
-    """ "the red" heard, "the $blue$ now" written, in 0.1 s."""
-    heard = (
-        HeardToken(1, "the", 0.125, Token(4, " a"), 0.5, 0.0, 0.04),
-        HeardToken(2, " red", 0.25, Token(3, " $blue$"), 0.375, 0.04, 0.1),
-        HeardToken(9, EOA, 0.0625, Token(5, "\n"), 2.0, None, None),
+    """ "the red" from Stage 1, "the $blue$ now" from the LLM, in 0.1 s."""
+    stage1_tokens = (
+        Stage1Token(1, "the", 0.125, Token(4, " a"), 0.5, 0.0, 0.04),
+        Stage1Token(2, " red", 0.25, Token(3, " $blue$"), 0.375, 0.04, 0.1),
+        Stage1Token(9, EOA, 0.0625, Token(5, "\n"), 2.0, None, None),
     )
-    written = (Token(1, "the"), Token(3, " $blue$"), Token(6, " now"))
-    steps = (Edit(GIVEN, 0, 0), Edit(SUBSTITUTED, 1, 1), Edit(INSERTED, None, 2), Edit(None, 2, None))
+    tokens = (Token(1, "the"), Token(3, " $blue$"), Token(6, " now"))
+    changes = (Edit(GIVEN, 0, 0), Edit(SUBSTITUTED, 1, 1), Edit(INSERTED, None, 2), Edit(None, 2, None))
     attention = np.full((2, 3, 5), 0.2)
     return Explanation(
-        0.1, "the red", "the $blue$ now", heard, written, steps, True, attention, 0.02, np.zeros((8, 10)), 0.01
+        0.1, "the red", "the $blue$ now", stage1_tokens, tokens, changes, True, attention, 0.02, np.zeros((8, 10)), 0.01
     )
 
 
@@ -290,7 +297,7 @@ def test_a_token_that_is_part_of_a_character_is_spelt_as_in_the_vocabulary(shipp
     _, processor = shipped
     half = processor.tokenizer("é", add_special_tokens=False).input_ids[0]
     assert "\N{REPLACEMENT CHARACTER}" in processor.decode([half])  # otherwise this tests nothing
-    assert own_text(processor, half) == "Ã"
+    assert token_text(processor, half) == "Ã"
 
 
 def test_table():
@@ -326,7 +333,7 @@ def test_record_is_json():
 def test_the_picture_grows_with_the_tokens(explanations, tmp_path):
     shapes = []
     for name, explanation in (("hand", by_hand()), ("five", explanations[4])):
-        write_picture(explanation, tmp_path / f"{name}.png", name)
+        plot_explanation(explanation, tmp_path / f"{name}.png", name)
         shapes.append(image.imread(tmp_path / f"{name}.png").shape)
     assert shapes[0][1] == shapes[1][1] and shapes[0][0] < shapes[1][0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["five.png", "hand.png"]
@@ -384,5 +391,5 @@ def test_stage_1_alone_is_explained_without_an_llm(backbones, processor, wavefor
     torch.manual_seed(1)
     alone = SeamForSpeechRecognition.from_backbones(*backbones, processor, alignment_only=True).eval()
     explanation = explain(alone, processor, waveforms[0])
-    assert [edit.change for edit in explanation.edits] == [None] * len(explanation.heard)
+    assert [edit.change for edit in explanation.edits] == [None] * len(explanation.stage1_tokens)
     assert explanation.stage1 == explanation.text
