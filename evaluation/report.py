@@ -1,6 +1,8 @@
 """
-Score what `seam.evaluation.hypotheses` wrote, without a model: `results.json`, `results.md`, `results.yaml` (the Hub's
-evaluation metadata), `results.png`, `rates.png` and `errors.md`, the worst utterances word by word.
+Score the hypotheses of a run, without a model.
+
+The report consists of `results.json`, `results.md`, `results.yaml` (the Hub's evaluation metadata), `results.png`,
+`rates.png` and `errors.md`, which shows the worst utterances word by word.
 """
 
 import json
@@ -21,19 +23,25 @@ from seam.evaluation.table import INTERVALS, error_rate_table
 ALL = "all test sets"
 NORMALIZERS = {"english": "Whisper's English normaliser", "basic": "Whisper's basic normaliser"}
 WORST = 20
+TASK = "automatic-speech-recognition"
+ENDS = 2  # <BOA> and <EOA>, which Stage 1 adds to the tokens of every utterance
 
 
 def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
     """
-    Score a finished run and write the report beside its hypotheses. The same hypotheses give the same files.
+    Score a finished run and write the report beside its hypotheses. Equal hypotheses give equal files.
+
+    Args:
+        folder: of the run.
+        progress: whether to show a progress bar.
 
     Returns:
-        What `results.json` holds:
-        - `run`: `run.json`, with what was decoded, and on what hardware;
-        - `test_sets`: `utterances` of each, and `seconds` of what could be read, and `ALL` of them where there are
-          several;
+        The content of `results.json`:
+        - `run`: `run.json`, which names data, model and hardware;
+        - `test_sets`: the `utterances` of each, and the `seconds` of those that could be read; if there are several
+          test sets, also `ALL` of them together;
         - `systems`: by system and test set, what `score_system` returns;
-        - `rates`: by test set, what `seam.evaluation.report.rates` returns.
+        - `rates`: by test set, what `unit_rates` returns.
 
     Raises:
         FileNotFoundError: when there is no run; ValueError: when it is unfinished or damaged.
@@ -42,11 +50,11 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
     run, systems = read_hypotheses(folder)
     sets = {system: _test_sets(rows) for system, rows in systems.items()}
     first = next(iter(sets.values()))
-    heard = {name: [row for row in rows if "error" not in row] for name, rows in first.items()}
-    heard = {name: rows for name, rows in heard.items() if rows}
+    readable = {name: [row for row in rows if "error" not in row] for name, rows in first.items()}
+    readable = {name: rows for name, rows in readable.items() if rows}
     scored = {system: {} for system in sets}
-    parts = [(system, name, rows) for system, named in sets.items() for name, rows in named.items()]
-    for system, name, rows in tqdm(parts, desc="scoring", leave=False, disable=not progress):
+    jobs = [(system, name, rows) for system, named in sets.items() for name, rows in named.items()]
+    for system, name, rows in tqdm(jobs, desc="scoring", leave=False, disable=not progress):
         scored[system][name] = score_system(rows)
     results = {
         "run": run,
@@ -58,7 +66,7 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
             for name, rows in first.items()
         },
         "systems": scored,
-        "rates": {name: rates(rows) for name, rows in heard.items()},
+        "rates": {name: unit_rates(rows) for name, rows in readable.items()},
     }
     results = _rounded(results)
     card_data = ModelCardData(model_name=run["model"]["name"], eval_results=eval_results(results))
@@ -71,23 +79,24 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
         write_text(folder / name, text)
     wer, intervals = _error_rates(results, "english")
     plots.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
-    if heard:
-        _plot_rates(heard, results["rates"], folder / "rates.png")
+    if readable:
+        _plot_rates(readable, results["rates"], folder / "rates.png")
     return results
 
 
 def score_system(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
-    One system on one test set. Audio that could not be read was not recognised: it counts with an empty hypothesis.
+    Score one system on one test set. Audio that could not be read counts with an empty hypothesis.
 
     Returns:
-        - `wer`, by normaliser: `rate` in percent, `interval` `[low, high]`, `insertions`, `deletions`,
+        - `wer`, by normaliser: `rate` (the error rate) in percent, `interval` `[low, high]`, `insertions`, `deletions`,
           `substitutions`, `words`; `cer` likewise, of `characters`, without interval;
-        - `first_token`, `stage1_first_token`: percent of the utterances with a reference whose first token is the
-          reference's, in the transcript and in what Stage 1 heard; `None` without any;
-        - `loops`, `empty`: percent of the utterances (see `seam.evaluation.scoring`; an empty transcript of something);
+        - `first_token`, `stage1_first_token`: percentage of utterances whose first token, in the transcript and in
+          Stage 1, is the reference's, among those with a reference; `None` if there are none;
+        - `loops`, `empty`: percentage of utterances with a loop (see `seam.evaluation.scoring.has_loop`), and with an
+          empty transcript of a reference that is not;
         - `failed`: number of utterances whose audio could not be read;
-        - `rtfx`: seconds of audio in a second of work; `None` without any audio.
+        - `rtfx`: seconds of audio per second of work; `None` if there is no audio.
     """
     references, hypotheses = [row["reference"] for row in rows], [row["text"] for row in rows]
     result: dict[str, Any] = {"wer": {}, "cer": {}}
@@ -96,14 +105,14 @@ def score_system(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         count, characters = scoring.total(counts), scoring.character_errors(references, hypotheses, normalizer)
         result["wer"][normalizer] = {**_kinds(count), "words": count.length, "interval": list(scoring.interval(counts))}
         result["cer"][normalizer] = {**_kinds(characters), "characters": characters.length}
-    spoken = [row for row in rows if row["reference_tokens"]]
+    referenced = [row for row in rows if row["reference_tokens"]]
     loops = [has_loop(*map(scoring.words, pair)) for pair in zip(references, hypotheses, strict=True)]
     empty = [bool(row["reference"].strip()) and not row["text"].strip() for row in rows]
     wall = sum(row["wall_seconds"] for row in rows)
     return {
         **result,
-        "first_token": _percent([row["tokens"][:1] == row["reference_tokens"][:1] for row in spoken]),
-        "stage1_first_token": _percent([row["stage1_tokens"][:1] == row["reference_tokens"][:1] for row in spoken]),
+        "first_token": _percent([row["tokens"][:1] == row["reference_tokens"][:1] for row in referenced]),
+        "stage1_first_token": _percent([row["stage1_tokens"][:1] == row["reference_tokens"][:1] for row in referenced]),
         "loops": _percent(loops),
         "empty": _percent(empty),
         "failed": sum("error" in row for row in rows),
@@ -111,70 +120,161 @@ def score_system(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def unit_rate(counts: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
+    """
+    Compute the units per second of a test set, and their distribution over its utterances.
+
+    Args:
+        counts: number of units of each utterance.
+        seconds: length of each utterance.
+
+    Returns:
+        `corpus`: all units over all seconds, as the paper's 2.71 and 2.99; `mean`, `deviation`, `p5`, `median`, `p95`:
+        of the utterances' own rates.
+
+    Raises:
+        ValueError: when there are no utterances.
+    """
+    if not len(counts):
+        raise ValueError("a rate needs at least one utterance")
+    each = per_utterance(counts, seconds)
+    low, median, high = np.percentile(each, [5, 50, 95])
+    return {
+        "corpus": float(np.sum(counts) / np.sum(seconds)),
+        "mean": float(each.mean()),
+        "deviation": float(each.std()),
+        "p5": float(low),
+        "median": float(median),
+        "p95": float(high),
+    }
+
+
+def per_utterance(counts: Sequence[int], seconds: Sequence[float]) -> np.ndarray:
+    """Return each utterance's own rate, of shape `(utterances,)`."""
+    return np.asarray(counts) / np.asarray(seconds)
+
+
+def unit_rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """
+    Compute how many words, tokens and embeddings a test set has per second of audio.
+
+    Returns:
+        What `unit_rate` returns, of `words` (separated by spaces) and `tokens` of the references, of `embeddings` of
+        the audio (one for each token of Stage 1), and of the latter two with `<BOA>` and `<EOA>` (`tokens_with_ends`,
+        `embeddings_with_ends`).
+    """
+    seconds = [row["seconds"] for row in rows]
+    counts = {
+        "words": [len(row["reference"].split()) for row in rows],
+        "tokens": [len(row["reference_tokens"]) for row in rows],
+        "embeddings": [row["embeddings"] for row in rows],
+    }
+    for name in ("tokens", "embeddings"):
+        counts[f"{name}_with_ends"] = [count + ENDS for count in counts[name]]
+    return {name: unit_rate(each, seconds) for name, each in counts.items()}
+
+
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """The Hub's metadata of `results.json`: WER and CER of the model's own system, by test set."""
+    """Return the Hub's metadata of `results.json`: WER and CER of the model's own system, by test set."""
     system = _own_system(results)
     return [
-        eval_result(name, metric, f"{metric.upper()}, {said}", scores[metric][normalizer]["rate"])
+        eval_result(name, metric, f"{metric.upper()}, {description}", scores[metric][normalizer]["rate"])
         for name, scores in results["systems"][system].items()
         if name != ALL
         for metric in ("wer", "cer")
-        for normalizer, said in NORMALIZERS.items()
+        for normalizer, description in NORMALIZERS.items()
     ]
+
+
+def eval_result(test_set: str, metric: str, name: str, value: float) -> EvalResult:
+    """
+    Return the Hub's metadata of one figure.
+
+    Args:
+        test_set: its display name, from which its identifier is made.
+        metric: the Hub's identifier, "wer" or "cer".
+        name: display name of the metric.
+        value: in percent.
+    """
+    return EvalResult(
+        task_type=TASK,
+        dataset_type=test_set.lower().replace(" ", "-"),
+        dataset_name=test_set,
+        metric_type=metric,
+        metric_name=name,
+        metric_value=round(value, 2),
+    )
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The tables of `results.json`, for people."""
-    run, systems = results["run"], results["systems"]
-    lines = []
-    for normalizer, said in NORMALIZERS.items():
-        wer, intervals = _error_rates(results, normalizer)
-        words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
-        lines += [*error_rate_table(f"WER %, {said}", wer, intervals, words), ""]
-    lines += [INTERVALS, "; ".join(f"{system}: {SYSTEMS[system].description}" for system in systems) + ".", ""]
-    lines += [
-        "| test set | system | words | insertions | deletions | substitutions | CER % | first token right % "
-        "| of Stage 1 % | loops % | empty % | RTFx |",
-        "|---" * 12 + "|",
-    ]
-    for name in results["test_sets"]:
-        for system, named in systems.items():
-            scores, count = named[name], named[name]["wer"]["english"]
-            kinds = " | ".join(str(count[kind]) for kind in ("words", "insertions", "deletions", "substitutions"))
-            shares = (scores[key] for key in ("first_token", "stage1_first_token", "loops", "empty", "rtfx"))
-            cells = " | ".join("–" if value is None else f"{value:.1f}" for value in shares)
-            lines.append(f"| {name} | {system} | {kinds} | {scores['cer']['english']['rate']:.1f} | {cells} |")
-    lines += [
-        "",
-        f"Counts and CER under {NORMALIZERS['english']}. First token: of the reference, casing {run['casing']!r}. "
-        "RTFx: seconds of audio in a second of work, from file to text, in batches of "
-        f"{run['batch_size']}, {run['dtype']}, on {'; then '.join(run['hardware'])}; {run['software']}.",
-        "",
-        "| per second of audio | utterances | minutes | words | tokens | embeddings | tokens with ends "
-        "| embeddings with ends |",
-        "|---" * 8 + "|",
-    ]
-    for name, rate in results["rates"].items():
-        size, failed = results["test_sets"][name], next(iter(systems.values()))[name]["failed"]
-        units = ("words", "tokens", "embeddings", "tokens_with_ends", "embeddings_with_ends")
-        cells = " | ".join(f"{rate[unit]['corpus']:.2f}" for unit in units)
-        lines.append(f"| {name} | {size['utterances'] - failed} | {size['seconds'] / 60:.1f} | {cells} |")
-    lines += [
-        "",
-        f"Tokens of the references (casing {run['casing']!r}), and embeddings that the LLM is given, one for each "
-        "token of Stage 1: all of a test set over all of its seconds. With ends: `<BOA>` and `<EOA>` counted as well.",
-    ]
-    for system, named in systems.items():
+    """Return the tables of `results.json` as Markdown."""
+    lines = [*_error_rate_lines(results), *_error_kind_lines(results), *_unit_rate_lines(results)]
+    for system, named in results["systems"].items():
         failed = ", ".join(f"{scores['failed']} of {name}" for name, scores in named.items() if scores["failed"])
         if failed:
             lines += ["", f"Audio that {system} could not read: {failed}; scored as empty, and named in `errors.md`."]
     return "\n".join([*lines, ""])
 
 
+def _error_rate_lines(results: dict[str, Any]) -> list[str]:
+    lines, systems = [], results["systems"]
+    for normalizer, description in NORMALIZERS.items():
+        wer, intervals = _error_rates(results, normalizer)
+        words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
+        lines += [*error_rate_table(f"WER %, {description}", wer, intervals, words), ""]
+    return [*lines, INTERVALS, "; ".join(f"{system}: {SYSTEMS[system].description}" for system in systems) + ".", ""]
+
+
+def _error_kind_lines(results: dict[str, Any]) -> list[str]:
+    run = results["run"]
+    lines = [
+        "| test set | system | words | insertions | deletions | substitutions | CER % | first token right % "
+        "| of Stage 1 % | loops % | empty % | RTFx |",
+        "|---" * 12 + "|",
+    ]
+    for name in results["test_sets"]:
+        for system, named in results["systems"].items():
+            scores, count = named[name], named[name]["wer"]["english"]
+            kinds = " | ".join(str(count[kind]) for kind in ("words", "insertions", "deletions", "substitutions"))
+            shares = (scores[key] for key in ("first_token", "stage1_first_token", "loops", "empty", "rtfx"))
+            cells = " | ".join("–" if value is None else f"{value:.1f}" for value in shares)
+            lines.append(f"| {name} | {system} | {kinds} | {scores['cer']['english']['rate']:.1f} | {cells} |")
+    return [
+        *lines,
+        "",
+        f"Counts and CER under {NORMALIZERS['english']}. First token: of the reference, casing {run['casing']!r}. "
+        "RTFx: seconds of audio in a second of work, from file to text, in batches of "
+        f"{run['batch_size']}, {run['dtype']}, on {'; then '.join(run['hardware'])}; {run['software']}.",
+        "",
+    ]
+
+
+def _unit_rate_lines(results: dict[str, Any]) -> list[str]:
+    lines = [
+        "| per second of audio | utterances | minutes | words | tokens | embeddings | tokens with ends "
+        "| embeddings with ends |",
+        "|---" * 8 + "|",
+    ]
+    for name, rate in results["rates"].items():
+        size, failed = results["test_sets"][name], next(iter(results["systems"].values()))[name]["failed"]
+        units = ("words", "tokens", "embeddings", "tokens_with_ends", "embeddings_with_ends")
+        cells = " | ".join(f"{rate[unit]['corpus']:.2f}" for unit in units)
+        lines.append(f"| {name} | {size['utterances'] - failed} | {size['seconds'] / 60:.1f} | {cells} |")
+    return [
+        *lines,
+        "",
+        f"Tokens of the references (casing {results['run']['casing']!r}), and embeddings that the LLM is given, one "
+        "for each token of Stage 1: all of a test set over all of its seconds. With ends: `<BOA>` and `<EOA>` counted "
+        "as well.",
+    ]
+
+
 def worst_utterances(systems: dict[str, list[dict[str, Any]]]) -> str:
     """
-    Markdown: all audio that a system could not read, and the `WORST` utterances of those with most word errors under
-    the English normaliser, as `[said → written]`.
+    Return Markdown that names unreadable audio and shows the `WORST` utterances of each system.
+
+    These are the ones with the most word errors under the English normaliser; an error is shown as
+    `[reference → hypothesis]`.
     """
     lines = ["# Utterances with most errors", ""]
     for system, rows in systems.items():
@@ -186,8 +286,8 @@ def worst_utterances(systems: dict[str, list[dict[str, Any]]]) -> str:
         ]
         for count, row in [pair for pair in ranked if pair[0].errors and "error" not in pair[1]][:WORST]:
             aligned = " ".join(
-                said if said == written else f"[{said} → {written}]"
-                for said, written in scoring.alignment(row["reference"], row["text"], "english")
+                word if word == output else f"[{word} → {output}]"
+                for word, output in scoring.alignment(row["reference"], row["text"], "english")
             )
             lines.append(f"- {row['audio']} ({row['test_set']}), {count.errors} of {count.length}: {aligned}")
         lines.append("")
@@ -234,93 +334,18 @@ def _plot_rates(sets: dict[str, list[dict[str, Any]]], means: dict[str, Any], pa
     }
     panels = {
         name: {
-            said: per_utterance(counts[name][unit], [row["seconds"] for row in rows]) for unit, said in units.items()
+            label: per_utterance(counts[name][unit], [row["seconds"] for row in rows]) for unit, label in units.items()
         }
         for name, rows in sets.items()
     }
-    marks = {name: {said: means[name][unit]["corpus"] for unit, said in units.items()} for name in panels}
+    marks = {name: {label: means[name][unit]["corpus"] for unit, label in units.items()} for name in panels}
     plots.plot_histograms(panels, marks, "per second of audio", path)
 
 
 def _rounded(value):
-    """Figures to four decimals: more say nothing."""
+    """Round figures to four decimals: more mean nothing."""
     if isinstance(value, float):
         return round(value, 4)
     if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     return [_rounded(one) for one in value] if isinstance(value, list) else value
-
-
-ENDS = 2  # <BOA> and <EOA>: what Stage 1 spends on an utterance besides its tokens
-
-
-def rate(counts: Sequence[int], seconds: Sequence[float]) -> dict[str, float]:
-    """
-    Units per second of a test set, and how they are spread over its utterances.
-
-    Args:
-        counts: of units, by utterance.
-        seconds: of audio, by utterance.
-
-    Returns:
-        `corpus`: all units over all seconds, as the paper's 2.71 and 2.99; `mean`, `deviation`, `p5`, `median`, `p95`:
-        of the utterances' own rates.
-
-    Raises:
-        ValueError: without utterances.
-    """
-    if not len(counts):
-        raise ValueError("no rate of no utterances")
-    each = per_utterance(counts, seconds)
-    low, median, high = np.percentile(each, [5, 50, 95])
-    return {
-        "corpus": float(np.sum(counts) / np.sum(seconds)),
-        "mean": float(each.mean()),
-        "deviation": float(each.std()),
-        "p5": float(low),
-        "median": float(median),
-        "p95": float(high),
-    }
-
-
-def per_utterance(counts: Sequence[int], seconds: Sequence[float]) -> np.ndarray:
-    """Each utterance's own rate, of shape `(utterances,)`."""
-    return np.asarray(counts) / np.asarray(seconds)
-
-
-def rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """
-    The rates of what `seam.evaluation.hypotheses` wrote: `words` (as the transcript is spaced) and `tokens` of the
-    references, `embeddings` of the audio (one for each token of Stage 1), and the latter two with `<BOA>` and `<EOA>`
-    (`tokens_with_ends`, `embeddings_with_ends`).
-    """
-    seconds = [row["seconds"] for row in rows]
-    counts = {
-        "words": [len(row["reference"].split()) for row in rows],
-        "tokens": [len(row["reference_tokens"]) for row in rows],
-        "embeddings": [row["embeddings"] for row in rows],
-    }
-    for name in ("tokens", "embeddings"):
-        counts[f"{name}_with_ends"] = [count + ENDS for count in counts[name]]
-    return {name: rate(each, seconds) for name, each in counts.items()}
-
-
-TASK = "automatic-speech-recognition"
-
-
-def eval_result(test_set: str, metric: str, name: str, value: float) -> EvalResult:
-    """
-    Args:
-        test_set: its name for people; its identifier is made of it.
-        metric: the Hub's identifier, "wer" or "cer".
-        name: of the metric, for people.
-        value: in percent.
-    """
-    return EvalResult(
-        task_type=TASK,
-        dataset_type=test_set.lower().replace(" ", "-"),
-        dataset_name=test_set,
-        metric_type=metric,
-        metric_name=name,
-        metric_value=round(value, 2),
-    )

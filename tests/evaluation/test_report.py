@@ -14,7 +14,7 @@ from seam.evaluation.report import ALL, markdown, write_report
 from seam.publishing.card import write_card
 
 FILES = ["errors.md", "rates.png", "results.json", "results.md", "results.png", "results.yaml"]
-HEARD = [
+EXAMPLES = [
     # test set, seconds, wall, reference, its tokens, Stage 1's, transcript and its tokens
     ("clean", 2.0, 0.5, "Twenty-five colours", [1, 2, 3], [1, 2], "25 color", [1, 9]),
     ("clean", 4.0, 0.5, "He won't go home", [4, 5], [6, 5, 5], "go go go go home", [7, 5]),
@@ -61,7 +61,7 @@ def write_run(folder, **systems):
 
 @pytest.fixture
 def by_hand(tmp_path):
-    write_run(tmp_path, full=[row(number, *heard) for number, heard in enumerate(HEARD)])
+    write_run(tmp_path, full=[row(number, *example) for number, example in enumerate(EXAMPLES)])
     return tmp_path
 
 
@@ -150,7 +150,7 @@ def test_the_card_takes_the_results(by_hand, model, processor, tmp_path):
 
 
 def test_the_models_own_system_is_on_the_card(tmp_path):
-    rows = [row(number, *heard) for number, heard in enumerate(HEARD)]
+    rows = [row(number, *example) for number, example in enumerate(EXAMPLES)]
     write_run(tmp_path, **{"stage1": [{**one, "text": ""} for one in rows], "full-noftg": rows})
     write_report(tmp_path)
     index = yaml.safe_load((tmp_path / "results.yaml").read_text(encoding="utf-8"))["model-index"]
@@ -158,7 +158,7 @@ def test_the_models_own_system_is_on_the_card(tmp_path):
 
 
 def test_what_could_not_be_read_is_counted_as_empty_and_named(tmp_path):
-    rows = [row(number, *heard) for number, heard in enumerate(HEARD)]
+    rows = [row(number, *example) for number, example in enumerate(EXAMPLES)]
     lost = {
         "text": "",
         "tokens": [],
@@ -182,7 +182,7 @@ def test_what_could_not_be_read_is_counted_as_empty_and_named(tmp_path):
 
 def test_nothing_but_unreadable_audio_has_a_report(tmp_path):
     lost = {"text": "", "tokens": [], "stage1_tokens": [], "embeddings": 0, "wall_seconds": 0.0, "error": "x"}
-    write_run(tmp_path, stage1=[{**row(0, *HEARD[0]), **lost}])
+    write_run(tmp_path, stage1=[{**row(0, *EXAMPLES[0]), **lost}])
     assert write_report(tmp_path)["rates"] == {} and not (tmp_path / "rates.png").exists()
 
 

@@ -6,19 +6,19 @@ import pytest
 from transformers import WhisperFeatureExtractor
 
 from seam.data.manifest import CASINGS
-from seam.evaluation.report import per_utterance, rate, rates
+from seam.evaluation.report import per_utterance, unit_rate, unit_rates
 from seam.modeling_seam import SeamProcessor
 from seam.tests.helpers import qwen
 
 
 def test_a_test_sets_rate_is_not_the_mean_of_its_utterances_rates():
-    result = rate([2, 30], [1.0, 10.0])
+    result = unit_rate([2, 30], [1.0, 10.0])
     assert result["corpus"] == pytest.approx(32 / 11)
     assert result["mean"] == result["median"] == 2.5 and result["deviation"] == 0.5
     assert (result["p5"], result["p95"]) == pytest.approx((2.05, 2.95))
     assert per_utterance([2, 30], [1.0, 10.0]).tolist() == [2.0, 3.0]
-    with pytest.raises(ValueError, match="no utterances"):
-        rate([], [])
+    with pytest.raises(ValueError, match="at least one utterance"):
+        unit_rate([], [])
 
 
 def test_what_is_counted_of_a_row():
@@ -26,7 +26,7 @@ def test_what_is_counted_of_a_row():
         {"seconds": 2.0, "reference": "Hello there, you!", "reference_tokens": [7, 8, 9, 10], "embeddings": 2},
         {"seconds": 3.0, "reference": "no", "reference_tokens": [5], "embeddings": 0},
     ]
-    corpus = {name: one["corpus"] for name, one in rates(rows).items()}
+    corpus = {name: one["corpus"] for name, one in unit_rates(rows).items()}
     expected = {"words": 4, "tokens": 5, "embeddings": 2, "tokens_with_ends": 9, "embeddings_with_ends": 6}
     assert corpus == pytest.approx({name: count / 5 for name, count in expected.items()})
 
@@ -70,7 +70,7 @@ def test_librispeech(processor, shared, corpus, utterances, lower, upper, spoken
             rows.append(
                 {"seconds": row["seconds"], "reference": row["text"], "reference_tokens": ids, "embeddings": len(ids)}
             )
-        results[name] = {unit: one["corpus"] for unit, one in rates(rows).items()}
+        results[name] = {unit: one["corpus"] for unit, one in unit_rates(rows).items()}
     assert results["lower"]["tokens"] == results["lower"]["embeddings"] == pytest.approx(lower, abs=0.005)
     assert results["keep"]["tokens"] == pytest.approx(upper, abs=0.005)
     assert results["lower"]["words"] == results["keep"]["words"] == pytest.approx(spoken, abs=0.005)

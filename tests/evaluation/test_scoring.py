@@ -241,7 +241,7 @@ def test_fewer_utterances_are_less_certain():
 
 
 def test_no_utterances_have_no_interval():
-    with pytest.raises(ValueError, match="no utterances"):
+    with pytest.raises(ValueError, match="at least one utterance"):
         interval([])
 
 
