@@ -5,7 +5,6 @@ It goes to `run.json` and one JSON Lines file for each system, which an interrup
 (`seam.evaluation.report`).
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from seam.data.dataset import batches_by_length
-from seam.data.files import repair_json_lines, write_text
+from seam.data.files import repair_json_lines, sha256_of, write_text
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
 from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
@@ -228,7 +227,7 @@ def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[lis
     for manifest in map(Path, manifests):
         utterances = read_manifest(manifest, split=split)
         folder = manifest if manifest.is_dir() else manifest.parent
-        digest = hashlib.sha256()
+        rows = []
         for utterance in utterances:
             test_set = " ".join(dict.fromkeys(filter(None, (utterance.corpus, utterance.split))))
             if not test_set:
@@ -238,9 +237,9 @@ def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[lis
                     raise ValueError(f"{both} state no corpus and have the same name: rename one of them.")
             audio = os.path.relpath(utterance.audio, folder)
             items.append(Item(len(items), audio, test_set, utterance))
-            digest.update(json.dumps([audio, test_set, utterance.text, utterance.duration]).encode())
+            rows.append([audio, test_set, utterance.text, utterance.duration])
         name = folder.resolve().name if folder == manifest else f"{folder.resolve().name}/{manifest.name}"
-        data.append({"manifest": name, "utterances": len(utterances), "sha256": digest.hexdigest()})
+        data.append({"manifest": name, "utterances": len(utterances), "sha256": sha256_of(rows)})
     return items, data
 
 
@@ -257,16 +256,16 @@ def _identify(name: str) -> dict[str, str]:
 
     That is its settings, prompt, tokenizer, and weights, whose fingerprint config.json states and loading verifies.
     """
-    digest = hashlib.sha256()
+    digests = []
     for file in ("config.json", "generation_config.json", *PROCESSOR_FILES):
         path = cached_file(
             name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
-        digest.update(b"absent" if path is None else hashlib.sha256(Path(path).read_bytes()).digest())
+        digests.append(b"absent" if path is None else bytes.fromhex(sha256_of([Path(path)])))
     if SeamConfig.get_config_dict(name)[0].get("model_type") != "seam":  # config.json says nothing of the weights
-        digest.update(read_fingerprint(weight_files(name))[0].encode())
+        digests.append(read_fingerprint(weight_files(name))[0].encode())
     folder = Path(name)
-    return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": digest.hexdigest()}
+    return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": sha256_of(digests)}
 
 
 def _check_same_run(folder: Path, earlier: dict[str, Any], run: dict[str, Any]) -> None:
