@@ -1,4 +1,4 @@
-"""The model card: `model_card.md` filled in by huggingface_hub from the files of a checkpoint, never by hand."""
+"""Fill in the model card `model_card.md` from the files of a checkpoint."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -16,7 +16,7 @@ from seam.evaluation.report import TASK, eval_result
 from seam.evaluation.table import markdown
 
 TEMPLATE = Path(__file__).parents[1] / "model_card.md"
-# What each file of results holds at least.
+# The keys that each file of results must have.
 RESULTS = {
     "table.json": ("wer", "interval", "words", "notes"),
     "results.json": ("run", "test_sets", "systems", "rates"),
@@ -28,13 +28,13 @@ PLOTS = ("table.png", "results.png")
 @dataclass
 class CardTexts:
     """
-    What `card.json` can say; every key may be absent.
+    The content of `card.json`; every key may be absent.
 
     Args:
         title: by default the last part of the model's id.
         summary, training_data, limits: Markdown.
-        language: code of the language heard.
-        licences: of each part, for people.
+        language: code of the language that is transcribed.
+        licences: of each component, in words.
         license: of the whole, the Hub's identifier.
         system: the row of `table.json` that is the model's own result.
         datasets: Hub ids of the training data.
@@ -53,32 +53,35 @@ class CardTexts:
 
 def write_card(model, processor, folder: Path, model_id: str) -> None:
     """
-    Write the card of a checkpoint as `README.md`, the name under which the Hub shows it, from `card.json` (see
-    `CardTexts`), `table.json` (of `seam.evaluation.table.write_table`) and `results.json` (of `seam score`) in the same
-    folder, where they are.
+    Write the card of a checkpoint as `README.md`, the file that the Hub displays.
+
+    It is filled from those of these files that the checkpoint's folder has: `card.json` (see `CardTexts`), `table.json`
+    (of `seam.evaluation.table.write_table`) and `results.json` (of `seam score`).
 
     Args:
         model, processor: the checkpoint.
         folder: where it is saved.
-        model_id: the name under which the snippets of the card load it, a Hub id or a folder.
+        model_id: the name under which the card's snippets load it, a Hub id or a folder.
 
     Raises:
-        ValueError: naming file and key, when one of these files is not what it should be.
+        ValueError: naming file and key, when one of these files is malformed.
     """
     folder = Path(folder)
     texts = read_texts(folder / "card.json")
-    table, results = (_read_whole(folder / name, keys) for name, keys in RESULTS.items())
+    table, results = (_read_results(folder / name, keys) for name, keys in RESULTS.items())
     title = texts.title or Path(model_id).name
     if table is not None and texts.system not in table["wer"]:
-        raise ValueError(f"{folder / 'card.json'}: system: no row {texts.system!r} in table.json: {list(table['wer'])}")
+        raise ValueError(
+            f"{folder / 'card.json'}: system is {texts.system!r}; the rows of table.json are: {', '.join(table['wer'])}"
+        )
     evaluated = report.eval_results(results) if results else []
     if table:
         evaluated += [
             eval_result(name, "wer", "WER", rate) for name, rate in sorted(table["wer"][texts.system].items())
         ]
-    shown = [markdown(table)] if table else []
-    shown += [report.markdown(results)] if results else []
-    parts = {name: getattr(model, name) for name in ("encoder", "bridge", "language_model")}
+    tables = [markdown(table)] if table else []
+    tables += [report.markdown(results)] if results else []
+    components = {name: getattr(model, name) for name in ("encoder", "aligner", "language_model")}
     card = ModelCard.from_template(
         ModelCardData(
             language=texts.language,
@@ -93,9 +96,9 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
         template_path=str(TEMPLATE),
         title=title,
         model_id=model_id,
-        parameters={name: f"{sum(p.numel() for p in part.parameters()) / 1e6:.2f}" for name, part in parts.items()},
+        parameters={name: f"{_parameters(component) / 1e6:.2f}" for name, component in components.items()},
         window_seconds=f"{processor.max_seconds:g}",
-        results="\n".join(shown).strip() or "Not stated.",
+        results="\n".join(tables).strip() or "Not stated.",
         system=texts.system if table else None,
         plots=[name for name in PLOTS if (folder / name).is_file()],
         **{name: getattr(texts, name) for name in ("summary", "training_data", "limits", "licences")},
@@ -105,7 +108,7 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
 
 
 def read_texts(path: Path) -> CardTexts:
-    """`card.json`, or the defaults where there is none."""
+    """Read `card.json`, or return the defaults if there is none."""
     values = _read(path) or {}
     known = [one.name for one in fields(CardTexts)]
     for key in values:
@@ -117,12 +120,16 @@ def read_texts(path: Path) -> CardTexts:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def _read_whole(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
-    """Results with all of `keys`, None where there is no file."""
+def _parameters(module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _read_results(path: Path, keys: tuple[str, ...]) -> dict[str, Any] | None:
+    """Read results, which must have all of `keys`; return None if there is no file."""
     results = _read(path)
     for key in keys:
         if results is not None and key not in results:
-            raise ValueError(f"{path}: no {key!r}")
+            raise ValueError(f"{path} has no key {key!r}; it must have: {', '.join(keys)}")
     return results
 
 
@@ -132,7 +139,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     return values

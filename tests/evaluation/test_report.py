@@ -145,7 +145,7 @@ def test_the_card_takes_the_results(by_hand, model, processor, tmp_path):
     assert "| clean | full | 8 | 0 | 1 | 4 |" in card.text and "](results.png)" in card.text
     assert "table.png" not in card.text
     (folder / "results.json").write_text('{"run": {}}')
-    with pytest.raises(ValueError, match="results.json: no 'test_sets'"):
+    with pytest.raises(ValueError, match="results.json has no key 'test_sets'"):
         write_card(model, processor, folder, "user/tones")
 
 

@@ -58,10 +58,10 @@ def test_a_checkpoint_alone_has_a_card(model, processor, tmp_path):
     [
         ({"card": {"titel": "x"}}, "card.json: unknown key 'titel'"),
         ({"card": {"title": 3}}, "card.json: .*'title'"),
-        ({"card": "{"}, "card.json: no JSON"),
-        ({"card": []}, "card.json: no JSON object"),
-        ({"table": {"wer": {}}}, "table.json: no 'interval'"),
-        ({"card": {"system": "ours"}, "table": TABLE}, "card.json: system: no row 'ours'"),
+        ({"card": "{"}, "card.json is not JSON"),
+        ({"card": []}, "card.json is not a JSON object"),
+        ({"table": {"wer": {}}}, "table.json has no key 'interval'"),
+        ({"card": {"system": "ours"}, "table": TABLE}, "card.json: system is 'ours'; the rows"),
     ],
 )
 def test_wrong_files_are_named(model, processor, tmp_path, files, message):
