@@ -1,4 +1,4 @@
-"""One publishable folder: weights, code, configuration, processor, results, and the card as README.md."""
+"""Export a checkpoint as a publishable folder: weights, code, configuration, processor, results and card."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from seam.modeling_seam.checkpoint import save_lora
 from seam.modeling_seam.weights import backbone_record
 from seam.publishing.card import write_card
 
-# What training and evaluation left beside the weights, and the card is made from.
+# What training and evaluation leave beside the weights, from which the card is made.
 RESULT_FILES = ("card.json", "table.json", "table.png", "results.json", "results.png")
 
 
@@ -29,37 +29,41 @@ def export(
     model_id: str | None = None,
 ) -> Path:
     """
-    Write a checkpoint as a folder that loads where this package is not installed. An existing checkpoint at `target`
-    is replaced when the new one is complete.
+    Export a checkpoint as a folder that loads without this package.
+
+    An existing checkpoint at `target` is replaced once the new one is complete.
 
     Args:
         model: folder or Hub id.
         target: the folder to write.
-        light: only what was trained; the backbones are named by Hub id and commit.
-        adapter: also LoRA as `adapter/`, a folder that `peft` loads onto the language model.
+        light: save only what was trained; the backbones are named by Hub id and commit.
+        adapter: also save LoRA as `adapter/`, a folder that `peft` loads onto the language model.
         merge: fold LoRA into the language model.
         encoder, llm: Hub ids of the backbones, for a light folder of a checkpoint that was trained from folders.
         model_id: name in the card's snippets; by default the folder's.
 
+    Returns:
+        `target`.
+
     Raises:
-        ValueError: when `target` is something else than a SEAM checkpoint, or a light folder is impossible: no
-            backbones named, or their weights are not this checkpoint's.
+        ValueError: when `target` is anything but a SEAM checkpoint, or a light folder is impossible because no
+            backbones are named or their weights are not this checkpoint's.
     """
     if light and merge:
-        raise ValueError("a light folder holds LoRA, a merged one has none left; choose one of the two.")
+        raise ValueError("a light folder holds LoRA, and a merged one has none: choose one of the two.")
     if target.exists() and not _is_checkpoint(target):
-        raise ValueError(f"{target} exists and is no SEAM checkpoint; choose another folder.")
+        raise ValueError(f"{target} exists and is not a SEAM checkpoint; choose another folder.")
     seam, processor = load_checkpoint(model)
     if encoder is not None or llm is not None:
         if encoder is None or llm is None:
-            raise ValueError("name both backbones: encoder and llm.")
+            raise ValueError(f"name both backbones, encoder (is {encoder}) and llm (is {llm}), or neither.")
         seam.config.backbones = {role: _record(role, name) for role, name in (("encoder", encoder), ("llm", llm))}
     if adapter and (seam.config.alignment_only or not seam.config.lora_rank):
         raise ValueError(f"{model} has no LoRA to write as an adapter folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     staging, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    shutil.rmtree(staging, ignore_errors=True)  # of an export that was interrupted
-    _put_back(old, target)
+    shutil.rmtree(staging, ignore_errors=True)  # left by an interrupted export
+    _restore(old, target)
     shutil.rmtree(old, ignore_errors=True)
     try:
         if merge:
@@ -74,19 +78,19 @@ def export(
             save_lora(seam.language_model, staging / "adapter")
         write_card(seam, processor, staging, model_id or target.name)
         if light:
-            _check_same(seam, staging)
+            _check_reloaded(seam, staging)
         if target.exists():
             os.rename(target, old)
         os.rename(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        _put_back(old, target)
+        _restore(old, target)
     shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def _put_back(old: Path, target: Path) -> None:
-    """Undo an export that was stopped between its two renames: `old` is then the only copy."""
+def _restore(old: Path, target: Path) -> None:
+    """Undo an export that stopped between its two renames, when `old` is the only copy."""
     if old.exists() and not target.exists():
         os.rename(old, target)
 
@@ -107,12 +111,12 @@ def _record(role: str, name: str) -> dict[str, str]:
     return record
 
 
-def _check_same(model: SeamForSpeechRecognition, folder: Path) -> None:
-    """Raises `ValueError` when a light folder with its backbones is not the model that it was saved from."""
+def _check_reloaded(model: SeamForSpeechRecognition, folder: Path) -> None:
+    """Raise `ValueError` unless a light folder with its backbones has the weights of the model it was saved from."""
     reloaded = SeamForSpeechRecognition.from_pretrained(folder, dtype=model.dtype).state_dict()
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor.cpu(), reloaded[name].cpu()):
             raise ValueError(
-                f"{name} is not the weight of the named backbones ({model.config.backbones}): they were trained "
-                "further, or are others. Save the whole checkpoint instead."
+                f"{name} differs from the named backbones ({model.config.backbones}), which were trained further or "
+                "are not this checkpoint's. Save a full checkpoint instead."
             )

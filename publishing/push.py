@@ -1,13 +1,13 @@
-"""A checkpoint to the Hub, in one commit, so that an interrupted push leaves the old one."""
+"""Push a checkpoint to the Hub in one commit, so that an interrupted push leaves the old one in place."""
 
 import fnmatch
-import hashlib
 import tempfile
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from seam.data.files import sha256_of
 from seam.modeling_seam.weights import WEIGHT_FILES
 from seam.publishing.export import export
 
@@ -18,17 +18,17 @@ def push(model: str, repo_id: str, private: bool = False, verify: bool = False, 
 
     Args:
         model: folder or Hub id.
-        repo_id: `owner/name`; made when it is new.
-        private: of a new repository.
+        repo_id: `owner/name`; created if it does not exist.
+        private: make a new repository private.
         verify: download the commit afterwards and compare every file.
-        options: of `export`.
+        options: of `seam.publishing.export.export`.
 
     Returns:
         The commit's id.
 
     Raises:
         OSError: when the Hub is not reached or an upload fails.
-        ValueError: when `private` and the repository is public, or what came back differs.
+        ValueError: when `private` is set and the repository is public, or a downloaded file differs.
     """
     api = HfApi()
     try:
@@ -52,17 +52,12 @@ def push(model: str, repo_id: str, private: bool = False, verify: bool = False, 
                 ],
                 commit_message="Upload SEAM checkpoint",
             )
-        except RuntimeError as error:  # what the client makes of a failed upload of a large file
+        except RuntimeError as error:  # raised by the client when the upload of a large file fails
             raise OSError(f"the upload failed, and {repo_id} is as it was: {error}") from error
         if verify:
             with tempfile.TemporaryDirectory() as cache:
                 copy = Path(snapshot_download(repo_id, revision=commit.oid, cache_dir=cache))
-                different = [name for name, path in files.items() if _digest(copy / name) != _digest(path)]
+                different = [name for name, path in files.items() if sha256_of([copy / name]) != sha256_of([path])]
             if different:
-                raise ValueError(f"{repo_id} at {commit.oid}: {different[0]} is not what was uploaded.")
+                raise ValueError(f"{repo_id} at {commit.oid}: {different[0]} differs from what was uploaded.")
     return commit.oid
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

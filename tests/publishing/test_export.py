@@ -56,7 +56,7 @@ def test_an_older_checkpoint_is_replaced_as_a_whole(checkpoint, tmp_path):
 
 def test_a_folder_of_something_else_is_not_touched(checkpoint, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="no SEAM checkpoint"):
+    with pytest.raises(ValueError, match="is not a SEAM checkpoint"):
         export(checkpoint, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
