@@ -1,9 +1,9 @@
 """
-What a user without this package can do with a checkpoint: run by `selfcheck` in a process of its own.
+Try what a user without this package does with a checkpoint. `selfcheck` runs it in a process of its own.
 
     python probe.py CHECK CHECKPOINT RECORDING
 
-prints one line of JSON: what was seen. It must not import this package, and blocks it, in case it is installed.
+It prints its findings as one line of JSON. It must not import this package, and blocks it in case it is installed.
 """
 
 import hashlib
@@ -24,11 +24,12 @@ OTHERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoFeatureExtractor"
 
 
 def load(name: str, checkpoint: str):
+    """Load a checkpoint with an auto class."""
     return getattr(transformers, name).from_pretrained(checkpoint, trust_remote_code=True)
 
 
 def logits_digest(model, processor, recording: str) -> str:
-    """Digest of Stage 1's predictions for a recording and some text, and of the language model's logits, if any."""
+    """Return a digest of Stage 1's predictions for a recording and a text, and of the LLM's logits if there is one."""
     inputs = processor(audio=recording, text="one two three").to(model.device)
     model.eval()
     digest = hashlib.sha256()
@@ -39,11 +40,12 @@ def logits_digest(model, processor, recording: str) -> str:
 
 
 def classes(checkpoint: str, recording: str) -> dict:
+    """Return the class that each auto class loads."""
     return {name: type(load(name, checkpoint)).__name__ for name in (*OTHERS, *AUTO_MODELS)}
 
 
 def no_trust(checkpoint: str, recording: str) -> dict:
-    """Without `trust_remote_code` no code of a checkpoint runs."""
+    """Return whether loading without `trust_remote_code` is refused and runs no code of the checkpoint."""
     try:
         transformers.AutoModel.from_pretrained(checkpoint, trust_remote_code=False)
     except ValueError:
@@ -51,11 +53,11 @@ def no_trust(checkpoint: str, recording: str) -> dict:
     return {"refused": False}
 
 
-def kinds(checkpoint: str, recording: str) -> dict:
-    """The same recording in every form that the pipeline takes."""
+def forms(checkpoint: str, recording: str) -> dict:
+    """Transcribe one recording in every form that the pipeline accepts."""
     pipe = pipeline("automatic-speech-recognition", model=checkpoint, trust_remote_code=True)
     waveform, rate = soundfile.read(recording, dtype="float32")
-    assert rate == pipe.processor.sampling_rate, "the recording has another rate than the model"
+    assert rate == pipe.processor.sampling_rate, "the recording and the model differ in sampling rate"
     once = pipe(recording)["text"]
     texts = {
         "path": once,
@@ -72,7 +74,7 @@ def kinds(checkpoint: str, recording: str) -> dict:
         flac = f"{folder}/recording.flac"
         soundfile.write(flac, waveform, rate, subtype="PCM_16")
         texts["flac"] = pipe(flac)["text"]
-    # Longer than a window: what the pieces give, joined; nothing lost and nothing twice.
+    # Audio longer than a window: the joined texts of its pieces, nothing lost and nothing twice.
     count = int(pipe.processor.max_seconds * rate / len(waveform)) + 2
     longer = numpy.concatenate([waveform, numpy.zeros(rate // 2, numpy.float32)] * count)
     pieces = [pipe(piece)["text"] for piece in pipe.processor.split(longer)]
@@ -81,23 +83,23 @@ def kinds(checkpoint: str, recording: str) -> dict:
 
 
 def logits(checkpoint: str, recording: str) -> dict:
-    """Logits before and after saving and loading twice."""
+    """Return digests of the logits before and after saving and loading twice."""
     processor, model = load("AutoProcessor", checkpoint), load("AutoModel", checkpoint)
-    seen = {"loaded": logits_digest(model, processor, recording)}
+    digests = {"loaded": logits_digest(model, processor, recording)}
     if "--once" in sys.argv:
-        return seen
+        return digests
     with tempfile.TemporaryDirectory() as folder:
         for name in ("saved once", "saved twice"):
             here = f"{folder}/{name.split()[1]}"
             model.save_pretrained(here)
             processor.save_pretrained(here)
             processor, model = load("AutoProcessor", here), load("AutoModel", here)
-            seen[name] = logits_digest(model, processor, recording)
-    return seen
+            digests[name] = logits_digest(model, processor, recording)
+    return digests
 
 
 if __name__ == "__main__":
-    check = {function.__name__: function for function in (classes, no_trust, kinds, logits)}[sys.argv[1]]
+    check = {function.__name__: function for function in (classes, no_trust, forms, logits)}[sys.argv[1]]
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     print(json.dumps(check(sys.argv[2], sys.argv[3])))

@@ -1,4 +1,4 @@
-"""Does a checkpoint work for those who do not have this package? Everything is tried in fresh processes."""
+"""Check that a checkpoint works for users without this package; everything is tried in fresh processes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ COMMIT = "0" * 39 + "1"
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the table: what was tried, whether it went well, and what was seen."""
+    """One row of the table: what was tried, whether it worked, and what was found."""
 
     name: str
     passed: bool
@@ -31,17 +31,20 @@ class Check:
 
 def selfcheck(model: str, recording: Path) -> Iterator[Check]:
     """
-    Export a checkpoint whole and light, and use both as strangers would. Yields a [`Check`] as soon as it is known.
+    Export a full and a light folder of a checkpoint, and use both as users without this package do.
 
     Args:
         model: folder or Hub id.
         recording: a short one, at the model's sampling rate.
+
+    Yields:
+        Each [`Check`] as soon as it is done.
     """
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         folder = export(model, work / "whole")
         cache = work / "hub"
-        hub_id = _into_cache(folder, cache, "local/whole")
+        hub_id = _add_to_cache(folder, cache, "local/whole")
 
         for name, checkpoint in (("from a folder", str(folder)), ("from a Hub cache", hub_id)):
             seen = _probe("classes", checkpoint, recording, cache)
@@ -49,10 +52,10 @@ def selfcheck(model: str, recording: Path) -> Iterator[Check]:
             yield Check(f"auto classes {name}", expected, _listed(seen))
         seen = _probe("no_trust", str(folder), recording, cache)
         yield Check("no code without trust_remote_code", bool(seen.get("refused")), _listed(seen))
-        texts = _probe("kinds", str(folder), recording, cache)
-        for kind, text in texts.items():
+        texts = _probe("forms", str(folder), recording, cache)
+        for form, text in texts.items():
             same = "path" in texts and bool(text) and text == texts["path"]
-            yield Check(f"pipeline: {kind}", same, text)
+            yield Check(f"pipeline: {form}", same, text)
         whole = _probe("logits", str(folder), recording, cache)
         same = len(whole) == 3 and len(set(whole.values())) == 1
         yield Check("save, reload, save, reload: equal logits", same, _listed(whole, 12))
@@ -61,12 +64,12 @@ def selfcheck(model: str, recording: Path) -> Iterator[Check]:
         if isinstance(backbones, str):
             yield Check("light: equal logits", True, backbones)
             return
-        place = cache if backbones else None  # of those on the Hub: the user's own cache
-        error = _export_light(model, work / "light", backbones, place)
+        used_cache = cache if backbones else None  # backbones on the Hub are in the user's own cache
+        error = _export_light(model, work / "light", backbones, used_cache)
         if error:
             yield Check("light: export", False, error)
             return
-        seen = _probe("logits", str(work / "light"), recording, place, "--once")
+        seen = _probe("logits", str(work / "light"), recording, used_cache, "--once")
         size = sum(path.stat().st_size for path in (work / "light").rglob("*") if path.is_file())
         equal = seen.get("loaded") == whole.get("loaded")
         yield Check("light: equal logits", equal, f"{size / 1e6:.1f} MB; {_listed(seen, 12)}")
@@ -77,12 +80,12 @@ def _listed(seen: dict, length: int = 40) -> str:
 
 
 def _hub(cache: Path | None) -> dict[str, str]:
-    """No network; `cache` or the user's own."""
+    """Return environment variables that allow no network and name the cache: `cache`, or the user's own."""
     return {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache or constants.HF_HUB_CACHE)}
 
 
 def _probe(check: str, checkpoint: str, recording: Path, cache: Path | None, *options: str) -> dict:
-    """Run `probe.py` elsewhere; what it saw, or the last line of its error."""
+    """Run `probe.py` in another folder; return its findings, or the last line of its error."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as elsewhere:
         process = subprocess.run(
@@ -96,7 +99,7 @@ def _probe(check: str, checkpoint: str, recording: Path, cache: Path | None, *op
     return json.loads(lines[-1]) if process.returncode == 0 else {"error": lines[-1]}
 
 
-def _into_cache(folder: Path, cache: Path, repo_id: str) -> str:
+def _add_to_cache(folder: Path, cache: Path, repo_id: str) -> str:
     """Put a folder where the Hub's client looks for a downloaded repository."""
     repository = cache / f"models--{repo_id.replace('/', '--')}"
     (repository / "snapshots").mkdir(parents=True)
@@ -108,29 +111,31 @@ def _into_cache(folder: Path, cache: Path, repo_id: str) -> str:
 
 def _backbones(model: str, folder: Path, cache: Path) -> dict[str, str] | str:
     """
-    Hub ids of a checkpoint's backbones, none when its config has them. Those of a checkpoint that was trained from
-    folders are taken out of it and put into `cache` under made-up ids. A sentence when there can be no light folder.
+    Return Hub ids of a checkpoint's backbones, or a sentence that says why there can be no light folder.
+
+    There are none to return if the checkpoint's config names them. The backbones of a checkpoint that was trained from
+    folders are extracted from it and put into `cache` under made-up ids.
     """
     seam, _ = load_checkpoint(model)
     if seam.config.backbones is not None:
         return {}
     if seam.config.alignment_only:
-        return "not tried: the LLM is not here"
+        return "not tried: the checkpoint has no LLM"
     if not seam.config.lora_rank:
-        return "not for a checkpoint without LoRA"
+        return "not tried: the checkpoint has no LoRA"
     whisper = WhisperModel(seam.config.audio_config)
     whisper.encoder = seam.encoder
     whisper.save_pretrained(folder / "encoder")
     take_off_lora(seam.language_model, fold_in=False)
     seam.language_model.save_pretrained(folder / "llm")
-    return {role: _into_cache(folder / role, cache, f"local/{role}") for role in ("encoder", "llm")}
+    return {role: _add_to_cache(folder / role, cache, f"local/{role}") for role in ("encoder", "llm")}
 
 
 def _export_light(model: str, target: Path, backbones: dict[str, str], cache: Path | None) -> str:
-    """Export in a process that sees the cache; the last line of its error, if any."""
-    named = [part for role, name in backbones.items() for part in (f"--{role}", name)]
+    """Export in a process that uses the cache; return the last line of its error, if any."""
+    options = [word for role, name in backbones.items() for word in (f"--{role}", name)]
     process = subprocess.run(
-        [sys.executable, "-m", "seam", "export", model, str(target), "--light", *named],
+        [sys.executable, "-m", "seam", "export", model, str(target), "--light", *options],
         env={**os.environ, **_hub(cache)},
         capture_output=True,
         text=True,
