@@ -1,4 +1,5 @@
-"""The sentences of the demo: a home assistant, digits, small stories, and words in any order.
+"""
+Draw the sentences of the demo: home-assistant commands, digits, small stories, and words in any order.
 
 All text is lower case without punctuation. Everything is drawn from the `random.Random` that is passed in, so that a
 seed gives the same sentences on every machine.
@@ -61,7 +62,7 @@ VOCABULARY: tuple[str, ...] = _without_repeats(
 
 
 def _number(rng: random.Random) -> str:
-    """A number from zero to fifty-nine, in one or two words."""
+    """Draw a number from zero to fifty-nine, in one or two words."""
     kind = rng.random()
     if kind < 0.4:
         return rng.choice(DIGITS)
@@ -72,12 +73,12 @@ def _number(rng: random.Random) -> str:
 
 
 def _maybe(rng: random.Random, *words: str) -> str:
-    """One of the words and a space, or nothing."""
+    """Draw one of the words and a space, or nothing."""
     return rng.choice(("", *(f"{word} " for word in words)))
 
 
 def commands(rng: random.Random) -> str:
-    """One home-assistant command of at most eight words."""
+    """Draw a home-assistant command of at most eight words."""
     pick = rng.choice
     kind = rng.randrange(16)
     switch, room, please = pick(("on", "off")), _maybe(rng, *_ROOMS), pick(("", " please"))
@@ -125,17 +126,17 @@ def commands(rng: random.Random) -> str:
 
 
 def digit_string(rng: random.Random, max_digits: int = 6) -> str:
-    """One to `max_digits` digit words, every length equally often."""
+    """Draw one to `max_digits` digit words, every length equally often."""
     return " ".join(rng.choice(DIGITS) for _ in range(rng.randint(1, max_digits)))
 
 
 def _article(rng: random.Random, noun: str) -> str:
-    """The noun, which may begin with adjectives, after "the" or, where English allows it, "a"."""
+    """Put "the" or, where English allows it, "a" before a noun, which may begin with adjectives."""
     return f"the {noun}" if noun.startswith("old") or rng.random() < 0.6 else f"a {noun}"
 
 
 def stories(rng: random.Random) -> str:
-    """One story sentence of four to eight words in which only fitting things meet."""
+    """Draw a story sentence of four to eight words whose subject, verb and object make sense together."""
     pick = rng.choice
     kind = rng.randrange(10)
     person = _article(rng, _maybe(rng, *_STORY_ADJECTIVES) + pick(_PEOPLE))
@@ -178,21 +179,22 @@ def _on_land(rng: random.Random) -> str:
 
 
 def random_words(rng: random.Random, max_words: int = 7) -> str:
-    """One to `max_words` words of the vocabulary in any order: speech that teaches words, not the grammar."""
+    """Draw one to `max_words` words of the vocabulary in any order, to teach words without the grammar."""
     return " ".join(rng.choice(VOCABULARY) for _ in range(rng.randint(1, max_words)))
 
 
 @cache
 def _words_of_text() -> tuple[str, ...]:
-    """The words of commands and stories, each as often as it is said."""
+    """Return the words of commands and stories, each as often as it occurs there."""
     rng = random.Random(0)
     return tuple(word for domain in (commands, stories) for _ in range(4000) for word in domain(rng).split())
 
 
 def frequent_words(rng: random.Random, max_words: int = 9) -> str:
     """
-    One to `max_words` words in any order, half of them as often as in text: those that sentences have most of are heard
-    most, and still no sentence.
+    Draw one to `max_words` words in any order, half of them with their frequency in sentences.
+
+    Frequent words are thus heard most, but never in a sentence.
     """
     drawn = (_words_of_text() if rng.random() < 0.5 else VOCABULARY for _ in range(rng.randint(1, max_words)))
     return " ".join(rng.choice(words) for words in drawn)
@@ -208,9 +210,10 @@ DOMAINS: dict[str, Callable[[random.Random], str]] = {
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a sentence belongs to the tests: about 10 %, the same ones on every machine.
+    """
+    Return whether a sentence belongs to the tests: about 10 % do, the same ones on every machine.
 
-    One and two digits are never held out: there are only 110 of them and every recogniser has to hear them all.
+    One and two digits are never held out: there are only 110 of them, and every recogniser has to learn them all.
     """
     words = text.split()
     if len(words) <= 2 and all(word in DIGITS for word in words):
@@ -221,20 +224,21 @@ def is_held_out(text: str) -> bool:
 def sample(
     domain: str, count: int, rng: random.Random, held_out: bool | None = False, unique: bool = True
 ) -> list[str]:
-    """`count` sentences of a domain.
+    """
+    Draw sentences of a domain.
 
     Args:
-        domain: A key of `DOMAINS`.
-        count: Number of sentences.
-        rng: Source of randomness.
-        held_out: Only training sentences (False), only test sentences (True), or both (None).
-        unique: Never return a sentence twice.
+        domain: a key of `DOMAINS`.
+        count: number of sentences.
+        rng: source of randomness.
+        held_out: draw only training sentences (False), only test sentences (True), or both (None).
+        unique: never return a sentence twice.
 
     Raises:
-        ValueError: For an unknown domain, or when the domain has too few such sentences.
+        ValueError: for an unknown domain, or when the domain has too few such sentences.
     """
     if domain not in DOMAINS:
-        raise ValueError(f"unknown domain {domain!r}: expected one of {', '.join(DOMAINS)}")
+        raise ValueError(f"unknown domain {domain!r}; accepted: {', '.join(DOMAINS)}.")
     chosen: list[str] = []
     seen: set[str] = set()
     misses = 0

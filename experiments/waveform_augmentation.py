@@ -1,4 +1,4 @@
-"""Random changes to a waveform that keep its words: tempo, voice, room, channel, noise and level."""
+"""Change a waveform at random without changing its words: tempo, voice, room, channel, noise and level."""
 
 import librosa
 import numpy as np
@@ -10,15 +10,16 @@ _REVERB_SHARE = 0.35 / 0.55  # reverberation hurts short words most: apply it le
 
 
 def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float = 0.55) -> np.ndarray:
-    """Applies each change with `probability`, independently.
+    """
+    Apply each change with `probability`, independently of the others.
 
     Args:
-        waveform: Mono audio at 16 kHz, shape (samples,), in [-1, 1].
-        rng: Source of all randomness.
-        probability: Chance of each change.
+        waveform (`np.ndarray` of shape `(samples,)`): mono audio at 16 kHz in [-1, 1].
+        rng: source of all randomness.
+        probability: of each change.
 
     Returns:
-        New float32 audio at 16 kHz, shape (other samples,), never outside [-1, 1].
+        New float32 audio of shape `(new_samples,)` at 16 kHz, within [-1, 1].
     """
     audio = np.array(waveform, dtype=np.float32)
 
@@ -28,13 +29,13 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float =
     if chosen():
         audio = change_speed(audio, rng.uniform(0.8, 1.25))
     if chosen():
-        audio = _warped(audio, rng.uniform(0.88, 1.14))
+        audio = _change_voice(audio, rng.uniform(0.88, 1.14))
     if chosen():
-        audio = _shifted(audio, rng)
+        audio = _pad(audio, rng)
     if chosen(_REVERB_SHARE):
-        audio = _reverberated(audio, rng)
+        audio = _reverberate(audio, rng)
     if chosen():
-        audio = _filtered(audio, rng)
+        audio = _filter(audio, rng)
     if chosen():
         audio = add_noise(audio, rng)
     if chosen():
@@ -43,23 +44,23 @@ def augment(waveform: np.ndarray, rng: np.random.Generator, probability: float =
     return (audio / max(1.0, float(np.abs(audio).max(initial=0)))).astype(np.float32)
 
 
-def _warped(audio: np.ndarray, factor: float) -> np.ndarray:
-    """Multiplies pitch and formants by `factor` and keeps the tempo."""
+def _change_voice(audio: np.ndarray, factor: float) -> np.ndarray:
+    """Multiply pitch and formants by `factor` and keep the tempo."""
     # A window of 32 ms and three quarters overlap: longer ones smear short words, shorter gaps cost time.
     return librosa.effects.time_stretch(change_speed(audio, factor), rate=1 / factor, n_fft=512)
 
 
-def _shifted(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Adds up to 0.3 s before and after; low noise, because digital silence occurs in no real recording."""
+def _pad(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add up to 0.3 s of low noise at both ends, because real recordings have no digital silence."""
     before, after = (int(seconds * SAMPLE_RATE) for seconds in rng.uniform(0, 0.3, 2))
     level = rms(audio) * 10 ** (-rng.uniform(45, 60) / 20)
-    shifted = level * rng.standard_normal(before + audio.size + after, dtype=np.float32)
-    shifted[before : before + audio.size] += audio
-    return shifted
+    padded = level * rng.standard_normal(before + audio.size + after, dtype=np.float32)
+    padded[before : before + audio.size] += audio
+    return padded
 
 
-def _reverberated(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A room with a reverberation time of 0.1-0.4 s: direct sound and an exponentially decaying noise tail."""
+def _reverberate(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Add a room with a reverberation time of 0.1-0.4 s: direct sound and an exponentially decaying noise tail."""
     reverberation_time = rng.uniform(0.1, 0.4)
     times = np.arange(int(reverberation_time * SAMPLE_RATE), dtype=np.float32) / SAMPLE_RATE
     response = rng.standard_normal(times.size, dtype=np.float32) * 10 ** (-3 * times / reverberation_time)
@@ -70,8 +71,8 @@ def _reverberated(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return signal.oaconvolve(audio, response)[: audio.size]
 
 
-def _filtered(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A telephone-like low-pass at 3-4 kHz, or one equaliser band of up to 6 dB."""
+def _filter(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Apply a telephone-like low-pass at 3-4 kHz, or one equaliser band of up to 6 dB."""
     if rng.random() < 0.5:
         return signal.sosfilt(signal.butter(6, rng.uniform(3000, 4000), fs=SAMPLE_RATE, output="sos"), audio)
     # The peaking filter of the "Audio EQ Cookbook": unity far from the centre, `gain` at the centre.
