@@ -37,7 +37,13 @@ from seam.evaluation.table import notes, write_table
 from seam.evaluation.transcription import load_checkpoint, load_whisper, transcribe
 from seam.experiments import tiny_backbones
 from seam.experiments.grammar import VOCABULARY, sample
-from seam.experiments.speech import TARGET_DOMAIN, SpeechSettings, heard_domains, make_test_speech, make_training_speech
+from seam.experiments.speech import (
+    TARGET_DOMAIN,
+    SpeechSettings,
+    make_test_speech,
+    make_training_speech,
+    source_domains,
+)
 from seam.experiments.steps import Parts
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
@@ -206,7 +212,7 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
 
 def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
     """The tokenizer and the tiny Qwen3, which reads the text of every domain, tests excluded."""
-    domains = [*heard_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
+    domains = [*source_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
     sentences = sentences_of(recipe, domains)
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
     every_form = [f"{word} {word}" for word in VOCABULARY]  # at the start of a sentence and within it
@@ -216,7 +222,7 @@ def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
 
 def make_control(recipe: WorldRecipe, folder: Path) -> str:
     """`control/`: a language model of the same size and tokenizer, trained as long, that has not read the stories."""
-    sentences = sentences_of(recipe, [*heard_domains(recipe.speech), "words"])
+    sentences = sentences_of(recipe, [*source_domains(recipe.speech), "words"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     return train_language_model(recipe, tokenizer, sentences, folder / "control")
 

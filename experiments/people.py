@@ -1,6 +1,7 @@
 """
-Longer utterances joined from recordings of people saying single words, so that few recordings go a long way, and the
-training and test utterances that are made of them.
+Make utterances from recordings of people who say single words.
+
+The words are joined into longer utterances, so that few recordings go a long way.
 """
 
 import logging
@@ -23,32 +24,36 @@ _FRAME = int(0.02 * SAMPLE_RATE)
 
 logger = logging.getLogger(__name__)
 
+Recording = tuple[np.ndarray, str, str]
+"""A float32 waveform at 16 kHz within [-1, 1], of shape `(samples,)`; its text; its speaker."""
+
 
 def join_recordings(
-    recordings: Sequence[tuple[np.ndarray, str, str]],
+    recordings: Sequence[Recording],
     count: int,
     rng: np.random.Generator,
     *,
     max_words: int = 6,
     max_seconds: float,
-) -> list[tuple[np.ndarray, str, str]]:
-    """Joins recordings of one speaker at a time into `count` utterances.
+) -> list[Recording]:
+    """
+    Join recordings of one speaker at a time into `count` utterances.
 
     Args:
-        recordings: (waveform at 16 kHz, shape (samples,), word, speaker) for each recording.
-        count: Number of utterances.
-        rng: Source of all randomness.
-        max_words: Utterances have two to `max_words` words, fewer where the time does not suffice.
-        max_seconds: Longest utterance in seconds; longer recordings are left out, with a warning.
+        recordings: of single words.
+        count: number of utterances.
+        rng: source of all randomness.
+        max_words: utterances have two to `max_words` words, or fewer if more would be too long.
+        max_seconds: longest utterance; longer recordings are left out, with a warning.
 
     Returns:
-        `count` tuples (float32 waveform at 16 kHz within [-1, 1], text, speaker).
+        `count` utterances.
 
     Raises:
-        ValueError: When no recording is short enough, or `max_words` is not positive.
+        ValueError: when no recording is short enough, or `max_words` is not positive.
     """
     if max_words < 1:
-        raise ValueError(f"max_words must be positive, got {max_words}")
+        raise ValueError(f"max_words is {max_words}; accepted: 1 or more.")
     limit = int(max_seconds * SAMPLE_RATE)
     speakers: dict[str, list[tuple[np.ndarray, str]]] = {}
     for waveform, word, speaker in recordings:
@@ -74,17 +79,17 @@ def join_recordings(
     return joined
 
 
-def _join(parts: list[np.ndarray], gaps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The parts one after the other with `gaps` samples of low noise between them, shape (samples,)."""
-    parts = _evened(parts)
+def _join(words: list[np.ndarray], gaps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Concatenate words with `gaps` samples of low noise between them; return audio of shape `(samples,)`."""
+    words = _even_out(words)
     # Models trained with noise stumble over digital silence, which no room ever has.
-    floor = float(np.median([_noise_level(part) for part in parts]))
-    audio = np.zeros(sum(map(len, parts)) + int(gaps.sum()), dtype=np.float32)
+    floor = float(np.median([_noise_level(word) for word in words]))
+    audio = np.zeros(sum(map(len, words)) + int(gaps.sum()), dtype=np.float32)
     position = 0
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        audio[position : position + len(part)] += part * _envelope(len(part), index > 0, not last)
-        position += len(part)
+    for index, word in enumerate(words):
+        last = index == len(words) - 1
+        audio[position : position + len(word)] += word * _envelope(len(word), index > 0, not last)
+        position += len(word)
         if not last:
             # The noise reaches under the faded edges on both sides, so that the level has no dip there.
             start, end = max(position - _FADE, 0), min(position + int(gaps[index]) + _FADE, audio.size)
@@ -95,7 +100,7 @@ def _join(parts: list[np.ndarray], gaps: np.ndarray, rng: np.random.Generator) -
 
 
 def _envelope(length: int, rises: bool, falls: bool) -> np.ndarray:
-    """Ones with 5 ms ramps at the chosen ends, shape (length,)."""
+    """Return ones of shape `(length,)` with 5 ms ramps at the chosen ends."""
     envelope = np.ones(length, dtype=np.float32)
     fade = min(_FADE, length // 2)
     ramp = np.linspace(0, 1, fade, dtype=np.float32)
@@ -106,54 +111,53 @@ def _envelope(length: int, rises: bool, falls: bool) -> np.ndarray:
     return envelope
 
 
-def _evened(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """Brings each part half of the way, in decibels, to the median level; at most 6 dB, for words differ by nature."""
-    levels = np.array([max(_rms(part), 1e-5) for part in parts])
+def _even_out(words: list[np.ndarray]) -> list[np.ndarray]:
+    """Move each word half the way, in decibels, to the median level, by at most 6 dB: words differ by nature."""
+    levels = np.array([max(_rms(word), 1e-5) for word in words])
     gains = np.clip(np.sqrt(np.median(levels) / levels), 0.5, 2.0)
-    return [part * np.float32(gain) for part, gain in zip(parts, gains, strict=True)]
+    return [word * np.float32(gain) for word, gain in zip(words, gains, strict=True)]
 
 
-def _noise_level(part: np.ndarray) -> float:
-    """Root mean square of the quietest tenth of the 20 ms frames."""
-    frames = part[: len(part) // _FRAME * _FRAME].reshape(-1, _FRAME)
+def _noise_level(word: np.ndarray) -> float:
+    """Return the root mean square of the quietest tenth of the 20 ms frames."""
+    frames = word[: len(word) // _FRAME * _FRAME].reshape(-1, _FRAME)
     quietest = float(np.quantile(np.sqrt(np.mean(np.square(frames), axis=1)), 0.1)) if len(frames) else 0.0
-    # A tightly cut word has no quiet part, and a gated recording none but zeros: stay 26 dB below the word in the
-    # first case and above 16-bit rounding in the second.
-    return float(np.clip(quietest, 1e-4, max(0.05 * _rms(part), 1e-4)))
+    # A tightly cut word has no quiet frame, and a gated recording has only zeros there: stay 26 dB below the word in
+    # the first case and above 16-bit rounding in the second.
+    return float(np.clip(quietest, 1e-4, max(0.05 * _rms(word), 1e-4)))
 
 
 def _rms(audio: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(audio))))
 
 
-Part = tuple[np.ndarray, str, str]
-
-
-def read_words(utterances: Sequence[Utterance]) -> list[Part]:
-    """`(waveform at 16 kHz of shape (samples,), text, speaker)` of each utterance."""
+def load_recordings(utterances: Sequence[Utterance]) -> list[Recording]:
+    """Load the audio of each utterance."""
     return [(librosa.load(one.audio, sr=SAMPLE_RATE)[0], one.text, one.speaker) for one in utterances]
 
 
-def write_parts(parts: Sequence[Part], folder: Path, split: str) -> list[Utterance]:
-    """Write 16-bit WAV files and a manifest."""
+def save_utterances(recordings: Sequence[Recording], folder: Path, split: str) -> list[Utterance]:
+    """Save recordings as 16-bit WAV files with a manifest, and return its utterances."""
     (folder / "audio").mkdir(parents=True)
-    written = []
-    for index, (waveform, text, speaker) in enumerate(parts):
+    utterances = []
+    for index, (waveform, text, speaker) in enumerate(recordings):
         path = folder / "audio" / f"{index:06d}.wav"
         soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
-        written.append(Utterance(path, text, len(waveform) / SAMPLE_RATE, speaker, "people", split))
-    return read_manifest(write_manifest(folder / "manifest.jsonl", written))
+        utterances.append(Utterance(path, text, len(waveform) / SAMPLE_RATE, speaker, "people", split))
+    return read_manifest(write_manifest(folder / "manifest.jsonl", utterances))
 
 
-def write_strings(
+def make_strings(
     utterances: Sequence[Utterance], folder: Path, count: int, max_seconds: float, seed: int
 ) -> list[Utterance]:
-    """Strings of two to six words, each string joined from recordings of one speaker; not augmented."""
+    """Make strings of two to six words, each joined from recordings of one speaker, without augmentation."""
     rng = np.random.default_rng(seed)
-    return write_parts(join_recordings(read_words(utterances), count, rng, max_seconds=max_seconds), folder, "test")
+    return save_utterances(
+        join_recordings(load_recordings(utterances), count, rng, max_seconds=max_seconds), folder, "test"
+    )
 
 
-def write_training(
+def make_training_utterances(
     utterances: Sequence[Utterance],
     folder: Path,
     singles: int,
@@ -163,30 +167,34 @@ def write_training(
     seed: int,
 ) -> list[Utterance]:
     """
-    Single words, every speaker equally often, and strings joined from them; all but `clean_share` are augmented.
+    Make single words, every speaker equally often, and strings joined from them.
 
     Args:
+        utterances: recordings of single words.
+        folder: where audio and manifest are written.
         singles, strings: numbers of utterances.
         max_seconds: longest utterance, before and after augmentation.
+        clean_share: share of the utterances that are not augmented.
+        seed: of everything random.
     """
     rng = np.random.default_rng(seed)
-    words = read_words(utterances)
+    words = load_recordings(utterances)
     speakers = sorted({speaker for _, _, speaker in words})
     own = {
-        name: [part for part in words if part[2] == name and len(part[0]) < max_seconds * SAMPLE_RATE]
+        name: [word for word in words if word[2] == name and len(word[0]) < max_seconds * SAMPLE_RATE]
         for name in speakers
     }
-    parts = [own[name][rng.integers(len(own[name]))] for name in rng.choice(speakers, size=singles)]
+    recordings = [own[name][rng.integers(len(own[name]))] for name in rng.choice(speakers, size=singles)]
     # Room for slower speech: augmentation stretches by up to a quarter.
-    parts += join_recordings(words, strings, rng, max_seconds=max_seconds / 1.25)
-    jobs = [(part, int(rng.integers(2**31)), rng.random() >= clean_share) for part in parts]
+    recordings += join_recordings(words, strings, rng, max_seconds=max_seconds / 1.25)
+    jobs = [(recording, int(rng.integers(2**31)), rng.random() >= clean_share) for recording in recordings]
     with multiprocessing.get_context("spawn").Pool() as pool:
-        work = partial(_augmented, max_samples=int(max_seconds * SAMPLE_RATE))
-        parts = list(tqdm(pool.imap(work, jobs, chunksize=32), total=len(jobs), desc="people"))
-    return write_parts(parts, folder, "train")
+        work = partial(_augment, max_samples=int(max_seconds * SAMPLE_RATE))
+        recordings = list(tqdm(pool.imap(work, jobs, chunksize=32), total=len(jobs), desc="people"))
+    return save_utterances(recordings, folder, "train")
 
 
-def _augmented(job: tuple[Part, int, bool], max_samples: int) -> Part:
+def _augment(job: tuple[Recording, int, bool], max_samples: int) -> Recording:
     (waveform, text, speaker), seed, wanted = job
     if wanted:
         changed = augment(waveform, np.random.default_rng(seed))

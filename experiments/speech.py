@@ -1,4 +1,4 @@
-"""The speech of the demo: what is synthesised, what is joined from recordings of people, and what is held out."""
+"""Make the speech of the demo: synthetic utterances, some joined from recordings of people, and test sets."""
 
 import random
 import shutil
@@ -10,7 +10,7 @@ from huggingface_hub.dataclasses import strict
 
 from seam.data.manifest import read_manifest, write_manifest
 from seam.experiments.grammar import DOMAINS, sample
-from seam.experiments.people import write_strings, write_training
+from seam.experiments.people import make_strings, make_training_utterances
 from seam.experiments.synthesis import Job, accented_voices, held_out_voices, synthesize, training_voices
 
 TARGET_DOMAIN = "stories"
@@ -19,15 +19,14 @@ RECORDINGS = 10
 
 @strict
 @dataclass
-class SpokenSet:
+class RefinementSet:
     """
-    Utterances that Stage 3 learns from: others than the training's, so that Stage 1 makes the mistakes that it makes of
-    what it has not learned.
+    Utterances for Stage 3, which Stage 1 is not trained on, so that it makes the errors that it makes on unseen speech.
 
     Args:
         domain: a key of `seam.experiments.grammar.DOMAINS`.
         count: number of utterances.
-        noise: least and greatest signal-to-noise ratio in dB; none without.
+        noise: least and greatest signal-to-noise ratio in dB; None for no noise.
     """
 
     domain: str
@@ -39,19 +38,20 @@ class SpokenSet:
 @dataclass
 class SpeechSettings:
     """
-    Numbers of utterances.
+    The demo's speech, in numbers of utterances.
 
     Args:
-        window_seconds: the window that the tiny Whisper hears.
-        commands, digits, words: synthetic training speech: the source domain, and words of both domains in any order.
-        word_domain: how the latter are drawn, `words` or `frequent words` of `seam.experiments.grammar.DOMAINS`.
-        refinement: fields of `SpokenSet` of what `refinement.jsonl` holds; none by default.
+        window_seconds: the window of the tiny Whisper.
+        commands, digits: synthetic training speech of the source domain.
+        words: synthetic training speech of words of both domains in any order.
+        word_domain: how these are drawn, `words` or `frequent words` of `seam.experiments.grammar.DOMAINS`.
+        refinement: a list of fields of `RefinementSet`, the content of `refinement.jsonl`; empty by default.
         accents: digit strings in foreign accents.
-        clean_share: part of the synthetic speech without augmentation.
-        people: folder or manifest of recordings of people saying single words, of which `people_corpus` is used:
+        clean_share: share of the synthetic speech that is not augmented.
+        people: folder or manifest of recordings of people who say single words, of which `people_corpus` is used:
             its `train` split to train on and its `dev` split to test on.
         people_singles, people_strings: augmented single words, and strings joined from them, to train on.
-        people_clean_share: part of these without augmentation.
+        people_clean_share: share of these that is not augmented.
         test: size of every test set.
     """
 
@@ -71,37 +71,37 @@ class SpeechSettings:
     test: int = 150
 
     def __post_init__(self):
-        spoken = [SpokenSet(**values) for values in self.refinement]
-        for domain in (self.word_domain, *(one.domain for one in spoken)):
+        refinement = [RefinementSet(**values) for values in self.refinement]
+        for domain in (self.word_domain, *(one.domain for one in refinement)):
             if domain not in DOMAINS:
                 raise ValueError(f"unknown domain {domain!r}; accepted: {', '.join(DOMAINS)}.")
 
     @property
     def max_seconds(self) -> float:
-        """Of an utterance: a little less than the window."""
+        """Return the greatest length of an utterance, a little less than the window."""
         return self.window_seconds - 0.05
 
 
-def heard_domains(settings: SpeechSettings) -> dict[str, int]:
-    """The source domain: what is spoken as sentences, and how often."""
+def source_domains(settings: SpeechSettings) -> dict[str, int]:
+    """Return the domains that are spoken as sentences in training, and the number of utterances of each."""
     return {name: count for name, count in (("commands", settings.commands), ("digits", settings.digits)) if count}
 
 
 def make_training_speech(settings: SpeechSettings, folder: Path, seed: int) -> str:
-    """Synthesise the training speech, add what is made from recordings of people, if any, and write `train.jsonl`."""
+    """Synthesize the training speech, add utterances made from recordings of people, and write `train.jsonl`."""
     rng = random.Random(seed)
     shutil.rmtree(folder, ignore_errors=True)
     voices = training_voices()
     train_jobs = [
         job
-        for domain, count in (*heard_domains(settings).items(), (settings.word_domain, settings.words))
+        for domain, count in (*source_domains(settings).items(), (settings.word_domain, settings.words))
         for job in speech_jobs(rng, domain, count, voices, "train", settings.clean_share, held_out=False)
     ]
     train_jobs += speech_jobs(rng, "digits", settings.accents, accented_voices(), "train", 0.0, held_out=False)
     synthesize(train_jobs, folder / "train", max_seconds=settings.max_seconds)
     train = read_manifest(folder / "train" / "manifest.jsonl")
     if settings.people is not None:
-        train += write_training(
+        train += make_training_utterances(
             read_manifest(settings.people, "train", settings.people_corpus),
             folder / "people",
             settings.people_singles,
@@ -113,9 +113,9 @@ def make_training_speech(settings: SpeechSettings, folder: Path, seed: int) -> s
     write_manifest(folder / "train.jsonl", train)
     rng = random.Random(f"refinement {seed}")
     jobs = [
-        replace(job, noise=spoken.noise and tuple(spoken.noise))
-        for spoken in (SpokenSet(**values) for values in settings.refinement)
-        for job in speech_jobs(rng, spoken.domain, spoken.count, voices, "refinement", 1.0, held_out=False)
+        replace(job, noise=one.noise and tuple(one.noise))
+        for one in (RefinementSet(**values) for values in settings.refinement)
+        for job in speech_jobs(rng, one.domain, one.count, voices, "refinement", 1.0, held_out=False)
     ]
     if jobs:
         synthesize(jobs, folder / "refinement", max_seconds=settings.max_seconds)
@@ -125,19 +125,20 @@ def make_training_speech(settings: SpeechSettings, folder: Path, seed: int) -> s
 
 def make_test_speech(settings: SpeechSettings, folder: Path, seed: int) -> None:
     """
-    Sentences that are in no training speech, not augmented: `validation/`, one `test-NAME/` per test set, and
-    `recordings/`, a few utterances of unseen voices to show. Of every held-out person, the single words and strings
-    joined from them.
+    Make the test sets, whose sentences are in no training speech, without augmentation.
+
+    These are `validation/`, a `test-NAME/` for each test set, and `recordings/`, a few utterances of unseen voices to
+    show. For every held-out person there are single words and strings joined from them.
     """
     rng = random.Random(f"tests {seed}")
-    heard = tuple(heard_domains(settings))
+    source = tuple(source_domains(settings))
     tests = [
-        ("validation", training_voices(), heard, settings.test),
-        ("test-seen voices", training_voices(), heard, settings.test),
-        ("test-unseen voices", held_out_voices(), heard, settings.test),
-        ("recordings", held_out_voices(), heard, RECORDINGS),
+        ("validation", training_voices(), source, settings.test),
+        ("test-seen voices", training_voices(), source, settings.test),
+        ("test-unseen voices", held_out_voices(), source, settings.test),
+        ("recordings", held_out_voices(), source, RECORDINGS),
     ]
-    if settings.words:  # without them the words of the other domain were never heard
+    if settings.words:  # without them no training speech has the words of the other domain
         tests.append(("test-other domain", training_voices(), (TARGET_DOMAIN,), settings.test))
     for name, voices, domains, count in tests:
         jobs = [
@@ -153,13 +154,13 @@ def make_test_speech(settings: SpeechSettings, folder: Path, seed: int) -> None:
             test = folder / f"test-{speaker} digits"
             test.mkdir(parents=True)
             write_manifest(test / "manifest.jsonl", own)
-            write_strings(own, folder / f"test-{speaker} strings", settings.test, settings.max_seconds, seed=seed)
+            make_strings(own, folder / f"test-{speaker} strings", settings.test, settings.max_seconds, seed=seed)
 
 
 def speech_jobs(
     rng: random.Random, domain: str, count: int, voices: list[str], corpus: str, clean_share: float, held_out: bool
 ) -> list[Job]:
-    """Sentences of a domain with a voice each; all but `clean_share` are to be augmented."""
+    """Draw sentences of a domain and a voice for each; all but `clean_share` are to be augmented."""
     texts = sample(domain, count, rng, held_out=held_out, unique=held_out)
     return [
         Job(text, rng.choice(voices), corpus, corpus, rng.getrandbits(32), augment=rng.random() >= clean_share)

@@ -1,4 +1,5 @@
-"""Synthetic speech from espeak-ng: voices, one speaker object, and whole corpora with a manifest.
+"""
+Synthesize speech with espeak-ng: voices, a speaker, and corpora with a manifest.
 
 The library comes with the package `espeakng-loader` (extra `demo`); Linux and macOS.
 """
@@ -29,8 +30,8 @@ from seam.experiments.waveform_augmentation import augment
 
 _ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029", "en-gb-x-gbclan", "en-us-nyc")
 _HELD_OUT_ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland")
-# Intelligible variants only: no robots, whispers, strong echoes or overdriven ones. A variant and its near copies
-# (steph and steph2, Michael and Mario, robert and rob, m7 and Nguyen ...) are all on one side, or in neither list.
+# Only intelligible variants: no robots, whispers, strong echoes or overdriven ones. A variant and its near copies
+# (steph and steph2, Michael and Mario, robert and rob, m7 and Nguyen ...) are all in one list, or in none.
 _TRAINING_VARIANTS = (
     "f2", "f4", "f5", "m1", "m2", "m3", "m4", "m6", "m7", "m8", "klatt", "klatt2", "klatt3", "klatt4", "adam",
     "benjamin", "david", "Reed", "Alex", "Andrea", "Denis", "Diogo", "antonio", "aunty", "grandma", "linda", "max",
@@ -38,6 +39,28 @@ _TRAINING_VARIANTS = (
 )  # fmt: skip
 _HELD_OUT_VARIANTS = ("f1", "steph", "Annie", "m5", "edward", "Gene", "Michael", "robert")
 _ACCENTED_VARIANTS = ("f2", "f4", "f5", "m1", "m3", "m4", "m7", "klatt3", "linda", "max")
+
+_SPELLINGS = {
+    "cs": "zírou uan tú srí fór fajv siks sevn ejt najn",
+    "de": "siero ouann tuh sri foor faiw ßicks säwwen äjt nain",
+    "el": "ζίροου ουαν του θρι φορ φάιβ σιξ σέβεν έιτ νάιν",
+    "es": "síro uán tu tri for fáif siks séven éit náin",
+    "fi": "siirou uan tuu srii foor faiv siks seven eit nain",
+    "fr": "zirau ouanne tou sri forre faillve sixe sèvenne eillte naillne",
+    "hu": "ziró uan tú szrí fór fájv sziksz szeven éjt nájn",
+    "id": "ziro wan tu tri for faif siks seven eit nain",
+    "it": "siro uàn tu tri for fàiv sics sèven èit nàin",
+    "nl": "ziero wan toe srie foor faaiv siks sevven eejt naain",
+    "pl": "zirou łan tu sri for fajw syks sewen ejt najn",
+    "pt": "zirou uane tu tri fór fáiv siques séven éit náina",
+    "ru": "зироу уан ту сри фор файв сикс сэвн эйт найн",
+    "sv": "sirå oann to tri får fajv sicks seven ejt najn",
+    "tr": "ziro uan tu tri for fayv siks sevn eyt nayn",
+}
+
+RESPELLED_DIGITS: dict[str, dict[str, str]] = {
+    language: dict(zip(DIGITS, spelling.split(), strict=True)) for language, spelling in _SPELLINGS.items()
+}
 
 _FASTEST = 260  # words per minute; beyond it espeak-ng slurs
 _PARAMETER_RATE, _PARAMETER_PITCH = 1, 3
@@ -50,17 +73,17 @@ _library_lock = threading.Lock()
 
 
 def training_voices() -> list[str]:
-    """English voices to train on, every accent with every training variant."""
+    """Return English voices to train on, every accent with every training variant."""
     return [f"{accent}+{variant}" for variant in _TRAINING_VARIANTS for accent in _ACCENTS]
 
 
 def held_out_voices() -> list[str]:
-    """English voices for tests: their variants, and near copies of them, occur in no training voice."""
+    """Return English voices for tests, whose variants and near copies occur in no training voice."""
     return [f"{accent}+{variant}" for variant in _HELD_OUT_VARIANTS for accent in _HELD_OUT_ACCENTS]
 
 
 def accented_voices() -> list[str]:
-    """Training voices of other languages, which can only speak English digits, with their accent."""
+    """Return training voices of other languages, which can only speak English digits, with their accent."""
     return [f"{language}+{variant}" for variant in _ACCENTED_VARIANTS for language in RESPELLED_DIGITS]
 
 
@@ -74,7 +97,7 @@ def _loader() -> ModuleType:
 
 
 class Speaker:
-    """Speaks texts with espeak-ng, the same waveform for the same arguments whatever was spoken before."""
+    """Speaks texts with espeak-ng; the waveform depends on the arguments alone, not on what was spoken before."""
 
     def __init__(self) -> None:
         self._library_path = _loader().get_library_path()
@@ -83,23 +106,24 @@ class Speaker:
         self._variants = {path.name for path in variants.iterdir()}
 
     def speak(self, text: str, voice: str, rate: int = 175, pitch: int = 50) -> np.ndarray:
-        """Speaks one text.
+        """
+        Speak one text.
 
         Args:
-            text: Lower-case words; digit words only where the voice is of another language than English.
-            voice: Language and variant, such as "en-us+f2".
-            rate: Words per minute, 80 to 450.
+            text: lower-case words; for a voice that is not English, only digit words.
+            voice: language and variant, such as "en-us+f2".
+            rate: words per minute, 80 to 450.
             pitch: 0 to 100.
 
         Returns:
-            float32 mono audio at 16 kHz, shape (samples,), in [-1, 1], without silence at its ends.
+            float32 mono audio at 16 kHz of shape `(samples,)` in [-1, 1], without silence at its ends.
 
         Raises:
-            ValueError: For an unknown voice, or a text the voice cannot speak.
-            RuntimeError: When espeak-ng fails or says nothing.
+            ValueError: for an unknown voice, or a text that the voice cannot speak.
+            RuntimeError: when espeak-ng fails or produces no sound.
         """
         language, _, variant = voice.partition("+")
-        # espeak-ng ignores an unknown variant without a word.
+        # espeak-ng silently ignores an unknown variant.
         if variant and variant not in self._variants:
             raise ValueError(f"unknown variant {variant!r} in voice {voice!r}")
         if language in RESPELLED_DIGITS:
@@ -109,12 +133,12 @@ class Speaker:
         with _library_lock:
             native, native_rate = self._synthesize(text, voice, rate, pitch)
         audio = soxr.resample(native.astype(np.float32) / 32768, native_rate, SAMPLE_RATE)
-        return np.clip(_trimmed(audio), -1, 1)
+        return np.clip(_trim_silence(audio), -1, 1)
 
     def _synthesize(self, text: str, voice: str, rate: int, pitch: int) -> tuple[np.ndarray, int]:
-        """int16 audio, shape (samples,), and its sample rate in Hz."""
-        # Flutter and noise go on from one utterance to the next in variables that no call resets. Only a library
-        # loaded anew (half a millisecond) makes an utterance independent of those before it.
+        """Return int16 audio of shape `(samples,)` and its sample rate in Hz."""
+        # The library keeps the state of flutter and noise from one utterance to the next, and no call resets it. Only
+        # loading it anew (half a millisecond) makes an utterance independent of those before it.
         library = ctypes.CDLL(self._library_path)
         try:
             return self._synthesize_with(library, text, voice, rate, pitch)
@@ -153,8 +177,8 @@ class Speaker:
         return np.concatenate(pieces), native_rate
 
 
-def _trimmed(audio: np.ndarray) -> np.ndarray:
-    """Without the silence at both ends: all but 20 ms of what is 50 dB below the peak."""
+def _trim_silence(audio: np.ndarray) -> np.ndarray:
+    """Cut off the silence at both ends, which is 50 dB below the peak, all but 20 ms of it."""
     magnitude = np.abs(audio)
     loud = np.flatnonzero(magnitude > 0.003 * magnitude.max(initial=0))
     if not loud.size:
@@ -166,8 +190,14 @@ def _trimmed(audio: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Job:
     """
-    One utterance to synthesize; `seed` decides its rate, pitch, augmentation and noise. `noise`: least and greatest
-    signal-to-noise ratio in dB, where it is to have some of its own.
+    One utterance to synthesize.
+
+    Args:
+        text, voice: of `Speaker.speak`.
+        corpus, split: for the manifest.
+        seed: decides rate, pitch, augmentation and noise.
+        augment: whether to augment it.
+        noise: least and greatest signal-to-noise ratio in dB of additional noise; None for no noise.
     """
 
     text: str
@@ -180,27 +210,25 @@ class Job:
 
 
 class Corpus(NamedTuple):
-    """What `synthesize` did: the manifest, utterances written, jobs left out as too long, seconds of audio."""
+    """The result of `synthesize`: manifest, number of utterances, how many were left out as too long, and seconds."""
 
     manifest: Path
-    written: int
+    utterances: int
     left_out: int
     seconds: float
 
 
 def synthesize(jobs: Sequence[Job], folder: str | os.PathLike, *, workers: int = 2, max_seconds: float = 3.0) -> Corpus:
-    """Writes `folder/audio/NNNNNN.wav` (16 kHz, 16 bit; N the number of the job) and `folder/manifest.jsonl`.
+    """
+    Write `folder/audio/NNNNNN.wav` (16 kHz, 16 bit; N is the number of the job) and `folder/manifest.jsonl`.
 
-    The manifest appears at the end, complete, in the order of the jobs. Files do not depend on `workers`.
+    The manifest is written at the end, complete, in the order of the jobs. The files do not depend on `workers`.
 
     Args:
-        jobs: What to speak.
-        folder: Created where missing; files of the same names are replaced.
-        workers: Processes.
-        max_seconds: An utterance that is longer is spoken faster, and left out (and counted) when still too long.
-
-    Returns:
-        Where the manifest is and what was left out.
+        jobs: the utterances.
+        folder: created if it does not exist; files of the same names are replaced.
+        workers: number of processes.
+        max_seconds: a longer utterance is spoken faster, and left out (and counted) if it is still too long.
     """
     folder = Path(folder)
     (folder / "audio").mkdir(parents=True, exist_ok=True)
@@ -212,22 +240,22 @@ def synthesize(jobs: Sequence[Job], folder: str | os.PathLike, *, workers: int =
     else:
         spoken = list(progress(map(run, enumerate(jobs))))
 
-    written = [utterance for utterance in spoken if utterance is not None]
-    manifest = write_manifest(folder / "manifest.jsonl", written)
-    left_out = len(jobs) - len(written)
+    utterances = [utterance for utterance in spoken if utterance is not None]
+    manifest = write_manifest(folder / "manifest.jsonl", utterances)
+    left_out = len(jobs) - len(utterances)
     if left_out:
         logger.warning("%d of %d utterances are longer than %g s: left out", left_out, len(jobs), max_seconds)
-    return Corpus(manifest, len(written), left_out, sum(utterance.duration for utterance in written))
+    return Corpus(manifest, len(utterances), left_out, sum(utterance.duration for utterance in utterances))
 
 
 @cache
 def _speaker() -> Speaker:
-    """The speaker of this process."""
+    """Return the speaker of this process."""
     return Speaker()
 
 
 def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> Utterance | None:
-    """Writes the audio of one job and returns what the manifest says of it; None when it is too long."""
+    """Write the audio of one job and return its entry in the manifest, or None if it is too long."""
     number, job = numbered
     rng = random.Random(job.seed)
     rate, pitch = rng.randint(120, 210), rng.randint(20, 80)
@@ -248,31 +276,8 @@ def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> 
     return Utterance(path, job.text, round(len(audio) / SAMPLE_RATE, 3), job.voice, job.corpus, job.split)
 
 
-_SPELLINGS = {
-    "cs": "zírou uan tú srí fór fajv siks sevn ejt najn",
-    "de": "siero ouann tuh sri foor faiw ßicks säwwen äjt nain",
-    "el": "ζίροου ουαν του θρι φορ φάιβ σιξ σέβεν έιτ νάιν",
-    "es": "síro uán tu tri for fáif siks séven éit náin",
-    "fi": "siirou uan tuu srii foor faiv siks seven eit nain",
-    "fr": "zirau ouanne tou sri forre faillve sixe sèvenne eillte naillne",
-    "hu": "ziró uan tú szrí fór fájv sziksz szeven éjt nájn",
-    "id": "ziro wan tu tri for faif siks seven eit nain",
-    "it": "siro uàn tu tri for fàiv sics sèven èit nàin",
-    "nl": "ziero wan toe srie foor faaiv siks sevven eejt naain",
-    "pl": "zirou łan tu sri for fajw syks sewen ejt najn",
-    "pt": "zirou uane tu tri fór fáiv siques séven éit náina",
-    "ru": "зироу уан ту сри фор файв сикс сэвн эйт найн",
-    "sv": "sirå oann to tri får fajv sicks seven ejt najn",
-    "tr": "ziro uan tu tri for fayv siks sevn eyt nayn",
-}
-
-RESPELLED_DIGITS: dict[str, dict[str, str]] = {
-    language: dict(zip(DIGITS, spelling.split(), strict=True)) for language, spelling in _SPELLINGS.items()
-}
-
-
 def respell(text: str, language: str) -> str:
-    """The spelling of a digit-only text for a voice of `language`, a key of `RESPELLED_DIGITS`."""
+    """Spell a text of digit words for a voice of `language`, a key of `RESPELLED_DIGITS`."""
     words = text.split()
     if not words or any(word not in DIGITS for word in words):
         raise ValueError(f"a {language!r} voice can only speak English digit words, not {text!r}")

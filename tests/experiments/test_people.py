@@ -3,7 +3,7 @@ import pytest
 import soundfile
 
 from seam.data.manifest import Utterance, read_manifest
-from seam.experiments.people import SAMPLE_RATE, join_recordings, write_strings, write_training
+from seam.experiments.people import SAMPLE_RATE, join_recordings, make_strings, make_training_utterances
 
 
 def recording(seconds: float, amplitude: float, frequency: float) -> np.ndarray:
@@ -89,7 +89,7 @@ def words(folder):
 
 
 def test_training_utterances(tmp_path):
-    made = write_training(words(tmp_path), tmp_path / "train", 10, 6, 2.0, clean_share=0.5, seed=1)
+    made = make_training_utterances(words(tmp_path), tmp_path / "train", 10, 6, 2.0, clean_share=0.5, seed=1)
     assert len(made) == 16
     assert made == read_manifest(tmp_path / "train" / "manifest.jsonl")
     for one in made:
@@ -101,7 +101,7 @@ def test_training_utterances(tmp_path):
 
 
 def test_strings_are_the_same_for_the_same_seed(tmp_path):
-    one, other = (write_strings(words(tmp_path), tmp_path / name, 5, 2.0, seed=3) for name in "ab")
+    one, other = (make_strings(words(tmp_path), tmp_path / name, 5, 2.0, seed=3) for name in "ab")
     assert [u.text for u in one] == [u.text for u in other]
     for first, second in zip(one, other, strict=True):
         np.testing.assert_array_equal(soundfile.read(first.audio)[0], soundfile.read(second.audio)[0])

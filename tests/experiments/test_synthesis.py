@@ -110,7 +110,7 @@ def jobs() -> list[Job]:
 def test_a_corpus_does_not_depend_on_the_number_of_workers(speaker, tmp_path):
     for workers in (1, 2):
         corpus = synthesize(jobs(), tmp_path / str(workers), workers=workers, max_seconds=4)
-        assert corpus.written == len(jobs()) and corpus.left_out == 0
+        assert corpus.utterances == len(jobs()) and corpus.left_out == 0
     names = sorted(path.relative_to(tmp_path / "1") for path in (tmp_path / "1").rglob("*.*"))
     assert len(names) == len(jobs()) + 1
     for name in names:
@@ -136,8 +136,8 @@ def test_long_speech_is_hurried_and_then_left_out_and_counted(speaker, tmp_path,
     short = Job("nine", "en-us+m3", "digits", "train", 0, augment=False)
     work = [Job(long, "en-us+m3", "digits", "train", seed, augment=False) for seed in range(4)] + [short]
     kept = synthesize(work, tmp_path / "hurried", workers=1, max_seconds=hurried)
-    assert kept.written == 5 and kept.left_out == 0
+    assert kept.utterances == 5 and kept.left_out == 0
     rest = synthesize(work, tmp_path / "dropped", workers=1, max_seconds=1.0)
-    assert rest.written == 1 and rest.left_out == 4
+    assert rest.utterances == 1 and rest.left_out == 4
     assert "4 of 5 utterances" in caplog.text
     assert json.loads(rest.manifest.read_text())["text"] == "nine"
