@@ -1,7 +1,9 @@
 """
-Every system trained on the same data with several seeds, and the paper's Table 1 of them. Resumable.
+Train every system on the same data with several seeds, and compare them as in the paper's Table 1.
 
     seam compare RECIPE.yaml [key=value ...]
+
+An interrupted comparison resumes where it stopped.
 """
 
 import json
@@ -20,15 +22,15 @@ from seam.evaluation.comparison import SystemOutput, compare, write_comparison
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
 from seam.evaluation.transcription import load_checkpoint
-from seam.experiments.demo import WorldRecipe, foundation_key, make_control, make_world
-from seam.experiments.steps import Parts
+from seam.experiments.demo import WorldRecipe, backbone_key, make_control, make_world
+from seam.experiments.steps import Steps
 from seam.modeling_seam.aligner import SeamAligner
 from seam.modeling_seam.bridges import BRIDGES
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, check_stage, merged
 
 STAGES = {"alignment": alignment.main, "instruction": instruction.main, "refinement": refinement.main}
-# Rows of the table that one training can have, all but Whisper's.
+# The rows that a trained system can have: all but Whisper's.
 ROWS = TABLE_1[1:]
 CONTROL = "control"
 
@@ -37,15 +39,15 @@ CONTROL = "control"
 @dataclass
 class SystemSettings:
     """
-    One line of the comparison, or several: Stage 1, with and without First Token Guidance.
+    A trained system, which has one or several rows: Stage 1, with and without First Token Guidance.
 
     Args:
         label: in the tables; by default its name.
-        start: another system, with whose Stage 1 this one goes on instead of training one.
-        llm: Hub id or folder, where it is not the recipe's.
+        start: another system, whose Stage 1 this one continues from instead of training its own.
+        llm: Hub id or folder, if it is not the recipe's.
         config: fields of `SeamConfig`.
-        processor: see `ProcessorSettings`. Of a system that starts from another, the instruction alone may differ.
-        alignment, instruction, refinement: fields of `StageRecipe` of the stages that it goes through.
+        processor: see `ProcessorSettings`. A system that starts from another may only differ in its instruction.
+        alignment, instruction, refinement: fields of `StageRecipe` of the stages that it is trained in.
         rows: what is evaluated (`seam evaluate --systems`); by default all that it has.
     """
 
@@ -61,7 +63,7 @@ class SystemSettings:
 
     @property
     def stages(self) -> dict[str, dict[str, Any]]:
-        """Of those that it goes through, in order."""
+        """Return the settings of the stages that it is trained in, in order."""
         return {name: getattr(self, name) for name in STAGES if getattr(self, name) is not None}
 
 
@@ -69,18 +71,21 @@ class SystemSettings:
 @dataclass
 class CompareRecipe:
     """
+    A comparison of systems.
+
     Args:
-        systems: by name, the fields of `SystemSettings`. With `like: NAME`, a system before it, those of that one hold
-            where nothing else is said, but for the label. A system that others `start` from comes before them.
+        systems: by name, the fields of `SystemSettings`. With `like: NAME`, a system inherits all but the label from an
+            earlier one. A system that others `start` from comes before them.
         encoder, llm: Hub ids or folders of the backbones that all systems share.
-        world: made from nothing instead, in `output_dir`: speech, tests, both backbones, and `control/`, a language
-            model that has not read the other domain (a system's `llm`). Paths of data and tests are relative to it.
-        data: fields of `DataSettings`, of every stage that does not say otherwise.
+        world: instead of the backbones: what is made from nothing in `output_dir`, namely speech, test sets, both
+            backbones, and `control/`, a language model that has not read the other domain (for a system's `llm`). Paths
+            of data and tests are then relative to `output_dir`.
+        data: fields of `DataSettings`, the defaults of every stage.
         tests: manifests by the name of the test set.
         seeds: of the trainings.
-        claims: pairs of rows, as they are named in the table; the first is said to be the better one.
+        claims: pairs of rows, as the table names them, of which the first is claimed to be the better one.
         whisper: whether the encoder's own decoder is evaluated as well.
-        output_dir: everything is written here. Recipes may share it: they train and evaluate the same system once.
+        output_dir: everything is written here. Recipes may share it: a system that they share is trained once.
         report: name of the table's files.
     """
 
@@ -98,7 +103,7 @@ class CompareRecipe:
 
 
 def main(recipe: CompareRecipe) -> dict[str, Any]:
-    """Train and evaluate whatever is not done yet. Returns what `seam.evaluation.comparison.compare` does."""
+    """Train and evaluate what is not done yet, and return the result of `seam.evaluation.comparison.compare`."""
     systems = _systems(recipe.systems)
     folder = Path(recipe.output_dir)
     if recipe.world is not None:
@@ -106,11 +111,11 @@ def main(recipe: CompareRecipe) -> dict[str, Any]:
     _check(recipe, systems, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if recipe.world is not None:
-        parts = Parts(folder)
-        make_world(recipe.world, folder, parts)
+        steps = Steps(folder)
+        make_world(recipe.world, folder, steps)
         if str(folder / CONTROL) in [system.llm for system in systems.values()]:
-            key = foundation_key(recipe.world, recipe.world.llm)
-            parts.run("control", key, lambda: make_control(recipe.world, folder))
+            settings = backbone_key(recipe.world, recipe.world.llm)
+            steps.run("control", settings, lambda: make_control(recipe.world, folder))
     todo = [(seed, name) for seed in recipe.seeds for name in systems]
     for seed, name in (bar := tqdm(todo, desc="comparison")):
         bar.set_postfix_str(f"seed {seed}, {name}")
@@ -125,22 +130,24 @@ def main(recipe: CompareRecipe) -> dict[str, Any]:
 
 
 def _systems(recipes: dict[str, Any]) -> dict[str, SystemSettings]:
-    """Every system's settings, those of the system that it is `like` included; a label is its own."""
+    """Return the settings of every system, including those inherited from the system that it is `like`."""
     read = {}
     for name, values in recipes.items():
         if isinstance(values, dict) and "like" in values:
             own = {key: value for key, value in values.items() if key != "like"}
             if values["like"] not in read:
-                raise RecipeError(f"systems.{name}.like: {values['like']!r} is no system before it: {', '.join(read)}.")
+                raise RecipeError(
+                    f"systems.{name}.like is {values['like']!r}; accepted: a system before it ({', '.join(read)})."
+                )
             values = merged({**read[values["like"]], "label": None}, own)
         read[name] = values
     return {name: build(SystemSettings, values, f"systems.{name}.") for name, values in read.items()}
 
 
 def _in_world(recipe, systems, folder: Path) -> tuple[CompareRecipe, dict[str, SystemSettings]]:
-    """The same with the paths of what is made in `folder`."""
+    """Return recipe and systems with the paths of the world that is made in `folder`."""
     if recipe.encoder is not None or recipe.llm is not None:
-        raise RecipeError("encoder and llm are made in the world: leave them out, or the world.")
+        raise RecipeError("encoder and llm are made in the world: leave out either these or the world.")
 
     def inside(data: dict[str, Any]) -> dict[str, Any]:
         lists = {key: [str(folder / name) for name in data[key]] for key in ("train", "validation") if key in data}
@@ -162,18 +169,20 @@ def _in_world(recipe, systems, folder: Path) -> tuple[CompareRecipe, dict[str, S
     return replace(recipe, data=inside(recipe.data), tests=tests, **backbones), systems
 
 
-def _place(folder: Path, seed: int, name: str) -> Path:
+def _run_folder(folder: Path, seed: int, name: str) -> Path:
     return folder / f"seed-{seed}" / name
 
 
 def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path) -> None:
-    """Everything that can be known to be wrong before the first training."""
+    """Raise `RecipeError` for every mistake that can be found before the first training."""
     names = list(systems)
     for index, (name, system) in enumerate(systems.items()):
         if system.start is not None and system.start not in names[:index]:
-            raise RecipeError(f"systems.{name}.start: {system.start!r} is no system before it: {', '.join(names)}.")
+            raise RecipeError(
+                f"systems.{name}.start is {system.start!r}; accepted: a system before it ({', '.join(names[:index])})."
+            )
         if system.start is None and not system.stages:
-            raise RecipeError(f"systems.{name} has no stage and no start.")
+            raise RecipeError(f"systems.{name} has neither a stage nor a start.")
         for stage in system.stages:
             _stage_recipe(recipe, system, name, stage, recipe.seeds[0], folder, {"config": system.config})
         if system.start is not None:
@@ -187,21 +196,27 @@ def _check(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Pa
     for pair in recipe.claims:
         unknown = [row for row in pair if row not in labels]
         if len(pair) != 2 or unknown:
-            raise RecipeError(f"claims: {pair} is no pair of rows of the table; they are: {'; '.join(sorted(labels))}.")
+            raise RecipeError(
+                f"claims: {pair} is not a pair of rows of the table; these are: {'; '.join(sorted(labels))}."
+            )
 
 
 def _check_start(name: str, system: SystemSettings, start: SystemSettings) -> None:
-    """What Stage 1 was trained with cannot be another in a system that goes on with it."""
+    """Raise `RecipeError` if a system changes what the Stage 1 that it starts from was trained with."""
     tokens = [{**asdict(each.processor), "instruction": None} for each in (system, start)]
     if tokens[0] != tokens[1]:
-        raise RecipeError(f"systems.{name}.processor: the tokens are those of the Stage 1 that it starts from.")
+        raise RecipeError(
+            f"systems.{name}.processor may differ from systems.{system.start} in the instruction only: it starts from its Stage 1."
+        )
     for key in (*SeamConfig.sub_configs, "bridge", "bridge_config"):
         if key in system.config and system.config[key] != start.config.get(key):
-            raise RecipeError(f"systems.{name}.config.{key} is that of the Stage 1 that it starts from.")
+            raise RecipeError(
+                f"systems.{name}.config.{key} may not differ from systems.{system.start}: it starts from its Stage 1."
+            )
 
 
 def _labels(system: SystemSettings, name: str) -> dict[str, str]:
-    """Names of a system's rows in the table, and which of `seam evaluate --systems` each is."""
+    """Return the names of a system's rows in the table, and which of `seam evaluate --systems` each is."""
     label = system.label or name
     bridge = BRIDGES.get(system.config.get("bridge"), SeamAligner)
     if not bridge.writes_tokens:
@@ -213,7 +228,7 @@ def _labels(system: SystemSettings, name: str) -> dict[str, str]:
 def _stage_recipe(recipe, system, name, stage, seed, folder, before) -> StageRecipe:
     values = dict(system.stages[stage])
     training = {"save_strategy": "no", **values.get("training", {})}
-    values["training"] = {**training, "output_dir": str(_place(folder, seed, name) / stage), "seed": seed}
+    values["training"] = {**training, "output_dir": str(_run_folder(folder, seed, name) / stage), "seed": seed}
     values["data"] = {**recipe.data, **values.get("data", {})}
     stage_recipe = build(StageRecipe, {**before, **values}, f"systems.{name}.{stage}.")
     check_stage(stage_recipe, stage)
@@ -221,11 +236,11 @@ def _stage_recipe(recipe, system, name, stage, seed, folder, before) -> StageRec
 
 
 def _train(recipe: CompareRecipe, systems: dict[str, SystemSettings], name: str, seed: int, folder: Path) -> None:
-    """All stages of one system with one seed, and its hypotheses."""
-    system, place = systems[name], _place(folder, seed, name)
+    """Train one system in all its stages with one seed, and evaluate it."""
+    system, run = systems[name], _run_folder(folder, seed, name)
     llm = system.llm or recipe.llm
-    place.mkdir(parents=True, exist_ok=True)
-    parts = Parts(place)
+    run.mkdir(parents=True, exist_ok=True)
+    steps = Steps(run)
     processor = {key: value for key, value in asdict(system.processor).items() if value is not None}
     shared = [recipe.encoder, llm, recipe.data, system.config, processor]
     before = {
@@ -235,50 +250,50 @@ def _train(recipe: CompareRecipe, systems: dict[str, SystemSettings], name: str,
         "processor": processor,
     }
     if system.start is not None:
-        heard = _place(folder, seed, system.start) / "alignment"
-        key = [shared, (heard.parent / "parts.json").read_text(encoding="utf-8")]
-        parts.run("start", key, lambda: _start(heard, llm, system, seed, place / "start"))
-        before = {"model": str(place / "start")}
-    last = place / "start"
+        stage1 = _run_folder(folder, seed, system.start) / "alignment"
+        settings = [shared, (stage1.parent / "parts.json").read_text(encoding="utf-8")]
+        steps.run("start", settings, lambda: _start(stage1, llm, system, seed, run / "start"))
+        before = {"model": str(run / "start")}
+    last = run / "start"
     for stage, values in system.stages.items():
         stage_recipe = _stage_recipe(recipe, system, name, stage, seed, folder, before)
-        parts.run(stage, [shared, values], lambda stage=stage, ready=stage_recipe: STAGES[stage](ready))
-        last = place / stage
+        steps.run(stage, [shared, values], lambda stage=stage, ready=stage_recipe: STAGES[stage](ready))
+        last = run / stage
         before = {"model": str(last), **({"llm": llm} if stage == "alignment" else {})}
     tests = list(recipe.tests.values())
-    key = [recipe.tests, system.rows]
-    parts.run("evaluation", key, lambda: _evaluate(last, tests, place / "evaluation", system.rows))
+    settings = [recipe.tests, system.rows]
+    steps.run("evaluation", settings, lambda: _evaluate(last, tests, run / "evaluation", system.rows))
 
 
-def _start(heard: Path, llm: str, system: SystemSettings, seed: int, target: Path) -> None:
-    """Stage 1 of another system, with the LLM, and with this system's settings of what comes after."""
-    model, processor = load_checkpoint(str(heard), dtype=torch.float32)
+def _start(stage1: Path, llm: str, system: SystemSettings, seed: int, target: Path) -> None:
+    """Save another system's Stage 1 with the LLM and this system's settings of the later stages."""
+    model, processor = load_checkpoint(str(stage1), dtype=torch.float32)
     for key, value in system.config.items():
-        if key not in SeamConfig.sub_configs:  # those are as they were, by `_check_start`
+        if key not in SeamConfig.sub_configs:  # these cannot differ, by `_check_start`
             setattr(model.config, key, value)
     model.config.validate_architecture()
     if system.processor.instruction is not None:
         processor.instruction = system.processor.instruction
         model.config.prompt_token_ids = processor.prompt_ids()
-    torch.manual_seed(seed)  # of the fresh LoRA
+    torch.manual_seed(seed)  # of the new LoRA
     model.add_llm(llm).save_pretrained(target)
     processor.save_pretrained(target)
 
 
 def _evaluate(model: Path, tests: list[str], target: Path, rows: list[str] | None) -> None:
-    shutil.rmtree(target, ignore_errors=True)  # of a model that was trained with other settings
+    shutil.rmtree(target, ignore_errors=True)  # left by a model that was trained with other settings
     decode_test_sets(str(model), tests, target, rows, batch_size=32)
 
 
 def _rows(
     recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path
 ) -> dict[str, dict[str, SystemOutput]]:
-    """What every row of the table wrote, by test set."""
+    """Return the outputs of every row of the table, by test set."""
     rows = {}
     if recipe.whisper:
         rows[SYSTEMS["whisper"].row] = _by_test(recipe, [folder / "whisper"], "whisper")
     for name, system in systems.items():
-        runs = [_place(folder, seed, name) / "evaluation" for seed in recipe.seeds]
+        runs = [_run_folder(folder, seed, name) / "evaluation" for seed in recipe.seeds]
         for label, row in _labels(system, name).items():
             rows[label] = _by_test(recipe, runs, row)
     return rows
@@ -286,26 +301,27 @@ def _rows(
 
 def _by_test(recipe: CompareRecipe, runs: list[Path], row: str) -> dict[str, SystemOutput]:
     read = [read_hypotheses(run) for run in runs]
-    found, first = {}, 0
+    outputs, first = {}, 0
     for test, manifest in zip(recipe.tests, read[0][0]["data"], strict=True):
         after = first + manifest["utterances"]
-        found[test] = SystemOutput.from_rows([systems[row][first:after] for _, systems in read])
+        outputs[test] = SystemOutput.from_rows([systems[row][first:after] for _, systems in read])
         first = after
-    return found
+    return outputs
 
 
 def _curves(recipe: CompareRecipe, systems: dict[str, SystemSettings], folder: Path) -> dict[str, list[list]]:
     """
-    The word error rate on the held-out utterances in the course of a training (`eval_strategy: steps`): by system and
-    stage, for each seed `[step, percent]`.
+    Return the learning curves of the trainings that were evaluated on the way (`eval_strategy: steps`).
+
+    They are the word error rates of the held-out utterances: by system and stage, for each seed `[step, percent]`.
     """
     curves = {}
     for name, system in systems.items():
         for stage in system.stages:
             metric = "eval_stage1_wer" if stage == "alignment" else "eval_wer"
-            states = [_place(folder, seed, name) / stage / "trainer_state.json" for seed in recipe.seeds]
+            states = [_run_folder(folder, seed, name) / stage / "trainer_state.json" for seed in recipe.seeds]
             logs = [json.loads(state.read_text(encoding="utf-8"))["log_history"] for state in states]
             points = [[[entry["step"], entry[metric]] for entry in log if metric in entry] for log in logs]
-            if len(points[0]) > 2:  # the last one comes twice
+            if len(points[0]) > 2:  # the last evaluation is logged twice
                 curves[f"{system.label or name}, {stage}"] = points
     return curves

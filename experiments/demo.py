@@ -1,10 +1,9 @@
 """
-From nothing to a working checkpoint: synthetic speech, both foundations, the three stages, and the paper's Table 1 in
-small. Offline.
+Make a working checkpoint from nothing, offline: synthetic speech, both backbones, the three stages, and a table.
 
     seam train demo RECIPE.yaml [key=value ...]
 
-Each part is finished before the next begins and is not repeated when the same command is given again.
+Each step is completed before the next begins, and is not repeated when the same command is given again.
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ from seam.experiments.speech import (
     make_training_speech,
     source_domains,
 )
-from seam.experiments.steps import Parts
+from seam.experiments.steps import Steps
 from seam.modeling_seam import SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.publishing.card import write_card
@@ -54,15 +53,17 @@ from seam.train.recipe import StageRecipe, build, check_keys
 
 @strict
 @dataclass
-class FoundationSettings:
+class BackboneSettings:
     """
+    Settings of a tiny backbone; all but the first two are the language model's.
+
     Args:
-        sizes: fields of `WhisperConfig` or `Qwen3Config`.
         training: fields of `TrainingArguments`.
-        vocab_size: of the tokenizer (language model only).
-        sentences: sentences of each domain that the language model reads (language model only).
-        target_sentences: of the domain that is read and never heard, where it is another number.
-        tasks: see `seam.experiments.tiny_backbones.TaskShares` (language model only).
+        sizes: fields of `WhisperConfig` or `Qwen3Config`.
+        vocab_size: of the tokenizer.
+        sentences: number of sentences that the language model reads of each domain.
+        target_sentences: of the domain that is read but never spoken in training, if it is another number.
+        tasks: see `seam.experiments.tiny_backbones.TaskShares`.
     """
 
     training: TrainingArguments
@@ -77,8 +78,9 @@ class FoundationSettings:
 @dataclass
 class SecondRound:
     """
-    More speech, on which the tiny Whisper learns on, and from which alone the three stages learn: what an encoder makes
-    of speech that it has read often is cleaner than what it makes of anybody else's.
+    More speech, on which the tiny Whisper continues to train, and on which alone the three stages train.
+
+    Speech that an encoder has been trained on often gives it cleaner states than unseen speech.
 
     Args:
         speech: see `SpeechSettings`; the test sets are those of the first round.
@@ -95,16 +97,16 @@ class SecondRound:
 @dataclass
 class WorldRecipe:
     """
-    Speech and foundations, made from nothing.
+    Speech and backbones, made from nothing.
 
     Args:
-        whisper, llm: the tiny foundations.
-        speech: what is said.
+        whisper, llm: the tiny backbones.
+        speech: see `SpeechSettings`.
         seed: of everything random.
     """
 
-    whisper: FoundationSettings
-    llm: FoundationSettings
+    whisper: BackboneSettings
+    llm: BackboneSettings
     speech: SpeechSettings = field(default_factory=SpeechSettings)
     seed: int = 0
 
@@ -113,6 +115,8 @@ class WorldRecipe:
 @dataclass
 class DemoRecipe(WorldRecipe):
     """
+    Settings of the demo.
+
     Args:
         output_dir: everything is written here; the checkpoint is in `model/`.
         model_id: the name under which the model card loads the checkpoint; by default its folder.
@@ -129,62 +133,63 @@ class DemoRecipe(WorldRecipe):
 
 
 def main(recipe: DemoRecipe) -> dict[str, Any]:
-    """Run every part. Returns the table as a dictionary (see `seam.evaluation.table`)."""
+    """Run every step and return the table (see `compare_systems`)."""
     folder = Path(recipe.output_dir)
-    stages = stage_recipes(recipe, folder)  # all settings are checked before anything is started
+    stages = stage_recipes(recipe, folder)  # checks all settings before anything is started
     for speech in (recipe.speech, *([recipe.second_round.speech] if recipe.second_round else [])):
         if speech.people is not None:
             read_manifest(speech.people, "train", speech.people_corpus)
     folder.mkdir(parents=True, exist_ok=True)
-    parts = Parts(folder)
-    make_world(recipe, folder, parts)
-    if again := recipe.second_round:
+    steps = Steps(folder)
+    make_world(recipe, folder, steps)
+    if second := recipe.second_round:
         seed = recipe.seed + 1
-        spoken = [seed, asdict(again.speech)]
-        parts.run("more speech", spoken, lambda: make_training_speech(again.speech, folder / "more-speech", seed))
-        key = [seed, again.config, without_folders(again.training)]
-        parts.run("whisper, second round", key, lambda: train_encoder_on(again, folder))
+        settings = [seed, asdict(second.speech)]
+        steps.run("more speech", settings, lambda: make_training_speech(second.speech, folder / "more-speech", seed))
+        settings = [seed, second.config, without_folders(second.training)]
+        steps.run("whisper, second round", settings, lambda: train_second_round(second, folder))
     for name, stage in (("alignment", alignment), ("instruction", instruction), ("refinement", refinement)):
-        parts.run(name, getattr(recipe, name), lambda stage=stage, name=name: stage.main(stages[name]))
-    parts.run("checkpoint", None, lambda: save_checkpoint(folder))
-    parts.run("evaluation", recipe.model_id, lambda: evaluate(recipe, folder, parts))
+        steps.run(name, getattr(recipe, name), lambda stage=stage, name=name: stage.main(stages[name]))
+    steps.run("checkpoint", None, lambda: save_checkpoint(folder))
+    steps.run("evaluation", recipe.model_id, lambda: evaluate(recipe, folder, steps))
     print((folder / "table.md").read_text())
-    minutes = sum(part["seconds"] for part in parts.done.values()) / 60
+    minutes = sum(step["seconds"] for step in steps.done.values()) / 60
     print(f"{minutes:.1f} minutes in all; checkpoint in {folder / 'model'}, table in {folder / 'table.md'} and .png")
     return json.loads((folder / "table.json").read_text())
 
 
-def make_world(recipe: WorldRecipe, folder: Path, parts: Parts) -> None:
-    """`speech/`, `tests/`, `llm/` and `whisper/`."""
-    spoken = [recipe.seed, asdict(recipe.speech)]
-    parts.run("speech", spoken, lambda: make_training_speech(recipe.speech, folder / "speech", recipe.seed))
-    parts.run("test speech", spoken, lambda: make_test_speech(recipe.speech, folder / "tests", recipe.seed))
-    parts.run("language model", foundation_key(recipe, recipe.llm), lambda: make_language_model(recipe, folder))
-    parts.run("whisper", foundation_key(recipe, recipe.whisper), lambda: make_speech_encoder(recipe, folder))
+def make_world(recipe: WorldRecipe, folder: Path, steps: Steps) -> None:
+    """Make `speech/`, `tests/`, `llm/` and `whisper/`."""
+    speech = [recipe.seed, asdict(recipe.speech)]
+    steps.run("speech", speech, lambda: make_training_speech(recipe.speech, folder / "speech", recipe.seed))
+    steps.run("test speech", speech, lambda: make_test_speech(recipe.speech, folder / "tests", recipe.seed))
+    steps.run("language model", backbone_key(recipe, recipe.llm), lambda: make_language_model(recipe, folder))
+    steps.run("whisper", backbone_key(recipe, recipe.whisper), lambda: make_speech_encoder(recipe, folder))
 
 
-def foundation_key(recipe: WorldRecipe, settings: FoundationSettings) -> list:
-    """What the weights of a foundation depend on."""
-    reads = [settings.vocab_size, settings.sentences, settings.target_sentences, asdict(settings.tasks)]
-    return [recipe.seed, settings.sizes, *reads, without_folders(settings.training)]
+def backbone_key(recipe: WorldRecipe, settings: BackboneSettings) -> list:
+    """Return all that the weights of a backbone depend on."""
+    text = [settings.vocab_size, settings.sentences, settings.target_sentences, asdict(settings.tasks)]
+    return [recipe.seed, settings.sizes, *text, without_folders(settings.training)]
 
 
 def without_folders(training: TrainingArguments) -> dict[str, Any]:
+    """Return the settings of a training but for its folders, on which no weight depends."""
     return {key: value for key, value in training.to_dict().items() if "dir" not in key}
 
 
 def training_in(training: TrainingArguments, folder: Path) -> TrainingArguments:
-    """The settings of a foundation's training, which writes into `folder`."""
+    """Return the settings of a backbone's training with `folder` as its output."""
     return dataclasses.replace(training, output_dir=str(folder), remove_unused_columns=False)
 
 
 def last_encoder(recipe: DemoRecipe, folder: Path) -> Path:
-    """The tiny Whisper that the stages build on."""
+    """Return the folder of the tiny Whisper that the stages build on."""
     return folder / ("whisper-2" if recipe.second_round else "whisper")
 
 
 def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
-    """The recipes of the three stages with their paths and the seed filled in."""
+    """Return the recipes of the three stages with their paths and the seed filled in."""
     check_keys(recipe.whisper.sizes, WhisperConfig, "whisper.sizes.")
     check_keys(recipe.llm.sizes, Qwen3Config, "llm.sizes.")
     if recipe.second_round:
@@ -207,11 +212,11 @@ def stage_recipes(recipe: DemoRecipe, folder: Path) -> dict[str, StageRecipe]:
     return recipes
 
 
-# ---- foundations ----
+# ---- backbones ----
 
 
 def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
-    """The tokenizer and the tiny Qwen3, which reads the text of every domain, tests excluded."""
+    """Make the tokenizer and the tiny Qwen3, trained on the text of every domain but the test sentences."""
     domains = [*source_domains(recipe.speech), *((TARGET_DOMAIN, "words") if recipe.speech.words else ())]
     sentences = sentences_of(recipe, domains)
     requests = [DEFAULT_INSTRUCTION, "Repeat the following:", "Correct the following:", "user", "assistant"]
@@ -221,14 +226,14 @@ def make_language_model(recipe: WorldRecipe, folder: Path) -> str:
 
 
 def make_control(recipe: WorldRecipe, folder: Path) -> str:
-    """`control/`: a language model of the same size and tokenizer, trained as long, that has not read the stories."""
+    """Make `control/`, a language model of the same size, tokenizer and training that has not read the stories."""
     sentences = sentences_of(recipe, [*source_domains(recipe.speech), "words"])
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     return train_language_model(recipe, tokenizer, sentences, folder / "control")
 
 
 def sentences_of(recipe: WorldRecipe, domains: list[str]) -> list[str]:
-    """What a language model reads of these domains, tests excluded."""
+    """Draw the sentences of these domains that a language model reads, none of which is in a test."""
     rng = random.Random(recipe.seed + 1)
     counts = {TARGET_DOMAIN: recipe.llm.target_sentences or recipe.llm.sentences}
     return [
@@ -239,7 +244,7 @@ def sentences_of(recipe: WorldRecipe, domains: list[str]) -> list[str]:
 
 
 def train_language_model(recipe: WorldRecipe, tokenizer, sentences: list[str], folder: Path) -> str:
-    """A tiny Qwen3 that reads `sentences`, saved in `folder`."""
+    """Train a tiny Qwen3 on `sentences`, save it in `folder`, and return its size and loss."""
     set_seed(recipe.seed)
     model = tiny_backbones.make_qwen3(tokenizer, **recipe.llm.sizes)
     training = training_in(recipe.llm.training, folder)
@@ -251,12 +256,12 @@ def train_language_model(recipe: WorldRecipe, tokenizer, sentences: list[str], f
         recipe.llm.tasks,
     )
     loss = tiny_backbones.train_qwen3(model, tasks, training)
-    tiny_backbones.save_foundation(folder, model, tokenizer)
+    tiny_backbones.save_backbone(folder, model, tokenizer)
     return f"{model.num_parameters() / 1e6:.2f}M parameters, mean loss {loss:.3f}"
 
 
 def make_speech_encoder(recipe: WorldRecipe, folder: Path) -> str:
-    """The tiny Whisper, trained on the speech of the source domain, random words and people."""
+    """Train the tiny Whisper on the training speech, and return its size and loss."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     set_seed(recipe.seed)
     whisper, feature_extractor = tiny_backbones.make_whisper(
@@ -266,23 +271,23 @@ def make_speech_encoder(recipe: WorldRecipe, folder: Path) -> str:
     return f"{whisper.num_parameters() / 1e6:.2f}M parameters, mean loss {loss:.3f}"
 
 
-def train_encoder_on(again: SecondRound, folder: Path) -> str:
-    """The second round of the tiny Whisper."""
-    set_seed(again.training.seed)
-    whisper = WhisperForConditionalGeneration.from_pretrained(folder / "whisper", **again.config)
+def train_second_round(second: SecondRound, folder: Path) -> str:
+    """Train the tiny Whisper for a second round, and return its loss."""
+    set_seed(second.training.seed)
+    whisper = WhisperForConditionalGeneration.from_pretrained(folder / "whisper", **second.config)
     feature_extractor = AutoFeatureExtractor.from_pretrained(folder / "whisper")
-    loss = train_and_save(whisper, feature_extractor, folder / "more-speech", again.training, folder / "whisper-2")
+    loss = train_and_save(whisper, feature_extractor, folder / "more-speech", second.training, folder / "whisper-2")
     return f"mean loss {loss:.3f}"
 
 
 def train_and_save(whisper, feature_extractor, speech: Path, training: TrainingArguments, folder: Path) -> float:
-    """Train a Whisper on the `train.jsonl` of `speech`; returns the mean loss."""
+    """Train a Whisper on the `train.jsonl` of `speech`, save it in `folder`, and return the mean loss."""
     tokenizer = AutoTokenizer.from_pretrained(folder.parent / "llm")
-    # With a tokenizer of its own: a processor adds the audio token, which Whisper's must not have.
+    # The processor gets a tokenizer of its own, because it adds the audio token, which Whisper's must not have.
     processor = SeamProcessor(feature_extractor, AutoTokenizer.from_pretrained(folder.parent / "llm"))
     items = keep_in_memory(SpeechDataset(read_manifest(speech / "train.jsonl"), processor))
     loss = tiny_backbones.train_whisper(whisper, items, tokenizer, training_in(training, folder))
-    tiny_backbones.save_foundation(folder, whisper, tokenizer, feature_extractor)
+    tiny_backbones.save_backbone(folder, whisper, tokenizer, feature_extractor)
     return loss
 
 
@@ -290,17 +295,17 @@ def train_and_save(whisper, feature_extractor, speech: Path, training: TrainingA
 
 
 def save_checkpoint(folder: Path) -> None:
-    """`model/`: the result of Stage 3, without what the training left beside it."""
+    """Save the result of Stage 3 as `model/`, without the other files of the training."""
     temporary = folder / "model.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    for part in load_checkpoint(str(folder / "refinement")):
-        part.save_pretrained(temporary)
+    for component in load_checkpoint(str(folder / "refinement")):
+        component.save_pretrained(temporary)
     shutil.rmtree(folder / "model", ignore_errors=True)
     os.replace(temporary, folder / "model")
 
 
-def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
-    """Word error rates of every system on every test set: `table.json`, `table.md`, `table.png` and the model card."""
+def evaluate(recipe: DemoRecipe, folder: Path, steps: Steps) -> None:
+    """Evaluate every system on every test set; write `table.json`, `table.md`, `table.png` and the model card."""
     model, processor = load_checkpoint(str(folder / "model"))
     whisper, whisper_processor = load_whisper(str(last_encoder(recipe, folder)))
     tests = {
@@ -310,8 +315,8 @@ def evaluate(recipe: DemoRecipe, folder: Path, parts: Parts) -> None:
     write_table(compare_systems(model, processor, whisper, whisper_processor, tests), folder)
     for name in ("table.json", "table.png"):
         shutil.copyfile(folder / name, folder / "model" / name)
-    spoken = [part["result"] for name, part in parts.done.items() if name in ("speech", "more speech")]
-    texts = json.dumps(card_texts(recipe.speech, spoken), indent=1, ensure_ascii=False)
+    sizes = [step["result"] for name, step in steps.done.items() if name in ("speech", "more speech")]
+    texts = json.dumps(card_texts(recipe.speech, sizes), indent=1, ensure_ascii=False)
     (folder / "model" / "card.json").write_text(texts + "\n", encoding="utf-8")
     write_card(model, processor, folder / "model", recipe.model_id or str(folder / "model"))
 
@@ -321,20 +326,19 @@ A tiny checkpoint, small enough to live in a repository and trained offline, its
 It understands spoken digits, single and in strings, and a grammar of home-assistant commands, in English."""
 LIMITS = """\
 Anything but digits and the commands of its grammar comes out as the nearest thing within them. Within them, the LLM
-mostly copies what Stage 1 heard."""
+mostly copies the output of Stage 1."""
 CORPUS_LICENCES = {"fsdd": "Free Spoken Digit Dataset: CC BY-SA 4.0"}
 
 
-def card_texts(speech: SpeechSettings, spoken: list[str]) -> dict[str, Any]:
+def card_texts(speech: SpeechSettings, sizes: list[str]) -> dict[str, Any]:
     """
+    Return the content of `card.json` (see `seam.publishing.card.CardTexts`).
+
     Args:
         speech: settings of the training speech.
-        spoken: how much was made, by round: "31000 utterances, 12.98 h".
-
-    Returns:
-        What `card.json` holds; see `seam.publishing.card.CardTexts`.
+        sizes: of the training speech of each round: "31000 utterances, 12.98 h".
     """
-    data = f"{' and '.join(spoken)}: synthetic speech (espeak-ng)"
+    data = f"{' and '.join(sizes)}: synthetic speech (espeak-ng)"
     licence = "synthetic speech: made with espeak-ng (GPL-3.0), of which nothing is in the checkpoint"
     if speech.people is not None:
         words = read_manifest(speech.people, "train", speech.people_corpus)
@@ -358,6 +362,8 @@ def compare_systems(
     model, processor, whisper, whisper_processor, tests: dict[str, Sequence[Utterance]]
 ) -> dict[str, Any]:
     """
+    Transcribe the test sets with every system and score the transcripts.
+
     Args:
         model, processor: a trained SEAM.
         whisper: `WhisperForConditionalGeneration` whose encoder SEAM uses.
@@ -366,7 +372,7 @@ def compare_systems(
 
     Returns:
         `{"wer": {system: {test: percent}}, "interval": {system: {test: [low, high]}}, "words": {test: count},
-        "notes": [sentence]}`; the intervals are those of `seam.evaluation.scoring.interval`.
+        "notes": [sentence]}` with the intervals of `seam.evaluation.scoring.interval`.
     """
     wer: dict[str, dict[str, float]] = {SYSTEMS[name].row: {} for name in TABLE_1}
     intervals: dict[str, dict[str, list[float]]] = {name: {} for name in wer}

@@ -1,4 +1,4 @@
-"""A long run in parts, of which those that are done are not repeated."""
+"""Run the steps of an experiment in order and resume after an interruption."""
 
 import json
 import time
@@ -9,25 +9,38 @@ from typing import Any
 from seam.data.files import write_text
 
 
-class Parts:
+class Steps:
     """
-    Runs the parts of a recipe in order and remembers, in `parts.json`, which are done, how long they took and with
-    which settings; a part is repeated when its settings or an earlier part changed.
+    The steps of an experiment, of which those that are done are not repeated.
+
+    `parts.json` in its folder records which are done, how long they took, and with which settings. A step is repeated
+    when its settings or an earlier step changed.
+
+    Args:
+        folder: of the experiment.
     """
 
     def __init__(self, folder: Path):
         self.path = folder / "parts.json"
-        self.before = json.loads(self.path.read_text()) if self.path.is_file() else {}
+        self.previous = json.loads(self.path.read_text()) if self.path.is_file() else {}
         self.done: dict[str, dict[str, Any]] = {}
 
-    def run(self, name: str, settings: Any, work: Callable[[], Any]):
+    def run(self, name: str, settings: Any, work: Callable[[], Any]) -> None:
+        """
+        Run a step unless it was done with the same settings.
+
+        Args:
+            name: of the step.
+            settings: all that its result depends on, apart from earlier steps.
+            work: does it; what it returns is recorded and printed.
+        """
         settings = json.loads(json.dumps(settings, default=str, sort_keys=True))
-        if name in self.before and self.before[name]["settings"] == settings:
-            self.done[name] = self.before[name]
+        if name in self.previous and self.previous[name]["settings"] == settings:
+            self.done[name] = self.previous[name]
             print(f"{name}: done before, in {self.done[name]['seconds']:.0f} s")
             return
-        # From here on nothing of before holds, also if this part is interrupted.
-        self.before = {}
+        # From here on no previous step is valid, even if this one is interrupted.
+        self.previous = {}
         self._write()
         print(f"{name} ...", flush=True)
         start = time.monotonic()

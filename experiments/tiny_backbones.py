@@ -1,8 +1,8 @@
 """
-The foundations of the demo, made offline: a tiny Whisper, a tiny Qwen3 and their tokenizer, of the real classes.
+Make the backbones of the demo offline: a tiny Whisper, a tiny Qwen3 and their tokenizer, of the real classes.
 
-Pretrained checkpoints are what a user has; these stand in for them, so that the whole method can be trained and tested
-from nothing. They are saved as ordinary folders, which the stages read like any backbone from the Hub.
+They stand in for a user's pretrained checkpoints, so that the whole method can be trained and tested from nothing. They
+are saved as ordinary folders, which the stages load like any backbone from the Hub.
 """
 
 import copy
@@ -42,7 +42,7 @@ MEL_FRAMES_PER_SECOND = 100
 
 
 def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen's special tokens and chat format, trained on `texts`."""
+    """Train a byte-level BPE tokenizer on `texts`, with Qwen's special tokens and chat format."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -61,7 +61,14 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizer
 def make_whisper(
     tokenizer: PreTrainedTokenizerFast, window_seconds: int, **sizes
 ) -> tuple[WhisperForConditionalGeneration, WhisperFeatureExtractor]:
-    """A random Whisper that hears `window_seconds`, and its feature extractor. `sizes`: fields of `WhisperConfig`."""
+    """
+    Make a randomly initialised Whisper and its feature extractor.
+
+    Args:
+        tokenizer: of the decoder.
+        window_seconds: length of the encoder's window.
+        sizes: fields of `WhisperConfig`.
+    """
     start, end = tokenizer.convert_tokens_to_ids([START, END])
     config = WhisperConfig(
         vocab_size=len(tokenizer),
@@ -85,7 +92,7 @@ def make_whisper(
 
 
 def make_qwen3(tokenizer: PreTrainedTokenizerFast, **sizes) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 with tied embeddings. `sizes`: `Qwen3Config`."""
+    """Make a randomly initialised Qwen3 with tied embeddings; `sizes` are fields of `Qwen3Config`."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
@@ -103,12 +110,13 @@ def make_qwen3(tokenizer: PreTrainedTokenizerFast, **sizes) -> Qwen3ForCausalLM:
 
 class WhisperWithCTC(nn.Module):
     """
-    Whisper with two auxiliary CTC heads on its encoder, over characters and over tokens, thrown away after training:
-    they make the encoder hear sounds and words rather than memorise sentences.
+    Whisper with two auxiliary CTC heads on its encoder, over characters and over tokens, discarded after training.
+
+    They make the encoder learn sounds and words rather than memorise sentences.
 
     Args:
         whisper: trained in place.
-        ctc_weight: share of the two CTC losses against the decoder's cross-entropy.
+        ctc_weight: weight of the two CTC losses against the decoder's cross-entropy.
     """
 
     def __init__(self, whisper: WhisperForConditionalGeneration, ctc_weight: float = 0.5):
@@ -120,10 +128,13 @@ class WhisperWithCTC(nn.Module):
 
     def forward(self, input_features, attention_mask, labels, characters) -> ModelOutput:
         """
+        Return the weighted sum of the decoder's cross-entropy and the CTC losses.
+
         Args:
-            input_features `(batch, n_mels, frames)`, attention_mask `(batch, frames)`.
-            labels `(batch, tokens)`: transcript ids and the end token, padded with -100.
-            characters `(batch, letters)`: indices into `CHARACTERS`, padded with -100.
+            input_features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): of the encoder.
+            attention_mask (`torch.LongTensor` of shape `(batch, frames)`): 1 within the audio.
+            labels (`torch.LongTensor` of shape `(batch, tokens)`): transcript ids and the end token, padded with -100.
+            characters (`torch.LongTensor` of shape `(batch, letters)`): indices into `CHARACTERS`, padded with -100.
         """
         output = self.whisper(input_features, attention_mask=attention_mask, labels=labels)
         states = output.encoder_last_hidden_state
@@ -137,7 +148,7 @@ class WhisperWithCTC(nn.Module):
 
     @staticmethod
     def _ctc(logits: torch.Tensor, lengths: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """CTC per target symbol; the blank is the last class."""
+        """Return the CTC loss per target symbol; the blank is the last class."""
         is_target = targets != -100
         return nn.functional.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
@@ -150,7 +161,7 @@ class WhisperWithCTC(nn.Module):
 
 
 def character_ids(text: str) -> torch.LongTensor:
-    """Indices into `CHARACTERS`; anything else is left out."""
+    """Return the indices of a text's characters in `CHARACTERS`; any others are left out."""
     return torch.tensor([CHARACTERS.index(c) for c in text.lower() if c in CHARACTERS], dtype=torch.long)
 
 
@@ -158,7 +169,7 @@ def train_whisper(
     whisper: WhisperForConditionalGeneration, dataset: Dataset, tokenizer, arguments: TrainingArguments
 ) -> float:
     """
-    Train on items of a [`SpeechDataset`]. SpecAugment is on while training (`WhisperConfig.apply_spec_augment`).
+    Train a Whisper in place on items of a [`SpeechDataset`], with SpecAugment if its config asks for it.
 
     Returns:
         The mean training loss.
@@ -182,12 +193,13 @@ def train_whisper(
 @dataclass
 class TaskShares:
     """
-    What a tiny language model reads: shares of plain sentences and of chats in which it repeats random tokens, random
-    words or sentences; in the rest it corrects sentences.
+    The shares of the tasks that a tiny language model is trained on; in the remaining share it corrects sentences.
 
     Args:
-        corruption: least and greatest share of the words that are wrong in what it corrects, drawn for each sentence;
-            about every sixth without.
+        plain: plain sentences.
+        tokens, words, repeat: chats in which it repeats random tokens, random words, or sentences.
+        corruption: least and greatest share of wrong words in the sentences that it corrects, drawn for each sentence;
+            by default about every sixth word is wrong.
     """
 
     plain: float = 0.25
@@ -199,13 +211,15 @@ class TaskShares:
 
 class TextTasks(Dataset):
     """
-    What the tiny language model reads: plain sentences, and chats in which it repeats or corrects them, of which it
-    learns the replies. Copies of random token strings are what makes it copy at all.
+    Training examples of the tiny language model: plain sentences, and chats in which it repeats or corrects text.
+
+    Of chats it learns the replies only. It learns to copy from the chats that repeat random tokens.
 
     Args:
         tokenizer: with a chat template.
         sentences: the text of every domain.
         size: number of examples of one epoch.
+        seed: of what is drawn.
         shares: see [`TaskShares`].
     """
 
@@ -262,7 +276,7 @@ class TextTasks(Dataset):
         return {"input_ids": torch.tensor(prompt + reply), "labels": torch.tensor([-100] * len(prompt) + reply)}
 
     def _corrupt(self, sentence: str, rng: random.Random) -> str:
-        """Substitute, delete or insert words."""
+        """Substitute, delete or insert words at random."""
         if self.shares.corruption is None:
             substituted, deleted, inserted = 0.10, 0.14, 0.17
         else:
@@ -283,7 +297,7 @@ class TextTasks(Dataset):
 
 
 def train_qwen3(model: Qwen3ForCausalLM, dataset: TextTasks, arguments: TrainingArguments) -> float:
-    """Train on [`TextTasks`]. Returns the mean training loss."""
+    """Train a Qwen3 in place on [`TextTasks`] and return the mean training loss."""
     pad = model.config.pad_token_id
 
     def collate(items):
@@ -306,8 +320,8 @@ def _train(model: nn.Module, arguments: TrainingArguments, collate, dataset: Dat
     return Trainer(model=model, args=arguments, data_collator=collate, train_dataset=dataset).train().training_loss
 
 
-def save_foundation(folder: str | Path, model, *parts) -> str:
-    """Save a model with its tokenizer and, if any, feature extractor, as one backbone folder."""
-    for part in (model, *parts):
-        part.save_pretrained(folder)
+def save_backbone(folder: str | Path, model, *processors) -> str:
+    """Save a model with its tokenizer and, if it has one, its feature extractor, and return the folder."""
+    for component in (model, *processors):
+        component.save_pretrained(folder)
     return str(folder)

@@ -59,8 +59,8 @@ def backbones(tmp_path_factory) -> tuple[str, str]:
     whisper, feature_extractor = tiny_backbones.make_whisper(tokenizer, 2, **WHISPER_SIZES)
     language_model = tiny_backbones.make_qwen3(tokenizer, **QWEN_SIZES)
     return (
-        tiny_backbones.save_foundation(folder / "whisper", whisper, tokenizer, feature_extractor),
-        tiny_backbones.save_foundation(folder / "llm", language_model, tokenizer),
+        tiny_backbones.save_backbone(folder / "whisper", whisper, tokenizer, feature_extractor),
+        tiny_backbones.save_backbone(folder / "llm", language_model, tokenizer),
     )
 
 

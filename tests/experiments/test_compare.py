@@ -81,7 +81,7 @@ def test_every_system_is_compared_once(backbones, manifest, tmp_path, capsys):
     for sets in results["systems"].values():
         assert sets["tones"] == sets["again"] and len(sets["tones"]["seeds"]) in (1, 2)
     assert results["words"] == {"tones": 10, "again": 10}
-    # 10 embeddings a second, and the untuned model reads what the tuned one's Stage 1 heard.
+    # 10 embeddings a second, and the untuned model reads the output of the tuned one's Stage 1.
     assert results["systems"]["linear"]["tones"]["embeddings_per_second"] == pytest.approx(10, rel=0.1)
     same = [results["systems"][row]["tones"]["embeddings_per_second"] for row in rows[:4]]
     assert len(set(same)) == 1
@@ -115,19 +115,19 @@ def test_a_changed_system_alone_is_trained_again(backbones, manifest, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"systems": {"a": {}}}, "systems.a has no stage and no start"),
-        ({"systems": {"a": {"start": "b"}}}, "systems.a.start: 'b' is no system before it"),
+        ({"systems": {"a": {}}}, "systems.a has neither a stage nor a start"),
+        ({"systems": {"a": {"start": "b"}}}, "systems.a.start is 'b'; accepted: a system before it"),
         ({"systems": {"a": {"alignment": {"trainin": {}}}}}, "systems.a.alignment.trainin; did you mean"),
-        ({"systems": {"a": {"like": "b"}}}, "systems.a.like: 'b' is no system before it"),
+        ({"systems": {"a": {"like": "b"}}}, "systems.a.like is 'b'; accepted: a system before it"),
         (
             {"systems": {"a": {"alignment": stage(1)}, "b": {"start": "a", "processor": {"boa_token": "<|im_end|>"}}}},
-            "systems.b.processor: the tokens are those of the Stage 1",
+            "systems.b.processor may differ from systems.a in the instruction only",
         ),
         (
             {"systems": {"a": {"alignment": stage(1)}, "b": {"start": "a", "config": {"bridge": "ctc"}}}},
-            "systems.b.config.bridge is that of the Stage 1",
+            "systems.b.config.bridge may not differ from systems.a",
         ),
-        ({"claims": [["SEAM", "linear"]]}, "is no pair of rows of the table; they are: SEAM, Stage 1"),
+        ({"claims": [["SEAM", "linear"]]}, "is not a pair of rows of the table; these are: SEAM, Stage 1"),
     ],
 )
 def test_what_is_wrong_is_found_before_anything_is_trained(change, message, backbones, manifest, tmp_path):
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_found_before_anything_is_trained(change, message, back
 def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
     """Speech, tests and backbones come from the world; their making is tested with the demo."""
 
-    def make_world(recipe, folder, parts):
+    def make_world(recipe, folder, steps):
         for name, backbone in zip(("whisper", "llm"), backbones, strict=True):
             shutil.copytree(backbone, folder / name)
         shutil.copytree(Path(manifest).parent, folder / "speech")
@@ -153,8 +153,8 @@ def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
     )
     recipe = values(tmp_path, backbones, manifest)
     del recipe["encoder"], recipe["llm"]
-    foundation = {"training": {"max_steps": 1, "use_cpu": True}}
-    recipe["world"] = {"whisper": foundation, "llm": foundation}
+    backbone = {"training": {"max_steps": 1, "use_cpu": True}}
+    recipe["world"] = {"whisper": backbone, "llm": backbone}
     recipe["data"] = {"train": ["speech/manifest.jsonl"], "validation": ["speech/manifest.jsonl"]}
     recipe["tests"] = {"tones": "speech/manifest.jsonl"}
     recipe["seeds"], recipe["claims"] = [0], []
@@ -179,7 +179,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_the_recipes_are_valid(path, tmp_path, monkeypatch):
     """Up to where the making of the world would begin: every stage and every claim has been checked."""
 
-    def make_world(recipe, folder, parts):
+    def make_world(recipe, folder, steps):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(compare, "make_world", make_world)
@@ -229,6 +229,6 @@ def test_recipes_share_a_folder_and_the_systems_in_it(backbones, manifest, tmp_p
 )
 def test_a_wrong_world_is_found_before_it_is_made(speech, message, backbones, manifest, tmp_path):
     recipe = values(tmp_path / "out", backbones, manifest)
-    foundation = {"training": {"max_steps": 1, "use_cpu": True}}
+    backbone = {"training": {"max_steps": 1, "use_cpu": True}}
     with pytest.raises((ValueError, StrictDataclassError), match=message):
-        build(compare.CompareRecipe, {**recipe, "world": {"whisper": foundation, "llm": foundation, "speech": speech}})
+        build(compare.CompareRecipe, {**recipe, "world": {"whisper": backbone, "llm": backbone, "speech": speech}})

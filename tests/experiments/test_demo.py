@@ -74,10 +74,10 @@ def test_learns_to_transcribe_unseen_sentences_of_unseen_voices(tmp_path):
     model = SeamForSpeechRecognition.from_pretrained(tmp_path / "model")
     processor = SeamProcessor.from_pretrained(tmp_path / "model")
     test = read_manifest(tmp_path / "tests" / "test-unseen voices" / "manifest.jsonl")
-    written = [one.text for one in transcribe(model, processor, [one.audio for one in test])]
+    hypotheses = [one.text for one in transcribe(model, processor, [one.audio for one in test])]
     references = [one.text for one in test]
-    assert word_errors(references, written).error_rate == pytest.approx(table["wer"][GUIDED]["unseen voices"])
-    wrong_audio = written[1:] + written[:1]
+    assert word_errors(references, hypotheses).error_rate == pytest.approx(table["wer"][GUIDED]["unseen voices"])
+    wrong_audio = hypotheses[1:] + hypotheses[:1]
     assert word_errors(references, wrong_audio).error_rate > 70
     # Given again, the command repeats nothing.
     before = (tmp_path / "parts.json").read_text()
@@ -102,11 +102,11 @@ def test_missing_people_are_found_before_anything_is_made(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_parts_are_repeated_when_settings_change(tmp_path):
+def test_steps_are_repeated_when_settings_change(tmp_path):
     done = []
 
     def run(settings, broken=None):
-        parts = demo.Parts(tmp_path)
+        steps = demo.Steps(tmp_path)
 
         def work(name):
             if name == broken:
@@ -114,7 +114,7 @@ def test_parts_are_repeated_when_settings_change(tmp_path):
             done.append(name)
 
         for name in ("first", "second", "third"):
-            parts.run(name, settings.get(name), lambda name=name: work(name))
+            steps.run(name, settings.get(name), lambda name=name: work(name))
 
     run({})
     assert done == ["first", "second", "third"]

@@ -21,7 +21,7 @@ def test_tokenizer_loses_nothing(backbones):
     assert tokenizer(chat).input_ids.count(tokenizer.eos_token_id) == 1
 
 
-def test_foundations_are_of_the_real_classes(backbones):
+def test_backbones_are_of_the_real_classes(backbones):
     assert type(AutoModelForCausalLM.from_pretrained(backbones[1])).__name__ == "Qwen3ForCausalLM"
     whisper = WhisperForConditionalGeneration.from_pretrained(backbones[0])
     assert whisper.config.max_source_positions == 100  # 2 s

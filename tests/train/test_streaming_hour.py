@@ -30,8 +30,8 @@ def long_backbones(tmp_path_factory, shared):
     sizes = {"max_target_positions": 192, "encoder_layers": 1, "encoder_attention_heads": 1, "decoder_layers": 1}
     whisper, extractor = tiny_backbones.make_whisper(tokenizer, 30, **{**WHISPER_SIZES, **sizes})
     return (
-        tiny_backbones.save_foundation(folder / "whisper", whisper, tokenizer, extractor),
-        tiny_backbones.save_foundation(folder / "llm", tiny_backbones.make_qwen3(tokenizer, **QWEN_SIZES), tokenizer),
+        tiny_backbones.save_backbone(folder / "whisper", whisper, tokenizer, extractor),
+        tiny_backbones.save_backbone(folder / "llm", tiny_backbones.make_qwen3(tokenizer, **QWEN_SIZES), tokenizer),
     )
 
 
