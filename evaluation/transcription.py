@@ -1,4 +1,4 @@
-"""Transcribe any audio with a model and its processor: the path of the command line and of every evaluation."""
+"""Transcribe audio of any length with a model and its processor, for the command line and every evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +14,13 @@ from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 @dataclass(frozen=True)
 class Transcription:
     """
+    The transcript of one audio.
+
     Args:
         seconds: length of the audio.
-        stage1: what the alignment decoder heard (Algorithm 1); empty where the bridge has no Stage 1.
+        stage1: the text of Stage 1 (Algorithm 1); empty if the bridge has no Stage 1.
         text: the transcript (Algorithm 2, or Stage 1's with `use_llm=False`).
-        stage1_tokens, tokens: the ids of both, without special tokens: what the texts were decoded from.
+        stage1_tokens, tokens: the ids from which the two texts were decoded, without special tokens.
         embeddings: number of embeddings that the language model was given for the audio; 0 for a Whisper.
     """
 
@@ -48,9 +50,10 @@ def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, Seam
 
 def load_whisper(name: str, **kwargs) -> tuple[WhisperForConditionalGeneration, SeamProcessor]:
     """
-    A Whisper checkpoint with its own decoder, of a folder or a Hub id, to be transcribed with beside SEAM.
+    Load a Whisper checkpoint with its own decoder, to compare SEAM with it.
 
     Args:
+        name: a folder or a Hub id.
         kwargs: of `PreTrainedModel.from_pretrained`.
     """
     model = WhisperForConditionalGeneration.from_pretrained(name, **kwargs).eval()
@@ -70,17 +73,21 @@ def transcribe(
     **generate_kwargs,
 ) -> list[Transcription]:
     """
-    Transcribe audio of any length: longer audio than the window is cut at quiet places and the texts are joined.
-    Pieces of like length are decoded together, the longest first: they are padded little, and what does not fit into
-    memory fails at once.
+    Transcribe audio of any length.
+
+    Audio that is longer than the window is cut where it is quiet, and the texts of the pieces are joined. Pieces of
+    similar length are decoded together, the longest first: they need little padding, and what does not fit into memory
+    fails at once.
 
     Args:
         model, processor: of one checkpoint.
-        sources: what `SeamProcessor.load_audio` takes.
+        sources: each of them what `SeamProcessor.load_audio` takes.
+        batch_size: pieces of audio decoded at once.
+        progress: whether to show a progress bar.
         generate_kwargs: of the model's `generate`.
 
     Returns:
-        one per source, in their order.
+        One per source, in their order.
     """
     waveforms = [processor.load_audio(source) for source in sources]
     pieces = [(owner, piece) for owner, waveform in enumerate(waveforms) for piece in processor.split(waveform)]
@@ -91,28 +98,30 @@ def transcribe(
     generate = _generate_whisper if isinstance(model, WhisperForConditionalGeneration) else _generate
     model.eval()
     for batch in tqdm(batches, desc="transcribing", leave=False, disable=not progress):
-        inputs = processor(audio=[pieces[place][1] for place in batch]).to(model.device)
+        inputs = processor(audio=[pieces[index][1] for index in batch]).to(model.device)
         with torch.no_grad():
             alignments, sequences, embeddings = generate(model, inputs, **generate_kwargs)
-        for place, *outputs in zip(batch, alignments, sequences, embeddings, strict=True):
-            decoded[place] = outputs
-    heard, written, counts = [[] for _ in sources], [[] for _ in sources], [0] * len(sources)
+        for index, *outputs in zip(batch, alignments, sequences, embeddings, strict=True):
+            decoded[index] = outputs
+    stage1, transcripts, counts = [[] for _ in sources], [[] for _ in sources], [0] * len(sources)
     for (owner, _), (alignment, sequence, count) in zip(pieces, decoded, strict=True):
         counts[owner] += count
-        heard[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
-        written[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
+        stage1[owner].append(tuple(token_id for token_id in alignment if token_id not in special))
+        transcripts[owner].append(tuple(token_id for token_id in sequence if token_id not in special))
 
     def join(rows: list[tuple[int, ...]]) -> str:
         return " ".join(filter(None, (text.strip() for text in processor.batch_decode(rows))))
 
     return [
-        Transcription(len(waveform) / processor.sampling_rate, join(h), join(w), sum(h, ()), sum(w, ()), count)
-        for waveform, h, w, count in zip(waveforms, heard, written, counts, strict=True)
+        Transcription(
+            len(waveform) / processor.sampling_rate, join(before), join(after), sum(before, ()), sum(after, ()), count
+        )
+        for waveform, before, after, count in zip(waveforms, stage1, transcripts, counts, strict=True)
     ]
 
 
 def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[list[int]], list[list[int]], list[int]]:
-    """Ids of Stage 1, where there is one, and of the transcripts, and the number of embeddings."""
+    """Return the ids of Stage 1, if there is one, and of the transcripts, and the numbers of embeddings."""
     output = model.generate(**inputs, return_dict_in_generate=True, **kwargs)
     sequences, counts = output.sequences.tolist(), output.alignment_mask.sum(-1).tolist()
     if output.alignment_sequences is None:
@@ -122,7 +131,7 @@ def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[l
 
 
 def _generate_whisper(model: WhisperForConditionalGeneration, inputs, **kwargs):
-    """The same of a Whisper, which has no Stage 1. A multilingual one is told the language: it would guess."""
+    """Return the same for a Whisper. A multilingual one is told the language, which it would otherwise guess."""
     if getattr(model.generation_config, "is_multilingual", False):
         kwargs = {"language": "en", "task": "transcribe", **kwargs}
     sequences = model.generate(inputs["input_features"].to(model.dtype), **kwargs).tolist()

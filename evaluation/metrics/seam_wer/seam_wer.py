@@ -1,5 +1,5 @@
 """
-Word and character error rates as `seam evaluate` computes them, for the `evaluate` library, without network:
+Compute word and character error rates as `seam evaluate` does, for the `evaluate` library, without network.
 
     metric = evaluate.load(f"{seam.__path__[0]}/evaluation/metrics/seam_wer")
     metric.compute(predictions=["hello word"], references=["Hello, world!"])  # {"wer": 50.0, ...}
@@ -16,7 +16,7 @@ normalised by one of Whisper's normalisers; and the character error rate."""
 INPUTS = """\
 Args:
     predictions: transcripts, `list[str]`.
-    references: what was said, `list[str]`.
+    references: reference transcripts, `list[str]`.
     normalizer: "english" (numbers, contractions, spelling, fillers), the default, or "basic" (case and punctuation).
 Returns:
     wer, cer: in percent.
@@ -33,7 +33,7 @@ CITATION = """\
 
 
 class SeamWer(evaluate.Metric):
-    """See the module."""
+    """The metric of this module."""
 
     def _info(self) -> evaluate.MetricInfo:
         text = datasets.Value("string")
