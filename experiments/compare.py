@@ -206,12 +206,13 @@ def _check_start(name: str, system: SystemSettings, start: SystemSettings) -> No
     tokens = [{**asdict(each.processor), "instruction": None} for each in (system, start)]
     if tokens[0] != tokens[1]:
         raise RecipeError(
-            f"systems.{name}.processor may differ from systems.{system.start} in the instruction only: it starts from its Stage 1."
+            f"systems.{name}.processor may differ from systems.{system.start} in the instruction only: "
+            "it has its Stage 1."
         )
     for key in (*SeamConfig.sub_configs, "bridge", "bridge_config"):
         if key in system.config and system.config[key] != start.config.get(key):
             raise RecipeError(
-                f"systems.{name}.config.{key} may not differ from systems.{system.start}: it starts from its Stage 1."
+                f"systems.{name}.config.{key} may not differ from systems.{system.start}: it has its Stage 1."
             )
 
 

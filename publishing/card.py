@@ -81,7 +81,7 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
         ]
     tables = [markdown(table)] if table else []
     tables += [report.markdown(results)] if results else []
-    components = {name: getattr(model, name) for name in ("encoder", "aligner", "language_model")}
+    components = {name: getattr(model, name) for name in ("encoder", "bridge", "language_model")}
     card = ModelCard.from_template(
         ModelCardData(
             language=texts.language,
