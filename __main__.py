@@ -1,4 +1,4 @@
-"""The `seam` command."""
+"""Run the `seam` command."""
 
 import json
 import logging
@@ -19,8 +19,8 @@ CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
 LEFT_OUT_SHOWN = 20
 
-# peft imports bitsandbytes wherever it is installed, which says that an optional kernel, for 4-bit weights on the CPU,
-# is not: at the head of every command, whatever it does.
+# peft imports bitsandbytes if it is installed, which would begin the output of every command with a warning that an
+# optional kernel, for 4-bit weights on the CPU, is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,7 +32,7 @@ app.add_typer(data_app, name="data")
 
 @contextmanager
 def one_sentence_errors():
-    """Bad input ends the command with one sentence on standard error and exit status 1."""
+    """End the command with one sentence on standard error and exit status 1 when its input is bad."""
     try:
         yield
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
@@ -41,7 +41,7 @@ def one_sentence_errors():
 
 
 def checked(check: Callable) -> Callable:
-    """A callback of an argument: what is not there, or of another kind, is named before anything heavy is imported."""
+    """Return a callback that checks an argument, so that mistakes are named before anything heavy is imported."""
 
     def callback(value):
         with one_sentence_errors():
@@ -53,7 +53,8 @@ def checked(check: Callable) -> Callable:
     return callback
 
 
-def check_audio(path: Path):
+def check_audio(path: Path) -> None:
+    """Raise an error unless `path` is an audio file."""
     import soundfile
 
     if not path.is_file():
@@ -64,18 +65,21 @@ def check_audio(path: Path):
         raise ValueError(f"{path} cannot be read as audio: {error.error_string}") from error
 
 
-def check_recipe(path: Path):
+def check_recipe(path: Path) -> None:
+    """Raise an error unless `path` is a file."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such recipe.")
 
 
-def check_manifest(path: Path):
+def check_manifest(path: Path) -> None:
+    """Raise an error unless `path` is a manifest or an audiofolder."""
     from seam.data.manifest import manifest_file
 
     manifest_file(path)
 
 
-def check_checkpoint(name: str):
+def check_checkpoint(name: str) -> None:
+    """Raise an error unless `name` is a folder with a config or a repository of the Hub."""
     if Path(name).is_file():
         raise ValueError(f"cannot load the checkpoint {name!r}: it is a file; accepted: a folder or a Hub id.")
     if Path(name).is_dir():
@@ -87,10 +91,13 @@ def check_checkpoint(name: str):
     try:
         hf_hub_download(name, "config.json")
     except (OSError, ValueError) as error:
-        raise OSError(f"cannot load the checkpoint {name!r}: no such folder, and of the Hub: {error}") from error
+        raise OSError(
+            f"cannot load the checkpoint {name!r}: there is no such folder, and the Hub says: {error}"
+        ) from error
 
 
-def check_recipe_or_checkpoint(name: str):
+def check_recipe_or_checkpoint(name: str) -> None:
+    """Raise an error unless `name` is a recipe or a checkpoint."""
     if Path(name).suffix in (".yaml", ".yml"):
         check_recipe(Path(name))
     else:
@@ -114,7 +121,7 @@ Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an
 
 
 def wide_console(**settings):
-    """A console of the terminal's width; of 150 columns where the output goes elsewhere."""
+    """Return a console of the terminal's width, or of 150 columns if the output is not a terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 150, **settings)
@@ -127,14 +134,14 @@ def transcribe(
     batch_size: BatchSize = 8,
     llm: Annotated[
         bool | None,
-        typer.Option("--llm/--no-llm", help="Let the LLM write, or stop after Stage 1.", show_default=False),
+        typer.Option("--llm/--no-llm", help="Let the LLM transcribe, or stop after Stage 1.", show_default=False),
     ] = None,
     first_token_guidance: Annotated[bool, typer.Option(help="Give the LLM Stage 1's first token.")] = True,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: file, seconds, stage1, text.")
     ] = False,
 ):
-    """Write down what is said in audio files."""
+    """Transcribe audio files."""
     from transformers.utils.logging import disable_progress_bar
 
     from seam.evaluation import transcription
@@ -142,7 +149,7 @@ def transcribe(
     disable_progress_bar()
     with one_sentence_errors():
         seam, processor = transcription.load_checkpoint(model, device_map="auto")
-        waveforms = [processor.load_audio(file) for file in files]  # every file is read before any long work
+        waveforms = [processor.load_audio(file) for file in files]  # read every file before the long work
         results = transcription.transcribe(
             seam,
             processor,
@@ -247,7 +254,7 @@ def explain(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
 ):
-    """Show where Stage 1 listened for each token, how near it came, and what the LLM changed."""
+    """Show where Stage 1 attended for each token, how sure it was, and what the LLM changed."""
     picture = out or Path(f"{audio.stem}.explain.png")
     with one_sentence_errors():
         if picture.suffix != ".png":
@@ -280,18 +287,18 @@ def evaluate(
         list[Path],
         typer.Option(help="Manifest or audiofolder; give it once for each.", callback=checked(check_manifest)),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of hypotheses and report; an interrupted run goes on there.")],
+    out: Annotated[Path, typer.Option(help="Folder of hypotheses and report; an interrupted run is resumed.")],
     systems: Annotated[
         str | None,
-        typer.Option(help="Of stage1, full and full-noftg, with commas; by default all. Of a Whisper: whisper."),
+        typer.Option(help="Comma-separated: stage1, full, full-noftg; by default all. For a Whisper: whisper."),
     ] = None,
     batch_size: BatchSize = 16,
     casing: Annotated[
-        str, typer.Option(help="Of the references' tokens, as the model was trained: lower, upper, keep.")
+        str, typer.Option(help="Casing of the references' tokens, as in training: lower, upper, keep.")
     ] = "lower",
-    split: Annotated[str | None, typer.Option(help="Only this one of the manifests.")] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split of the manifests.")] = None,
 ):
-    """Decode test sets with every system, raw, and score them."""
+    """Decode test sets with every system, keep the raw hypotheses, and score them."""
     from transformers.utils.logging import disable_progress_bar
 
     from seam.evaluation.decoding import decode_test_sets
@@ -312,7 +319,7 @@ def evaluate(
 
 
 @app.command()
-def score(folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `seam evaluate` wrote.")]):
+def score(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of `seam evaluate`.")]):
     """Score the hypotheses of `seam evaluate` again, without the model, and print the tables."""
     from seam.evaluation.report import markdown, write_report
 
@@ -325,7 +332,7 @@ def export(
     model: Checkpoint,
     target: Target,
     light: Light = False,
-    adapter: Annotated[bool, typer.Option("--adapter", help="Also LoRA alone, as a folder for peft.")] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="Also save LoRA by itself, as a folder for peft.")] = False,
     encoder: Backbone = None,
     llm: Backbone = None,
 ):
@@ -348,14 +355,14 @@ def merge(model: Checkpoint, target: Target):
 @app.command()
 def push(
     model: Checkpoint,
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name; made when it is new.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="owner/name; created if it does not exist.")],
     light: Light = False,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Download it again and compare every file.")] = False,
     encoder: Backbone = None,
     llm: Backbone = None,
 ):
-    """Export, and upload to the Hub in one commit."""
+    """Export a checkpoint and upload it to the Hub in one commit."""
     from seam.publishing.push import push
 
     with one_sentence_errors():
@@ -370,7 +377,7 @@ def selfcheck(
         Path, typer.Option(help="A short one, at the model's sampling rate.", callback=checked(check_audio))
     ] = RECORDINGS / "audio" / "000000.wav",
 ):
-    """Export it and try everything that users do, in fresh processes without this package."""
+    """Export a checkpoint and use it as users do, in fresh processes without this package."""
     from rich.table import Table
     from tqdm.auto import tqdm
     from transformers.utils.logging import disable_progress_bar
@@ -389,15 +396,15 @@ def selfcheck(
         raise typer.Exit(1)
 
 
-def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[str] | None):
-    """Load a recipe and run it; print what came out. Of several processes (`torchrun`) the first one speaks."""
+def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[str] | None) -> None:
+    """Run a recipe and print its result; of several processes (`torchrun`) only the first one prints."""
     from torch import distributed
     from transformers.utils.logging import disable_progress_bar
 
     is_first = os.environ.get("RANK", "0") == "0"
     if not is_first:
         os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported
-    disable_progress_bar()  # of files that are read and written; a training keeps its own
+    disable_progress_bar()  # of loading and saving; a training has its own
     from seam.train.recipe import load_recipe
 
     with one_sentence_errors():
@@ -410,7 +417,7 @@ def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[s
 
 @train_app.command("alignment")
 def train_alignment(recipe: Recipe, overrides: Overrides = None):
-    """Stage 1: the aligner learns the LLM's embeddings (Eq. 3)."""
+    """Run Stage 1: the aligner learns the LLM's embeddings (Eq. 3)."""
     from seam.train import alignment
     from seam.train.recipe import StageRecipe
 
@@ -419,7 +426,7 @@ def train_alignment(recipe: Recipe, overrides: Overrides = None):
 
 @train_app.command("instruction")
 def train_instruction(recipe: Recipe, overrides: Overrides = None):
-    """Stage 2: LoRA learns to write transcripts (Eq. 4)."""
+    """Run Stage 2: LoRA learns to transcribe (Eq. 4)."""
     from seam.train import instruction
     from seam.train.recipe import StageRecipe
 
@@ -428,7 +435,7 @@ def train_instruction(recipe: Recipe, overrides: Overrides = None):
 
 @train_app.command("refinement")
 def train_refinement(recipe: Recipe, overrides: Overrides = None):
-    """Stage 3: LoRA learns from what Stage 1 really heard (Eq. 5)."""
+    """Run Stage 3: LoRA learns from the output of Stage 1 (Eq. 5)."""
     from seam.train import refinement
     from seam.train.recipe import StageRecipe
 
@@ -437,7 +444,7 @@ def train_refinement(recipe: Recipe, overrides: Overrides = None):
 
 @train_app.command("decode")
 def train_decode(recipe: Recipe, overrides: Overrides = None):
-    """Before Stage 3: Stage 1 writes what it hears, in as many processes as there are."""
+    """Decode the training data with Stage 1 before Stage 3, in as many processes as there are."""
     from seam.train import stage1_decoding
     from seam.train.recipe import StageRecipe
 
@@ -446,7 +453,7 @@ def train_decode(recipe: Recipe, overrides: Overrides = None):
 
 @train_app.command("draft")
 def train_draft(recipe: Recipe, overrides: Overrides = None):
-    """Beside Stage 1: a CTC head learns to write drafts for it."""
+    """Train a CTC head that drafts Stage 1's output."""
     from seam.train import draft
     from seam.train.recipe import StageRecipe
 
@@ -455,7 +462,7 @@ def train_draft(recipe: Recipe, overrides: Overrides = None):
 
 @train_app.command("demo")
 def train_demo(recipe: Recipe, overrides: Overrides = None):
-    """Everything from nothing: synthetic speech, tiny foundations, the three stages, and a table."""
+    """Train everything from nothing: synthetic speech, tiny backbones, the three stages, and a table."""
     from transformers.utils.logging import disable_progress_bar
 
     from seam.experiments import demo
@@ -468,7 +475,7 @@ def train_demo(recipe: Recipe, overrides: Overrides = None):
 
 @app.command()
 def compare(recipe: Recipe, overrides: Overrides = None):
-    """Train every system of a recipe with several seeds, evaluate them, and write the paper's Table 1 of them."""
+    """Train and evaluate every system of a recipe with several seeds, and compare them as in the paper's Table 1."""
     from transformers.utils.logging import disable_progress_bar
 
     from seam.experiments.compare import CompareRecipe, main
@@ -483,22 +490,26 @@ def compare(recipe: Recipe, overrides: Overrides = None):
 def data_prepare(
     kind: Annotated[
         Literal["librispeech", "tedlium", "common-voice", "audiofolder", "dataset"],
-        typer.Argument(help="Layout of SOURCE; dataset: whatever the library datasets loads."),
+        typer.Argument(help="Layout of SOURCE; dataset: whatever the datasets library loads."),
     ],
     source: Annotated[str, typer.Argument(help="Folder of the corpus as unpacked; for dataset also a Hub id.")],
-    out: Annotated[Path, typer.Argument(help="Folder for manifest.jsonl, left_out.jsonl and audio that is cut.")],
-    split: Annotated[list[str] | None, typer.Option(help="Of the corpus; may be repeated. All by default.")] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option(help="LLM or checkpoint, folder or Hub id: must give every transcript back.")
+    out: Annotated[Path, typer.Argument(help="Folder for manifest.jsonl, left_out.jsonl and cut audio.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Split of the corpus; may be repeated. By default all.")
     ] = None,
-    max_seconds: Annotated[float, typer.Option(min=0, help="Longest utterance; evaluation takes any length.")] = 30.0,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that decode.")] = 2,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of an LLM or checkpoint, folder or Hub id; it must reproduce every transcript.")
+    ] = None,
+    max_seconds: Annotated[
+        float, typer.Option(min=0, help="Longest utterance to keep; evaluation takes any length.")
+    ] = 30.0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that decode audio.")] = 2,
     name: Annotated[str | None, typer.Option(help="dataset: configuration, such as clean.")] = None,
-    audio_column: Annotated[str | None, typer.Option(help="dataset: found by itself where it can be.")] = None,
-    text_column: Annotated[str | None, typer.Option(help="dataset: found by itself where it can be.")] = None,
-    streaming: Annotated[bool, typer.Option("--streaming", help="dataset: without a copy in the cache.")] = False,
+    audio_column: Annotated[str | None, typer.Option(help="dataset: by default detected.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="dataset: by default detected.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="dataset: keep no copy in the cache.")] = False,
 ):
-    """Check every utterance of a corpus and write a manifest; say what was left out and why."""
+    """Check every utterance of a corpus, write a manifest, and report what was left out and why."""
     if kind != "dataset" and not Path(source).exists():
         with one_sentence_errors():
             raise FileNotFoundError(f"{source}: no such folder.")
@@ -525,12 +536,17 @@ def data_prepare(
             workers=workers,
             progress=sys.stderr.isatty(),
         )
+    print_summary(summary)
+
+
+def print_summary(summary) -> None:
+    """Print what `seam.data.prepare.prepare` kept and left out."""
     speakers = len(summary.speakers) or "unknown"
     print(f"{summary.manifest}: {summary.kept} utterances, {summary.seconds / 3600:.2f} hours, speakers: {speakers}")
     for casing, tokens in summary.tokens.items():
         print(f"tokens per second, casing {casing}: {tokens / summary.seconds:.2f}")
     if summary.not_scored:
-        print(f"not scored, by the corpus itself: {summary.not_scored} segments")
+        print(f"not scored, as marked in the corpus: {summary.not_scored} segments")
     count = summary.left_out.total()
     if count:
         reasons = ", ".join(f"{number} {reason}" for reason, number in summary.left_out.most_common())
