@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
     return folder
 
 
-def test_rows_are_what_the_model_writes(finished):
+def test_rows_are_the_output_of_the_model(finished):
     utterances = read_manifest(MANIFEST)
     seam, processor = load_checkpoint(str(CHECKPOINT))
     run, systems = read_hypotheses(finished)
@@ -97,12 +97,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
     monkeypatch.setattr(decoding, "transcribe", fail_later)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path)
-    written = tmp_path / "hypotheses" / "full.jsonl"
-    assert len(without_times(written)) == 3 and not (tmp_path / "hypotheses" / "full-noftg.jsonl").exists()
+    rows = tmp_path / "hypotheses" / "full.jsonl"
+    assert len(without_times(rows)) == 3 and not (tmp_path / "hypotheses" / "full-noftg.jsonl").exists()
     with pytest.raises(ValueError, match="full.jsonl holds 3 of 10 utterances; the same `seam evaluate`"):
         read_hypotheses(tmp_path)
     if cut:  # the machine went down while a line was being written
-        written.write_bytes(written.read_bytes()[:-cut])
+        rows.write_bytes(rows.read_bytes()[:-cut])
     calls.clear()
     calls.extend([0] * 8)
     write(tmp_path)
@@ -140,10 +140,10 @@ def test_unreadable_audio_is_named_and_the_rest_is_decoded(finished, tmp_path, c
     write(tmp_path / "out", [tmp_path / "data" / "manifest.jsonl"], systems=["full"], batch_size=1)
     rows = read_hypotheses(tmp_path / "out")[1]["full"]
     assert [row["id"] for row in rows if "error" in row] == [2, 5, 7]
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for number, reason in ((2, "no such audio file"), (5, "cannot be read as audio"), (7, "holds no audio samples")):
         assert reason in rows[number]["error"] and names[number] in rows[number]["error"]
-        assert f"not decoded: {rows[number]['error']}" in said
+        assert f"not decoded: {rows[number]['error']}" in printed
         assert rows[number]["text"] == "" and rows[number]["tokens"] == [] and rows[number]["wall_seconds"] == 0
         assert rows[number]["reference_tokens"] and rows[number]["seconds"] > 0
     good = read_hypotheses(finished)[1]["full"]

@@ -134,14 +134,14 @@ def test_digits_stay_words():
     assert word_errors(["three one four"], ["three one five"], "english").error_rate == 100
 
 
-def test_a_corpus_is_counted_as_a_whole():
+def test_a_corpus_is_counted_together():
     count = word_errors(["one two three", "four"], ["one two", "five"])
     assert count.error_rate == 50.0
 
 
 def test_tokens_are_counted_as_they_are():
-    heard, drafts = [[7, 8, 9], [7], []], [[7, 9], [5], [7, 7]]
-    count = token_errors(heard, drafts)
+    stage1, drafts = [[7, 8, 9], [7], []], [[7, 9], [5], [7, 7]]
+    count = token_errors(stage1, drafts)
     assert (count.deletions, count.substitutions, count.insertions, count.length) == (1, 1, 2, 4)
     assert count.error_rate == 100
 
@@ -155,16 +155,16 @@ def test_an_empty_reference_adds_insertions_and_no_words():
 
 
 def inject_errors(text: str, vocabulary: list[str], rng: random.Random, count: int) -> str:
-    """Substitute, delete and insert words at random places."""
-    heard = text.split()
+    """Substitute, delete and insert words at random positions."""
+    result = text.split()
     for _ in range(count):
-        place = rng.randrange(len(heard) + 1)
+        position = rng.randrange(len(result) + 1)
         kind = rng.choice("sdi")
         if kind == "i":
-            heard.insert(place, rng.choice(vocabulary))
-        elif place < len(heard):
-            heard[place : place + 1] = [rng.choice(vocabulary)] if kind == "s" else []
-    return " ".join(heard)
+            result.insert(position, rng.choice(vocabulary))
+        elif position < len(result):
+            result[position : position + 1] = [rng.choice(vocabulary)] if kind == "s" else []
+    return " ".join(result)
 
 
 @pytest.fixture(scope="module")
@@ -205,11 +205,11 @@ def test_injected_errors_are_what_is_counted(shared):
         spoken = words(row["text"])
         if row["corpus"] == "fsdd" or len(set(spoken)) < len(spoken):  # repeated words could be aligned otherwise
             continue
-        kind, place = rng.choice(list(expected)), rng.randrange(len(spoken))
+        kind, position = rng.choice(list(expected)), rng.randrange(len(spoken))
         changed = {
-            "insertions": [*spoken[:place], "xyzzy", *spoken[place:]],
-            "deletions": [*spoken[:place], *spoken[place + 1 :]],
-            "substitutions": [*spoken[:place], "xyzzy", *spoken[place + 1 :]],
+            "insertions": [*spoken[:position], "xyzzy", *spoken[position:]],
+            "deletions": [*spoken[:position], *spoken[position + 1 :]],
+            "substitutions": [*spoken[:position], "xyzzy", *spoken[position + 1 :]],
         }[kind]
         expected[kind] += 1
         references.append(row["text"])

@@ -18,11 +18,11 @@ def test_long_audio_is_transcribed_piece_by_piece(model, processor, waveforms):
     long = np.concatenate([waveforms[2], quiet, waveforms[1], quiet, waveforms[3], quiet])
     pieces = processor.split(long)
     assert len(pieces) > 1
-    (whole,) = transcribe(model, processor, [long])
-    parts = transcribe(model, processor, pieces)
-    assert whole.text == " ".join(filter(None, (part.text for part in parts)))
-    assert whole.stage1 == " ".join(filter(None, (part.stage1 for part in parts)))
-    assert whole.seconds == len(long) / 16000
+    (joined,) = transcribe(model, processor, [long])
+    results = transcribe(model, processor, pieces)
+    assert joined.text == " ".join(filter(None, (result.text for result in results)))
+    assert joined.stage1 == " ".join(filter(None, (result.stage1 for result in results)))
+    assert joined.seconds == len(long) / 16000
 
 
 def test_without_the_llm_the_text_is_stage_1s(model, processor, waveforms):
@@ -37,8 +37,8 @@ def test_the_tokens_are_those_of_the_texts(model, processor, waveforms):
     batch = processor(audio=waveforms)
     alone = model.generate(**batch, use_llm=False)
     end = processor.tokenizer.all_special_ids
-    heard = [tuple(i for i in row if i not in end) for row in alone.tolist()]
-    assert any(heard) and heard == [one.stage1_tokens for one in transcribe(model, processor, waveforms)]
+    stage1 = [tuple(i for i in row if i not in end) for row in alone.tolist()]
+    assert any(stage1) and stage1 == [one.stage1_tokens for one in transcribe(model, processor, waveforms)]
 
 
 def test_pieces_of_like_length_are_decoded_together_and_results_stay_in_order(model, processor, waveforms):

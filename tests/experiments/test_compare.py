@@ -1,4 +1,4 @@
-"""A comparison in seconds: every system is trained, evaluated and written down, once."""
+"""A comparison in seconds: every system is trained and evaluated once."""
 
 import json
 import shutil

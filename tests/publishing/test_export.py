@@ -1,4 +1,4 @@
-"""Folders for others: whole, light, merged, with LoRA for peft."""
+"""Folders for others: full, light, merged, with LoRA for peft."""
 
 import json
 
@@ -26,7 +26,7 @@ def logits(model, processor, waveforms):
     return model(**processor(audio=waveforms[:2], text=["turn on the light", "one two three"])).logits
 
 
-def test_a_folder_is_whole(checkpoint, processor, waveforms, tmp_path):
+def test_a_folder_is_complete(checkpoint, processor, waveforms, tmp_path):
     folder = export(checkpoint, tmp_path / "a" / "b")
     names = {path.name for path in folder.iterdir()}
     assert {
@@ -46,7 +46,7 @@ def test_a_folder_is_whole(checkpoint, processor, waveforms, tmp_path):
     assert torch.equal(logits(before, processor, waveforms), logits(after, processor, waveforms))
 
 
-def test_an_older_checkpoint_is_replaced_as_a_whole(checkpoint, tmp_path):
+def test_an_older_checkpoint_is_replaced_completely(checkpoint, tmp_path):
     folder = export(checkpoint, tmp_path / "out")
     (folder / "leftover.txt").write_text("of the older one")
     export(checkpoint, folder)
@@ -89,7 +89,7 @@ def test_an_export_killed_between_its_renames_loses_nothing(checkpoint, tmp_path
     assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_merged_writes_the_same_logits_without_lora(checkpoint, processor, waveforms, tmp_path):
+def test_merged_has_the_same_logits_without_lora(checkpoint, processor, waveforms, tmp_path):
     folder = export(checkpoint, tmp_path / "out", merge=True)
     assert not [name for name in load_file(folder / "model.safetensors") if "lora" in name]
     assert json.loads((folder / "config.json").read_text())["lora_rank"] == 0
