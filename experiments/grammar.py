@@ -194,7 +194,7 @@ def frequent_words(rng: random.Random, max_words: int = 9) -> str:
     """
     Draw one to `max_words` words in any order, half of them with their frequency in sentences.
 
-    Frequent words are thus heard most, but never in a sentence.
+    Frequent words thus occur most often, but never in a sentence.
     """
     drawn = (_words_of_text() if rng.random() < 0.5 else VOCABULARY for _ in range(rng.randint(1, max_words)))
     return " ".join(rng.choice(words) for words in drawn)

@@ -35,7 +35,7 @@ class CardTexts:
         summary, training_data, limits: Markdown.
         language: code of the language that is transcribed.
         licences: of each component, in words.
-        license: of the whole, the Hub's identifier.
+        license: of the checkpoint, the Hub's identifier.
         system: the row of `table.json` that is the model's own result.
         datasets: Hub ids of the training data.
     """

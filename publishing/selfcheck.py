@@ -42,9 +42,9 @@ def selfcheck(model: str, recording: Path) -> Iterator[Check]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        folder = export(model, work / "whole")
+        folder = export(model, work / "full")
         cache = work / "hub"
-        hub_id = _add_to_cache(folder, cache, "local/whole")
+        hub_id = _add_to_cache(folder, cache, "local/full")
 
         for name, checkpoint in (("from a folder", str(folder)), ("from a Hub cache", hub_id)):
             seen = _probe("classes", checkpoint, recording, cache)
@@ -56,9 +56,9 @@ def selfcheck(model: str, recording: Path) -> Iterator[Check]:
         for form, text in texts.items():
             same = "path" in texts and bool(text) and text == texts["path"]
             yield Check(f"pipeline: {form}", same, text)
-        whole = _probe("logits", str(folder), recording, cache)
-        same = len(whole) == 3 and len(set(whole.values())) == 1
-        yield Check("save, reload, save, reload: equal logits", same, _listed(whole, 12))
+        full = _probe("logits", str(folder), recording, cache)
+        same = len(full) == 3 and len(set(full.values())) == 1
+        yield Check("save, reload, save, reload: equal logits", same, _listed(full, 12))
 
         backbones = _backbones(model, work / "backbones", cache)
         if isinstance(backbones, str):
@@ -71,7 +71,7 @@ def selfcheck(model: str, recording: Path) -> Iterator[Check]:
             return
         seen = _probe("logits", str(work / "light"), recording, used_cache, "--once")
         size = sum(path.stat().st_size for path in (work / "light").rglob("*") if path.is_file())
-        equal = seen.get("loaded") == whole.get("loaded")
+        equal = seen.get("loaded") == full.get("loaded")
         yield Check("light: equal logits", equal, f"{size / 1e6:.1f} MB; {_listed(seen, 12)}")
 
 
