@@ -56,7 +56,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m bench.training --size $(TRAINING_SIZE) --json runs/training-$(TRAINING_SIZE).json --plot runs/training-$(TRAINING_SIZE).png
 	$(BIN)/python -m bench.full_size --size $(FULL_SIZE) --json runs/full-size-$(FULL_SIZE).json
 
-# From nothing to a checkpoint: synthetic speech, tiny foundations, the three stages, a table.
+# From nothing to a checkpoint: synthetic speech, tiny backbones, the three stages, a table.
 train-demo: $(INSTALLED)
 	$(BIN)/seam train demo recipes/demo/tiny.yaml
 

@@ -50,6 +50,14 @@ from seam.publishing.card import write_card
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import StageRecipe, build, check_keys
 
+SUMMARY = """\
+A tiny checkpoint, small enough to live in a repository and trained offline, its encoder and its LLM included.
+It understands spoken digits, single and in strings, and a grammar of home-assistant commands, in English."""
+LIMITS = """\
+Anything but digits and the commands of its grammar comes out as the nearest thing within them. Within them, the LLM
+mostly copies the output of Stage 1."""
+CORPUS_LICENCES = {"fsdd": "Free Spoken Digit Dataset: CC BY-SA 4.0"}
+
 
 @strict
 @dataclass
@@ -319,15 +327,6 @@ def evaluate(recipe: DemoRecipe, folder: Path, steps: Steps) -> None:
     texts = json.dumps(card_texts(recipe.speech, sizes), indent=1, ensure_ascii=False)
     (folder / "model" / "card.json").write_text(texts + "\n", encoding="utf-8")
     write_card(model, processor, folder / "model", recipe.model_id or str(folder / "model"))
-
-
-SUMMARY = """\
-A tiny checkpoint, small enough to live in a repository and trained offline, its encoder and its LLM included.
-It understands spoken digits, single and in strings, and a grammar of home-assistant commands, in English."""
-LIMITS = """\
-Anything but digits and the commands of its grammar comes out as the nearest thing within them. Within them, the LLM
-mostly copies the output of Stage 1."""
-CORPUS_LICENCES = {"fsdd": "Free Spoken Digit Dataset: CC BY-SA 4.0"}
 
 
 def card_texts(speech: SpeechSettings, sizes: list[str]) -> dict[str, Any]:

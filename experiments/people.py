@@ -28,6 +28,53 @@ Recording = tuple[np.ndarray, str, str]
 """A float32 waveform at 16 kHz within [-1, 1], of shape `(samples,)`; its text; its speaker."""
 
 
+def make_training_utterances(
+    utterances: Sequence[Utterance],
+    folder: Path,
+    singles: int,
+    strings: int,
+    max_seconds: float,
+    clean_share: float,
+    seed: int,
+) -> list[Utterance]:
+    """
+    Make single words, every speaker equally often, and strings joined from them.
+
+    Args:
+        utterances: recordings of single words.
+        folder: where audio and manifest are written.
+        singles, strings: numbers of utterances.
+        max_seconds: longest utterance, before and after augmentation.
+        clean_share: share of the utterances that are not augmented.
+        seed: of everything random.
+    """
+    rng = np.random.default_rng(seed)
+    words = load_recordings(utterances)
+    speakers = sorted({speaker for _, _, speaker in words})
+    own = {
+        name: [word for word in words if word[2] == name and len(word[0]) < max_seconds * SAMPLE_RATE]
+        for name in speakers
+    }
+    recordings = [own[name][rng.integers(len(own[name]))] for name in rng.choice(speakers, size=singles)]
+    # Room for slower speech: augmentation stretches by up to a quarter.
+    recordings += join_recordings(words, strings, rng, max_seconds=max_seconds / 1.25)
+    jobs = [(recording, int(rng.integers(2**31)), rng.random() >= clean_share) for recording in recordings]
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        work = partial(_augment, max_samples=int(max_seconds * SAMPLE_RATE))
+        recordings = list(tqdm(pool.imap(work, jobs, chunksize=32), total=len(jobs), desc="people"))
+    return save_utterances(recordings, folder, "train")
+
+
+def make_strings(
+    utterances: Sequence[Utterance], folder: Path, count: int, max_seconds: float, seed: int
+) -> list[Utterance]:
+    """Make strings of two to six words, each joined from recordings of one speaker, without augmentation."""
+    rng = np.random.default_rng(seed)
+    return save_utterances(
+        join_recordings(load_recordings(utterances), count, rng, max_seconds=max_seconds), folder, "test"
+    )
+
+
 def join_recordings(
     recordings: Sequence[Recording],
     count: int,
@@ -77,6 +124,22 @@ def join_recordings(
         text = " ".join(word for _, word in picked)
         joined.append((_join([waveform for waveform, _ in picked], gaps, rng), text, speaker))
     return joined
+
+
+def load_recordings(utterances: Sequence[Utterance]) -> list[Recording]:
+    """Load the audio of each utterance."""
+    return [(librosa.load(one.audio, sr=SAMPLE_RATE)[0], one.text, one.speaker) for one in utterances]
+
+
+def save_utterances(recordings: Sequence[Recording], folder: Path, split: str) -> list[Utterance]:
+    """Save recordings as 16-bit WAV files with a manifest, and return its utterances."""
+    (folder / "audio").mkdir(parents=True)
+    utterances = []
+    for index, (waveform, text, speaker) in enumerate(recordings):
+        path = folder / "audio" / f"{index:06d}.wav"
+        soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+        utterances.append(Utterance(path, text, len(waveform) / SAMPLE_RATE, speaker, "people", split))
+    return read_manifest(write_manifest(folder / "manifest.jsonl", utterances))
 
 
 def _join(words: list[np.ndarray], gaps: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -129,69 +192,6 @@ def _noise_level(word: np.ndarray) -> float:
 
 def _rms(audio: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(audio))))
-
-
-def load_recordings(utterances: Sequence[Utterance]) -> list[Recording]:
-    """Load the audio of each utterance."""
-    return [(librosa.load(one.audio, sr=SAMPLE_RATE)[0], one.text, one.speaker) for one in utterances]
-
-
-def save_utterances(recordings: Sequence[Recording], folder: Path, split: str) -> list[Utterance]:
-    """Save recordings as 16-bit WAV files with a manifest, and return its utterances."""
-    (folder / "audio").mkdir(parents=True)
-    utterances = []
-    for index, (waveform, text, speaker) in enumerate(recordings):
-        path = folder / "audio" / f"{index:06d}.wav"
-        soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
-        utterances.append(Utterance(path, text, len(waveform) / SAMPLE_RATE, speaker, "people", split))
-    return read_manifest(write_manifest(folder / "manifest.jsonl", utterances))
-
-
-def make_strings(
-    utterances: Sequence[Utterance], folder: Path, count: int, max_seconds: float, seed: int
-) -> list[Utterance]:
-    """Make strings of two to six words, each joined from recordings of one speaker, without augmentation."""
-    rng = np.random.default_rng(seed)
-    return save_utterances(
-        join_recordings(load_recordings(utterances), count, rng, max_seconds=max_seconds), folder, "test"
-    )
-
-
-def make_training_utterances(
-    utterances: Sequence[Utterance],
-    folder: Path,
-    singles: int,
-    strings: int,
-    max_seconds: float,
-    clean_share: float,
-    seed: int,
-) -> list[Utterance]:
-    """
-    Make single words, every speaker equally often, and strings joined from them.
-
-    Args:
-        utterances: recordings of single words.
-        folder: where audio and manifest are written.
-        singles, strings: numbers of utterances.
-        max_seconds: longest utterance, before and after augmentation.
-        clean_share: share of the utterances that are not augmented.
-        seed: of everything random.
-    """
-    rng = np.random.default_rng(seed)
-    words = load_recordings(utterances)
-    speakers = sorted({speaker for _, _, speaker in words})
-    own = {
-        name: [word for word in words if word[2] == name and len(word[0]) < max_seconds * SAMPLE_RATE]
-        for name in speakers
-    }
-    recordings = [own[name][rng.integers(len(own[name]))] for name in rng.choice(speakers, size=singles)]
-    # Room for slower speech: augmentation stretches by up to a quarter.
-    recordings += join_recordings(words, strings, rng, max_seconds=max_seconds / 1.25)
-    jobs = [(recording, int(rng.integers(2**31)), rng.random() >= clean_share) for recording in recordings]
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        work = partial(_augment, max_samples=int(max_seconds * SAMPLE_RATE))
-        recordings = list(tqdm(pool.imap(work, jobs, chunksize=32), total=len(jobs), desc="people"))
-    return save_utterances(recordings, folder, "train")
 
 
 def _augment(job: tuple[Recording, int, bool], max_samples: int) -> Recording:
