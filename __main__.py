@@ -92,7 +92,7 @@ def check_checkpoint(name: str) -> None:
         hf_hub_download(name, "config.json")
     except (OSError, ValueError) as error:
         raise OSError(
-            f"cannot load the checkpoint {name!r}: there is no such folder, and the Hub says: {error}"
+            f"cannot load the checkpoint {name!r}: no such folder, and the Hub says: {error}"
         ) from error
 
 
