@@ -66,7 +66,7 @@ class EvenBatchSampler(BatchSampler):
         return (steps + has_smaller_step) * self.ranks
 
 
-def budget_shares(lengths: Sequence[Sequence[float]], budgets: Sequence[float]) -> np.ndarray:
+def budget_shares(lengths: Sequence[Sequence[float]] | np.ndarray, budgets: Sequence[float]) -> np.ndarray:
     """
     Return the largest share that each utterance takes of any budget.
 

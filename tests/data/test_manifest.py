@@ -1,4 +1,4 @@
-"""The manifest format and what is said of a broken one."""
+"""The manifest format, and the errors of damaged manifests."""
 
 import json
 
@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from seam.data.manifest import Utterance, read_manifest, write_manifest
+from seam.data.streaming import AudioInMemory
 
 
 def test_round_trip_with_relative_paths(tmp_path):
@@ -61,3 +62,10 @@ def test_nothing_to_read_is_said(tmp_path):
 def test_reads_the_shared_recordings(shared):
     digits = read_manifest(shared / "speech", "dev", "fsdd")
     assert len(digits) == 500 and all(one.audio.is_file() for one in digits)
+
+
+def test_audio_that_is_no_file_cannot_be_in_a_manifest(tmp_path):
+    streamed = Utterance(AudioInMemory("datasets:corpus/a.wav", b""), "a", 1.0)
+    with pytest.raises(ValueError, match="datasets:corpus/a.wav cannot be in a manifest: it is not a file"):
+        write_manifest(tmp_path / "manifest.jsonl", [streamed])
+    assert list(tmp_path.iterdir()) == []
