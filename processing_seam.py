@@ -41,9 +41,9 @@ class SeamProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        feature_extractor=None,
-        tokenizer=None,
-        chat_template=None,
+        feature_extractor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
         instruction: str = DEFAULT_INSTRUCTION,
         boa_token: str = "<|im_start|>",
         eoa_token: str = "<|im_end|>",
@@ -64,7 +64,9 @@ class SeamProcessor(ProcessorMixin):
 
     # transformers names some of the arguments that are passed on here: mypy calls that another signature.
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs) -> "SeamProcessor":  # type: ignore[override]
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> "SeamProcessor":
         """Load a processor as transformers does, but raise a `ValueError` that names the file when one is damaged."""
         kwargs.pop("dtype", None)  # pipelines pass the model's; the tokenizer would save it
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
@@ -75,7 +77,7 @@ class SeamProcessor(ProcessorMixin):
             raise
 
     @classmethod
-    def from_backbones(cls, encoder: str, llm: str, **kwargs) -> "SeamProcessor":
+    def from_backbones(cls, encoder: str, llm: str, **kwargs: Any) -> "SeamProcessor":
         """Combine the feature extractor of `encoder` with the tokenizer of `llm` (Hub ids or folders)."""
         return cls(AutoFeatureExtractor.from_pretrained(encoder), AutoTokenizer.from_pretrained(llm), **kwargs)
 
@@ -111,7 +113,7 @@ class SeamProcessor(ProcessorMixin):
         returnable = set(vocabulary.values()) - special
         return [i for i in range(vocab_size) if i not in returnable]
 
-    def check_fits(self, config) -> None:
+    def check_fits(self, config: Any) -> None:
         """
         Check that this processor belongs to the checkpoint with the given `SeamConfig`.
 
@@ -231,7 +233,7 @@ class SeamProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         prompt: str | list[str] | None = None,
         return_tensors: str = "pt",
-        **kwargs,
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Prepare audio, transcripts and prompts for the model.
@@ -296,16 +298,16 @@ class SeamProcessor(ProcessorMixin):
         }
 
     def apply_transcription_request(
-        self, audio: AudioSource | list[AudioSource], prompt: str | list[str] | None = None, **kwargs
+        self, audio: AudioSource | list[AudioSource], prompt: str | list[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Prepare all that `generate` needs to transcribe `audio`; `prompt` replaces the default instruction."""
         return self(audio=audio, prompt=self.instruction if prompt is None else prompt, **kwargs)
 
-    def batch_decode(self, sequences, **kwargs) -> list[str]:
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         """Turn ids `(batch, tokens)` into texts."""
         return self.tokenizer.batch_decode(sequences, **{"skip_special_tokens": True, **kwargs})
 
-    def decode(self, token_ids, **kwargs) -> str:
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """Turn ids `(tokens,)` into text."""
         return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
 

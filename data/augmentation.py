@@ -45,7 +45,7 @@ class Augmentation:
     frequency_masks: int = 0
     frequency_mask_bins: int = 27
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("concatenation_probability", "noise_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.augmentation.{name} is {getattr(self, name)}; accepted: 0 to 1.")

@@ -64,7 +64,7 @@ def _load(source: str, splits: Sequence[str], name: str | None, streaming: bool)
     return [(split, loaded[split]) for split in select_splits(loaded, splits, source)]
 
 
-def _columns(rows, audio: str | None, text: str | None, source: str | Path) -> tuple[str, str]:
+def _columns(rows: Any, audio: str | None, text: str | None, source: str | Path) -> tuple[str, str]:
     """Return the names of the audio and the text column."""
     available = list(rows.features or next(iter(rows)))
     audios = [name for name in available if isinstance((rows.features or {}).get(name), datasets.Audio)]
@@ -81,7 +81,7 @@ def _columns(rows, audio: str | None, text: str | None, source: str | Path) -> t
     return require("audio", audio), require("text", text)
 
 
-def _rows(rows, split: str, columns: tuple[str, str], source: Path) -> Iterator[CorpusUtterance | Exclusion]:
+def _rows(rows: Any, split: str, columns: tuple[str, str], source: Path) -> Iterator[CorpusUtterance | Exclusion]:
     audio_column, text_column = columns
     available = rows.features or next(iter(rows))
     speaker_column = next((name for name in SPEAKER_NAMES if name in available), None)
