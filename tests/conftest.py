@@ -43,7 +43,7 @@ QWEN_SIZES = {
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real recordings and texts beside the checkout; tests that need it are skipped without it."""
+    """Return the folder of real recordings and texts beside the checkout, or skip the test."""
     folder = Path(__file__).resolve().parents[2] / "shared"
     if not (folder / "speech" / "metadata.jsonl").is_file():
         pytest.skip("no ../shared/speech beside the checkout")
@@ -71,7 +71,7 @@ def processor(backbones) -> SeamProcessor:
 
 @pytest.fixture(scope="session")
 def build_model(backbones, processor) -> Callable[..., SeamForSpeechRecognition]:
-    """Makes a model of one's own, to be changed."""
+    """Return a function that makes a model which the test may change."""
 
     def build(**config) -> SeamForSpeechRecognition:
         torch.manual_seed(1)
@@ -105,7 +105,7 @@ def waveforms() -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def predict_end():
-    """A function that makes a model hear nothing: every prediction of its aligner is `<EOA>` itself."""
+    """Return a function that silences a model: its aligner predicts nothing but `<EOA>`."""
 
     def predict_end(model):
         with torch.no_grad():

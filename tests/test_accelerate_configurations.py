@@ -40,7 +40,7 @@ def test_accelerate_reads_it(name):
 
 @pytest.fixture
 def fsdp_plugin(monkeypatch):
-    """What `accelerate launch` makes of fsdp.yaml in the processes that it starts."""
+    """Return the plugin that a process has which `accelerate launch` started with fsdp.yaml."""
     config = load_config_from_file(str(FOLDER / "fsdp.yaml"))
     arguments = launch_command_parser().parse_args(
         ["--use_fsdp", "--num_machines", "1", "--num_processes", "8", "script.py"]

@@ -36,7 +36,7 @@ def hub():
 
 @pytest.fixture
 def run(hub, tmp_path):
-    """Runs scripts, one after the other in one process; the folder `upload` holds two texts and weights."""
+    """Return a function that runs scripts in one process; the folder `upload` contains two texts and weights."""
     upload = tmp_path / "upload"
     (upload / "notes").mkdir(parents=True)
     (upload / "README.md").write_text("---\nlicense: mit\n---\n# Model\n", encoding="utf-8")

@@ -72,7 +72,7 @@ def expected(audio):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
-    """The shipped checkpoint, saved again: a folder with its code."""
+    """Return the shipped checkpoint, saved again: a folder with its code."""
     folder = tmp_path_factory.mktemp("saved") / "seam-tiny.v1"  # a dot: it becomes part of a module's name
     SeamForSpeechRecognition.from_pretrained(CHECKPOINT).save_pretrained(folder)
     SeamProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)

@@ -82,7 +82,7 @@ class Server:
             connection.close()
 
     def wait_for_log(self, text: str):
-        """The reason of an error is written after the answer."""
+        """Wait for a text in the log, where the reason of an error is written after the answer."""
         end = time.monotonic() + 10
         while text not in self.log.read_text():
             assert time.monotonic() < end, self.log.read_text()
@@ -102,7 +102,7 @@ class Server:
             return self.client.audio.transcriptions.create(model=self.model, file=audio).text
 
     def stream(self, file: Path) -> list[str]:
-        """The pieces, each the data of one event. They are bare text; the client's own parser asks for JSON."""
+        """Return the data of each event of a stream: bare text, where the client's own parser expects JSON."""
         transcriptions = self.client.audio.transcriptions.with_streaming_response
         with (
             file.open("rb") as audio,
@@ -114,7 +114,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> dict[str, Path]:
-    """A shipped recording, another in stereo at 44.1 kHz, silence, and one longer than the window of 4 s."""
+    """Return a shipped recording, one in stereo at 44.1 kHz, silence, and one longer than the window of 4 s."""
     folder = tmp_path_factory.mktemp("recordings")
     files = {"wav": CHECKPOINTS / "recordings" / "audio" / "000000.wav"}
     waveform, rate = soundfile.read(CHECKPOINTS / "recordings" / "audio" / "000001.wav", dtype="float32")
@@ -131,7 +131,7 @@ def recordings(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    """The shipped checkpoint as `save_pretrained` writes it: with its code."""
+    """Return the shipped checkpoint as `save_pretrained` writes it: with its code."""
     folder = tmp_path_factory.mktemp("saved") / "tiny"
     for part in load_checkpoint(str(CHECKPOINTS / "tiny")):
         part.save_pretrained(folder)
@@ -150,7 +150,7 @@ def server(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def texts(checkpoint, recordings, tmp_path_factory) -> dict[str, str]:
-    """What the pipeline says."""
+    """Return the pipeline's transcript."""
     folder = tmp_path_factory.mktemp("pipeline")
     command = [sys.executable, "-c", SAYS_THE_PIPELINE, str(checkpoint), *map(str, recordings.values())]
     done = forked.run(command, env=environment(folder), cwd=folder)
@@ -183,7 +183,7 @@ def test_requests_at_the_same_time(server, recordings, texts):
 
 @pytest.mark.parametrize("request_name", ["transcribe", "stream"])
 def test_audio_longer_than_the_window_is_refused(server, recordings, request_name):
-    """transformers' server tells the client the status only; the reason is in its log."""
+    """The server of transformers sends the client the status only; the reason is in its log."""
     with pytest.raises(openai.InternalServerError) as raised:
         getattr(server, request_name)(recordings["long"])
     assert raised.value.status_code == 500

@@ -38,7 +38,7 @@ def manifest_of_tones(waveforms, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that nothing interrupted; read only."""
+    """Return an uninterrupted run, to be read only."""
     folder = tmp_path_factory.mktemp("finished")
     write(folder)
     return folder

@@ -269,7 +269,7 @@ def test_without_a_mask_the_spans_stay_within_the_audio(build_model, processor, 
 
 
 def by_hand() -> Explanation:
-    """ "the red" from Stage 1, "the $blue$ now" from the LLM, in 0.1 s."""
+    """Return an explanation of 0.1 s: "the red" from Stage 1, "the $blue$ now" from the LLM."""
     stage1_tokens = (
         Stage1Token(1, "the", 0.125, Token(4, " a"), 0.5, 0.0, 0.04),
         Stage1Token(2, " red", 0.25, Token(3, " $blue$"), 0.375, 0.04, 0.1),
@@ -344,7 +344,7 @@ def test_the_picture_grows_with_the_tokens(explanations, tmp_path):
 
 @pytest.fixture
 def seam(tmp_path, monkeypatch):
-    """Runs the command in an empty folder."""
+    """Run the command in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: CliRunner().invoke(app, ["explain", *map(str, arguments)])
 

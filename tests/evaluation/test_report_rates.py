@@ -33,7 +33,7 @@ def test_what_is_counted_of_a_row():
 
 @pytest.fixture(scope="module")
 def processor() -> SeamProcessor:
-    """The paper's vocabulary."""
+    """Return the paper's vocabulary."""
     if not qwen.RANKS.is_file():
         pytest.skip("no .venv/qwen.tiktoken; `make test` fetches it")
     tokenizer = qwen.load_tokenizer(qwen.load_ranks(qwen.RANKS))

@@ -76,7 +76,7 @@ def test_impossible_samples_are_refused():
 
 
 def test_frequent_words_are_those_of_text():
-    """ "the" stands in most sentences; "pear" in few: half of the words follow the text."""
+    """Half of the words follow the text: "the" is in most sentences, "pear" in few."""
     rng = random.Random(1)
     drawn = [word for _ in range(4000) for word in DOMAINS["frequent words"](rng).split()]
     assert drawn.count("the") > 5 * drawn.count("pear") > 0

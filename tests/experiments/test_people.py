@@ -7,7 +7,7 @@ from seam.experiments.people import SAMPLE_RATE, join_recordings, make_strings, 
 
 
 def recording(seconds: float, amplitude: float, frequency: float) -> np.ndarray:
-    """A word: a tone burst in the middle third, with the noise of a room all along."""
+    """Return a word: a tone burst in the middle third, with the noise of a room throughout."""
     rng = np.random.default_rng(int(frequency))
     audio = 0.002 * rng.standard_normal(int(seconds * SAMPLE_RATE))
     third = audio.size // 3

@@ -41,9 +41,7 @@ MESSAGE = 2**20  # bytes of the longest command and its environment
 
 
 def run(command, *, cwd=None, env=None, timeout: float = 250) -> subprocess.CompletedProcess:
-    """
-    Run `python -m MODULE …` or `python -c SCRIPT …` of this interpreter to its end; what it writes is captured as text.
-    """
+    """Run `python -m MODULE …` or `python -c SCRIPT …` of this interpreter and capture its output as text."""
     assert command[0] == sys.executable and command[1] in ("-m", "-c"), command
     env = _own_environment() if env is None else _without_pytest(env)
     is_own = _without_path(env) == _without_path(_server(EVERYTHING)[1])

@@ -61,7 +61,7 @@ class Repository:
         return self.branches[branch]
 
     def at(self, revision: str) -> Commit:
-        """The commit of a branch or of a full hash."""
+        """Return the commit of a branch or of a full hash."""
         known = {commit.sha: commit for commit in self.commits} | self.branches
         if revision not in known:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
@@ -222,7 +222,7 @@ def _is_large(path: str, size: int) -> bool:
 
 
 def _oid(path: str, content: bytes) -> str:
-    """What the client compares its own file with: SHA-256 of a large one, git's hash of another one."""
+    """Return what the client compares its file with: SHA-256 of a large file, git's hash of any other."""
     if _is_large(path, len(content)):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -18,7 +18,7 @@ def load_ranks(path: Path) -> dict[bytes, int]:
 
 
 def split_in_two(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that byte-pair encoding joined last to make this one."""
+    """Return the two tokens that byte-pair encoding joined last to make this one."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(left + right, len(ranks)) for left, right in zip(parts, parts[1:], strict=False)]
@@ -28,7 +28,7 @@ def split_in_two(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
 
 
 def load_tokenizer(ranks: dict[bytes, int]) -> Qwen2Tokenizer:
-    """transformers' class with its pre-tokenization; its special tokens follow the ranks, as in the checkpoints."""
+    """Return transformers' class with its pre-tokenization and, after the ranks, the checkpoints' special tokens."""
     letters = bytes_to_unicode()
 
     def spell(token: bytes) -> str:

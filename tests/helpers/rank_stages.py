@@ -33,7 +33,7 @@ FIRST_IS_BEST = {
 
 
 def train_all(folder: Path, manifest: str, encoder: str, llm: str) -> None:
-    """The same steps for any number of processes: batches of four together."""
+    """Run all stages with the same steps for any number of processes: batches of four together."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
 
     def train(stage, **values):
@@ -76,7 +76,7 @@ def written_down(folder: Path):
 
 
 def let_cpus_share(trainer_class) -> None:
-    """accelerate takes FSDP for GPUs only, though torch's works on CPUs: tell it that these are other devices."""
+    """Make accelerate use FSDP on CPUs, where torch's works, by telling it that these are other devices."""
     init = trainer_class.__init__
 
     def told(self, **kwargs):

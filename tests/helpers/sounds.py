@@ -7,7 +7,7 @@ import soundfile
 
 
 def tone(seconds: float, frequency: float = 220.0, rate: int = 16000) -> np.ndarray:
-    """A sine of amplitude 0.3, shape (samples,)."""
+    """Return a sine of amplitude 0.3, shape (samples,)."""
     return 0.3 * np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate)
 
 

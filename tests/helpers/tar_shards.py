@@ -26,7 +26,7 @@ def flac(waveform: np.ndarray) -> bytes:
 
 
 def write_shard(path: Path, texts: dict[int, str], broken: tuple[int, ...] = ()) -> Path:
-    """A shard of tones. Even ones have a .txt before the audio, odd ones a .json behind it, some with a duration."""
+    """Write a shard of tones: even ones have a .txt before the audio, odd ones a .json after it (some a duration)."""
     with tarfile.open(path, "w") as tar:
         for index, text in texts.items():
             audio = b"nothing" if index in broken else flac(tone(index, 0.3 + 0.01 * index))

@@ -27,7 +27,7 @@ class Killed(BaseException):
 
 
 def write_sounds(folder: Path) -> str:
-    """A manifest of the eight sounds, with transcripts in upper case."""
+    """Write a manifest of the eight sounds, with transcripts in upper case."""
     rng = np.random.default_rng(5)
     utterances = []
     for index, text in enumerate(TEXTS):

@@ -15,7 +15,7 @@ from seam.publishing.export import export
 
 @pytest.fixture(scope="module")
 def checkpoint(build_model, processor, tmp_path_factory):
-    """A saved checkpoint with results beside it."""
+    """Return a saved checkpoint with results beside it."""
     folder = tmp_path_factory.mktemp("checkpoint")
     build_model().save_pretrained(folder)
     processor.save_pretrained(folder)
