@@ -91,9 +91,7 @@ def check_checkpoint(name: str) -> None:
     try:
         hf_hub_download(name, "config.json")
     except (OSError, ValueError) as error:
-        raise OSError(
-            f"cannot load the checkpoint {name!r}: no such folder, and the Hub says: {error}"
-        ) from error
+        raise OSError(f"cannot load the checkpoint {name!r}: no such folder, and the Hub says: {error}") from error
 
 
 def check_recipe_or_checkpoint(name: str) -> None:
