@@ -265,11 +265,11 @@ def test_merged_lora_says_the_same_without_adapters(build_model, logits, tmp_pat
 def with_old_names(folder: Path) -> Path:
     """The same checkpoint as it was saved then: `aligner.…` in the weight files, their index and the fingerprint."""
     for file in weight_files(folder):
-        weights = {name.replace("bridge.", "bridge.", 1): tensor for name, tensor in load_file(file).items()}
+        weights = {name.replace("bridge.", "aligner.", 1): tensor for name, tensor in load_file(file).items()}
         save_file(weights, file, metadata={"format": "pt"})
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        index.write_text(index.read_text().replace('"bridge.', '"bridge.'))
+        index.write_text(index.read_text().replace('"bridge.', '"aligner.'))
     config = json.loads((folder / "config.json").read_text())
     config["weights_fingerprint"] = read_fingerprint(weight_files(folder))[0]
     (folder / "config.json").write_text(json.dumps(config))
@@ -301,7 +301,7 @@ def test_the_shipped_checkpoint_has_old_names(tmp_path):
     assert names(tmp_path) == {"encoder", "bridge", "language_model"}
     again = load(tmp_path)
     for name, weight in load_file(shipped / "model.safetensors").items():
-        assert torch.equal(again.state_dict()[name.replace("bridge.", "bridge.", 1)], weight), name
+        assert torch.equal(again.state_dict()[name.replace("aligner.", "bridge.", 1)], weight), name
 
 
 def test_a_light_checkpoint_with_old_names(from_hub, light, logits, tmp_path):
