@@ -115,13 +115,14 @@ def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, StoredTensor]]:
             with safe_open(file, framework="pt") as opened:
                 for key in opened.keys():
                     seen[key] = _sample(opened.get_tensor(key))  # mapped, not read: only the samples are
-                    stored[_new_name(key)] = StoredTensor(file, key)
+                    stored[new_name(key)] = StoredTensor(file, key)
         except (SafetensorError, OSError) as error:
             raise ValueError(f"the weight file {file} is damaged: {error}") from error
     return _digest(seen), stored
 
 
-def _new_name(key: str) -> str:
+def new_name(key: str) -> str:
+    """Return the name that a weight has in the model, whose name in a file may be an older one (see `OLD_NAMES`)."""
     for pattern, name in OLD_NAMES.items():
         key = re.sub(pattern, name, key)
     return key

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers.trainer import TRAINER_STATE_NAME
 
 from seam.data.files import sha256_of, write_text
 from seam.data.manifest import Utterance
-from seam.modeling_seam.weights import weight_files
+from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.train.recipe import RecipeError, StageRecipe
 
 logger = logging.getLogger(__name__)
@@ -174,13 +173,12 @@ def load_trained_parameters(model: torch.nn.Module, checkpoint: Path) -> None:
     Raises:
         RecipeError: when the checkpoint lacks one of them.
     """
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for file in weight_files(checkpoint):
-        with safe_open(file, framework="pt") as opened:
-            for name in trained.keys() & set(opened.keys()):
-                trained.pop(name).data.copy_(opened.get_tensor(name))
-    if trained:
-        raise RecipeError(f"{checkpoint} does not hold {next(iter(trained))}, which this recipe trains.")
+    _, stored = read_fingerprint(weight_files(checkpoint))
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            if name not in stored:
+                raise RecipeError(f"{checkpoint} does not hold {name}, which this recipe trains.")
+            parameter.data.copy_(stored[name].read())
 
 
 def remove_checkpoint(checkpoint: Path) -> None:

@@ -15,6 +15,7 @@ from seam.data.streaming import SpeechStream
 from seam.evaluation.scoring import word_errors
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.weights import new_name
 from seam.train.checkpoints import load_trained_parameters
 from seam.train.distributed import all_gather, map_over_ranks, prepare_for_fsdp, shard, unsharded
 from seam.train.monitoring import Progress, Throughput
@@ -68,6 +69,7 @@ class StageTrainer(ResumableTrainer, ABC):
             prepare_for_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         if self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3:
             raise RecipeError("DeepSpeed: accepted are ZeRO stages up to 2; to shard the weights as well, use FSDP2.")
+        self.model.register_load_state_dict_pre_hook(_rename_old_weights)
         self._watch(processor)
         self.model.requires_grad_(False)
         for parameter in self.trained_parameters(self.model):
@@ -262,3 +264,9 @@ class StartStream(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Set the number of batches to skip."""
         self.stream.skip_batches(0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps)
+
+
+def _rename_old_weights(module, state_dict, *_) -> None:
+    """Rename the weights of a checkpoint with old names, which the `Trainer` would skip with a warning."""
+    for name in list(state_dict):
+        state_dict[new_name(name)] = state_dict.pop(name)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import EarlyStoppingCallback, Trainer
 
 from seam.tests.helpers import forked, training_sounds
@@ -23,7 +24,9 @@ from seam.train.checkpoints import (
     is_complete,
     last_checkpoint,
     list_checkpoints,
+    read_resume_state,
     remove_old_checkpoints,
+    write_resume_state,
 )
 from seam.train.recipe import RecipeError
 
@@ -308,6 +311,20 @@ def test_how_it_runs_and_reports_may_change(trained, before, manifest, tmp_path)
     assert [row["step"] for row in history(folder) if "loss" in row] == [4, 5, 6]
     assert not changed(weights(trained), weights(folder))
     assert (folder / "checkpoint-5").is_dir()
+
+
+def test_a_checkpoint_with_old_names_of_weights_is_resumed_from(trained, before, manifest, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    shutil.rmtree(folder / "checkpoint-6")
+    checkpoint = folder / "checkpoint-4"
+    stored, resume_state = load_file(checkpoint / "model.safetensors"), read_resume_state(checkpoint)
+    old = {name.replace("bridge.", "aligner.", 1): weight for name, weight in stored.items()}
+    assert old.keys() != stored.keys()
+    save_file(old, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    (checkpoint / RESUME_STATE).unlink()
+    write_resume_state(checkpoint, resume_state)
+    alignment.main(again(folder, manifest, before))
+    check_same(trained, folder)
 
 
 def test_a_named_checkpoint_is_where_another_training_begins(trained, before, manifest, tmp_path, dies_after):
