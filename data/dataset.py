@@ -98,6 +98,13 @@ class SpeechReader:
         """Return the ids of the joined transcripts."""
         return self.processor.transcript_ids(" ".join(self.casing(part.text).strip() for part in parts))
 
+    def check_transcript(self, token_ids: Sequence[int]) -> None:
+        """Raise `ValueError` for a transcript of more than `max_tokens`."""
+        if self.max_tokens is not None and len(token_ids) > self.max_tokens:
+            raise ValueError(
+                f"a transcript of {len(token_ids)} tokens, but the aligner has positions for {self.max_tokens}."
+            )
+
     def _load(self, audio: Path | AudioBytes) -> np.ndarray:
         return self.processor.load_audio(audio if isinstance(audio, Path) else audio.read())
 
@@ -106,10 +113,7 @@ class SpeechReader:
             waveforms = [self._load(part.audio) for part in parts]
             features = self.processor(audio=change(np.concatenate(waveforms)))
             token_ids = self.token_ids(parts)
-            if self.max_tokens is not None and len(token_ids) > self.max_tokens:
-                raise ValueError(
-                    f"a transcript of {len(token_ids)} tokens, but the aligner has positions for {self.max_tokens}."
-                )
+            self.check_transcript(token_ids)
         except ValueError as error:
             raise ValueError(f"{' and '.join(str(part.audio) for part in parts)}: {error}") from error
         return {

@@ -45,18 +45,17 @@ def check_lengths(
     Raises:
         RecipeError: for the first that is too long.
     """
-    casing, limit = CASINGS[recipe.data.casing], _max_tokens(model)
+    reader = SpeechReader(processor, CASINGS[recipe.data.casing], max_tokens=_max_tokens(model))
     for utterance in utterances:
         if utterance.duration > processor.max_seconds:
             raise RecipeError(
                 f"{utterance.audio}: {utterance.duration:.1f} s of audio, but the encoder's window is "
                 f"{processor.max_seconds} s."
             )
-        tokens = len(processor.transcript_ids(casing(utterance.text)))
-        if tokens > limit:
-            raise RecipeError(
-                f"{utterance.audio}: a transcript of {tokens} tokens, but the aligner has positions for {limit}."
-            )
+        try:
+            reader.check_transcript(reader.token_ids([utterance]))
+        except ValueError as error:
+            raise RecipeError(f"{utterance.audio}: {error}") from error
 
 
 def skipped_recordings(recipe: StageRecipe) -> SkippedAudio | None:
