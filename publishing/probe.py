@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.modules["seam"] = None  # any import of it fails
 
-import numpy  # noqa: E402
-import soundfile  # noqa: E402
-import transformers  # noqa: E402
-from transformers import pipeline  # noqa: E402
+import numpy  # noqa: E402  not before seam is blocked
+import soundfile  # noqa: E402  not before seam is blocked
+import transformers  # noqa: E402  not before seam is blocked
+from transformers import pipeline  # noqa: E402  not before seam is blocked
 
 AUTO_MODELS = ("AutoModel", "AutoModelForSpeechSeq2Seq", "AutoModelForMultimodalLM")
 OTHERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoFeatureExtractor")

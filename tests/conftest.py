@@ -9,12 +9,12 @@ from pathlib import Path
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import numpy as np  # noqa: E402  reads the environment
+import pytest  # noqa: E402  reads the environment
+import torch  # noqa: E402  reads the environment
 
-from seam.experiments import tiny_backbones  # noqa: E402
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402
+from seam.experiments import tiny_backbones  # noqa: E402  reads the environment
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402  reads the environment
 
 SENTENCES = ["turn on the light in the kitchen", "one two three", "the old goat eats the hay", "stop the music please"]
 WHISPER_SIZES = {

@@ -48,7 +48,10 @@ def before(tmp_path_factory, backbones, manifest) -> dict[str, dict]:
 @pytest.fixture
 def scripted_rates(monkeypatch):
     """Make evaluations report `RATES`."""
-    rates = lambda self: {"stage1_wer": RATES.get(self.state.global_step, 60.0)}  # noqa: E731
+
+    def rates(self) -> dict[str, float]:
+        return {"stage1_wer": RATES.get(self.state.global_step, 60.0)}
+
     for cls in (StageTrainer, draft.DraftTrainer):
         monkeypatch.setattr(cls, "word_error_rates", rates)
 
