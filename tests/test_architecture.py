@@ -32,7 +32,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
-    """The module that a file is, within the package; a package's own file has the package's name."""
+    """Return the module that a file is, within the package; a package's own file has the package's name."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
