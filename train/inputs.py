@@ -87,11 +87,16 @@ def build_datasets(
         skipped: see `skipped_recordings`.
     """
     casing = CASINGS[recipe.data.casing]
-    reader = (processor, casing, recipe.data.augmentation, _max_tokens(model))
+    reading = {
+        "processor": processor,
+        "casing": casing,
+        "augmentation": recipe.data.augmentation,
+        "max_tokens": _max_tokens(model),
+    }
     if recipe.data.streaming:
-        training_set = _stream(recipe, processor, SpeechReader(*reader), skipped)
+        training_set = _stream(recipe, processor, SpeechReader(**reading), skipped)
     else:
-        training_set = SpeechDataset(train, *reader, seed=recipe.training.seed, skipped=skipped)
+        training_set = SpeechDataset(train, **reading, seed=recipe.training.seed, skipped=skipped)
     datasets = [training_set, SpeechDataset(validation, processor, casing)]
     if recipe.data.keep_encoder_states:
         return [keep_encoder_states(model, dataset) for dataset in datasets]
@@ -215,13 +220,13 @@ def _stream(
     return SpeechStream(
         recipe.data.train,
         reader,
-        partial(_batch_shares, recipe, processor),
-        recipe.data.train_split,
-        recipe.data.shuffle_buffer,
-        recipe.training.seed,
-        recipe.training.process_index,
-        recipe.training.world_size,
-        skipped,
+        shares=partial(_batch_shares, recipe, processor),
+        split=recipe.data.train_split,
+        buffer=recipe.data.shuffle_buffer,
+        seed=recipe.training.seed,
+        rank=recipe.training.process_index,
+        ranks=recipe.training.world_size,
+        skipped=skipped,
     )
 
 
