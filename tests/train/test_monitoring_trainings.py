@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 from transformers import TrainerCallback
 
+from seam.modeling_seam import SeamProcessor
 from seam.tests.helpers import training_sounds
 from seam.tests.helpers.training_sounds import Killed, changed, weights
 from seam.train import alignment, draft, instruction
@@ -79,6 +80,7 @@ def test_the_best_weights_are_kept_and_reported(stage, scripted_rates, before, m
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4", "checkpoint-8"]
     last, best, kept = (weights(tmp_path / name) for name in ("checkpoint-8", "checkpoint-4", "."))
     assert changed(last, best) and not changed(best, kept)
+    assert SeamProcessor.from_pretrained(tmp_path / "checkpoint-4").prompt_ids()
     losses = evaluated(tmp_path, "eval_loss")
     assert [step for step, _ in losses] == [2, 4, 6, 8, 8]
     assert metrics["eval_loss"] == dict(losses[:4])[4] != dict(losses[:4])[8]
@@ -86,19 +88,21 @@ def test_the_best_weights_are_kept_and_reported(stage, scripted_rates, before, m
 
 
 def test_the_best_is_remembered_where_it_died(scripted_rates, before, manifest, tmp_path, dies_after):
-    """Before the best, after it, and when all was done but for the last evaluation; then it is started once more."""
+    """Before the best; after it, and then its folder is moved; and when all was done but for the last evaluation."""
     dies_after(None)
     uninterrupted = run(tmp_path / "uninterrupted", manifest, 8, before)
     for count in (3, 4):  # in step 4; then in step 7
         dies_after(count)
         with pytest.raises(Killed):
-            run(tmp_path / "resumed", manifest, 8, before)
+            run(tmp_path / "begun", manifest, 8, before)
     dies_after(None)
+    (tmp_path / "begun").rename(tmp_path / "resumed")
     assert [path.name for path in list_checkpoints(tmp_path / "resumed")] == ["checkpoint-4", "checkpoint-6"]
     for _ in range(2):
         resumed = run(tmp_path / "resumed", manifest, 8, before)
         assert resumed["eval_loss"] == uninterrupted["eval_loss"]
         assert not changed(weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed"))
+        assert state(tmp_path / "resumed")["best_model_checkpoint"] == str(tmp_path / "resumed" / "checkpoint-4")
         for key in ("loss", "eval_loss", "eval_stage1_wer"):
             assert evaluated(tmp_path / "resumed", key)[:8] == evaluated(tmp_path / "uninterrupted", key)[:8]
         dies_after(0)  # nothing is left to be done

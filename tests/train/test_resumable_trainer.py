@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import Trainer
 
 from seam.tests.helpers import forked, training_sounds
 from seam.tests.helpers.training_sounds import Killed, changed, weights, write_sounds
@@ -135,28 +135,6 @@ def test_the_end_of_an_epoch_is_not_lost(every, dies, before, manifest, tmp_path
     check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
-def test_the_best_model_is_remembered(before, manifest, tmp_path, dies_after):
-    """Even where the folder has been moved, and the best one alone is kept beside the last."""
-    training = {**TRAINING, **EVALUATED, "eval_steps": 3, "load_best_model_at_end": True, "save_total_limit": 1}
-    training |= {"metric_for_best_model": "loss", "greater_is_better": True}  # the first one
-
-    def run(name):
-        alignment.main(recipe(tmp_path / name, manifest, 9, training=training, **before["alignment"]))
-
-    dies_after(None)
-    run("uninterrupted")
-    dies_after(13)  # in step 7
-    with pytest.raises(Killed):
-        run("begun")
-    assert {path.name for path in (tmp_path / "begun").iterdir()} == {"checkpoint-3", "checkpoint-6"}
-    (tmp_path / "begun").rename(tmp_path / "resumed")
-    dies_after(None)
-    run("resumed")
-    assert state(tmp_path / "resumed")["best_model_checkpoint"] == str(tmp_path / "resumed" / "checkpoint-3")
-    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
-    assert not changed(weights(tmp_path / "resumed" / "checkpoint-3"), weights(tmp_path / "resumed"))
-
-
 def test_what_has_ended_makes_no_step_more(before, manifest, tmp_path, dies_after):
     """Died after the last checkpoint, or started again when all was done."""
     dies_after(None)
@@ -166,44 +144,6 @@ def test_what_has_ended_makes_no_step_more(before, manifest, tmp_path, dies_afte
     dies_after(0)
     alignment.main(recipe(tmp_path, manifest, 5, training=TRAINING, **before["alignment"]))
     assert history(tmp_path) == first and not changed(trained, weights(tmp_path))
-
-
-def test_early_stopping_keeps_its_patience(before, manifest, tmp_path, dies_after, monkeypatch):
-    """The loss counts as best at its highest: it stops three evaluations after the first."""
-    training = {
-        **TRAINING,
-        **EVALUATED,
-        "eval_steps": 2,
-        "save_steps": 2,
-        "load_best_model_at_end": True,
-        "learning_rate": 3e-3,
-    }
-    training |= {"metric_for_best_model": "loss", "greater_is_better": True}
-    start = alignment.AlignmentTrainer.__init__
-
-    def patient(self, **kwargs):
-        start(self, **kwargs)
-        self.add_callback(EarlyStoppingCallback(3))
-
-    monkeypatch.setattr(alignment.AlignmentTrainer, "__init__", patient)
-
-    def run(name):
-        alignment.main(recipe(tmp_path / name, manifest, 40, training=training, **before["alignment"]))
-
-    dies_after(None)
-    run("uninterrupted")
-    assert state(tmp_path / "uninterrupted")["global_step"] == 8
-    for count in (9, 5):  # in steps 5 and 7
-        dies_after(count)
-        with pytest.raises(Killed):
-            run("resumed")
-    dies_after(None)
-    run("resumed")
-    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
-    (tmp_path / "resumed" / "trainer_state.json").unlink()
-    dies_after(0)
-    run("resumed")
-    check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
 
 
 # ---- which checkpoint ----

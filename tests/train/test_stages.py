@@ -95,35 +95,11 @@ def test_stage_1_begins_with_whispers_decoder(backbones, manifest, tmp_path):
         assert name == "embed_tokens.weight" or torch.equal(begun[f"bridge.{name}"], weight), name
 
 
-def test_training_repeats_itself(backbones, manifest, tmp_path):
-    for name in ("one", "two"):
-        alignment.main(recipe(tmp_path / name, manifest, 5, encoder=backbones[0], llm=backbones[1]))
-    assert not changed(weights(tmp_path / "one"), weights(tmp_path / "two"))
-
-
-def test_kept_states_train_the_same_model(backbones, manifest, tmp_path):
-    for name, keep in (("kept", True), ("computed", False)):
-        alignment.main(
-            recipe(
-                tmp_path / name, manifest, 5, data={"keep_encoder_states": keep}, encoder=backbones[0], llm=backbones[1]
-            )
-        )
-    one, other = weights(tmp_path / "kept"), weights(tmp_path / "computed")
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-3, atol=1e-4)
-
-
 @pytest.mark.parametrize("llm_inputs", ["nearest", "continuous"])
-@pytest.mark.parametrize("keep", [True, False])
-def test_refinement_reads_both_kinds_of_inputs(backbones, manifest, tmp_path, llm_inputs, keep):
+def test_refinement_reads_both_kinds_of_inputs(backbones, manifest, tmp_path, llm_inputs):
     config = {"llm_inputs": llm_inputs, "lora_rank": 4}
-    data = {"keep_encoder_states": keep}
-    alignment.main(
-        recipe(tmp_path / "1", manifest, 1, encoder=backbones[0], llm=backbones[1], config=config, data=data)
-    )
-    metrics = refinement.main(
-        recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "1"), llm=backbones[1], data=data)
-    )
+    alignment.main(recipe(tmp_path / "1", manifest, 1, encoder=backbones[0], llm=backbones[1], config=config))
+    metrics = refinement.main(recipe(tmp_path / "3", manifest, 2, model=str(tmp_path / "1"), llm=backbones[1]))
     assert np.isfinite(metrics["eval_loss"])
 
 
@@ -149,25 +125,6 @@ def test_accumulated_steps_give_the_loss_of_one_big_batch(backbones, manifest, t
         history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]
         losses.append([entry["loss"] for entry in history if "loss" in entry])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
-
-
-def test_checkpoints_on_the_way_load_and_the_best_is_kept(backbones, manifest, tmp_path):
-    training = {
-        "save_strategy": "steps",
-        "save_steps": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "stage1_wer",
-        "greater_is_better": False,
-    }
-    alignment.main(recipe(tmp_path, manifest, 4, training=training, encoder=backbones[0], llm=backbones[1]))
-    state = json.loads((tmp_path / "trainer_state.json").read_text())
-    rates = {entry["step"]: entry["eval_stage1_wer"] for entry in state["log_history"] if "eval_stage1_wer" in entry}
-    assert set(rates) == {2, 4}
-    best = tmp_path / f"checkpoint-{min(rates, key=rates.get)}"
-    assert not changed(weights(best), weights(tmp_path))
-    assert SeamProcessor.from_pretrained(best).prompt_ids()
 
 
 @pytest.mark.parametrize(
@@ -209,15 +166,6 @@ def test_what_does_not_fit_is_found_before_training(backbones, manifest, tmp_pat
         path = str(write_manifest(tmp_path / "manifest.jsonl", [dataclasses.replace(utterance, **change)]))
         with pytest.raises(RecipeError, match=message):
             alignment.main(recipe(tmp_path / "out", path, 1, **settings))
-
-
-def test_resumed_training_is_uninterrupted_training(backbones, manifest, tmp_path):
-    settings = {"encoder": backbones[0], "llm": backbones[1]}
-    saving = {"save_strategy": "steps", "save_steps": 3, "per_device_train_batch_size": 4}
-    alignment.main(recipe(tmp_path / "whole", manifest, 6, training=saving, **settings))
-    resumed = {**saving, "resume_from_checkpoint": str(tmp_path / "whole" / "checkpoint-3")}
-    alignment.main(recipe(tmp_path / "resumed", manifest, 6, training=resumed, **settings))
-    assert not changed(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
 
 
 def test_stage_2_without_lora_is_refused(backbones, manifest, tmp_path):
