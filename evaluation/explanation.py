@@ -133,21 +133,21 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     count = ids.shape[1]
     attention = torch.stack([layer[0].float().mean(0).cpu() for layer in aligner.cross_attentions])[:, :count]
 
-    spoken_ids = output.alignment_sequences[0].tolist()
+    stage1_ids = output.alignment_sequences[0].tolist()
     special = set(processor.tokenizer.all_special_ids)
     transcript_ids = [token_id for token_id in output.sequences[0].tolist() if token_id not in special]
     seconds = len(waveform) / processor.sampling_rate
     state_seconds = processor.max_seconds / model.config.audio_config.max_source_positions
     # Without `mask_speech_padding` the aligner may attend beyond the audio, where no token can be.
-    within = attention.mean(0)[: len(spoken_ids), : math.ceil(seconds / state_seconds)]
+    within = attention.mean(0)[: len(stage1_ids), : math.ceil(seconds / state_seconds)]
     spans = [(start * state_seconds, min(end * state_seconds, seconds)) for start, end in token_spans(within.numpy())]
-    spans += [(None, None)] * (count - len(spoken_ids))  # <EOA>
+    spans += [(None, None)] * (count - len(stage1_ids))  # <EOA>
     distances = model.lookup.distances(aligner.aligned_embeds[0, :count])
-    changes = [] if model.config.alignment_only else edits(spoken_ids, transcript_ids)
-    changes += [Edit(None, index, None) for index in range(len(spoken_ids) if changes else 0, count)]
+    changes = [] if model.config.alignment_only else edits(stage1_ids, transcript_ids)
+    changes += [Edit(None, index, None) for index in range(len(stage1_ids) if changes else 0, count)]
     return Explanation(
         seconds=seconds,
-        stage1=processor.decode(spoken_ids),
+        stage1=processor.decode(stage1_ids),
         text=processor.decode(transcript_ids),
         stage1_tokens=_stage1_tokens(processor, ids[0], distances, spans),
         tokens=tuple(_token(processor, token_id) for token_id in transcript_ids),
@@ -170,9 +170,9 @@ def _stage1_tokens(
     Return the tokens of Stage 1 with their distances, runners-up and spans.
 
     Args:
-        processor: the tokens' texts are its.
+        processor: its tokenizer gives the tokens' texts.
         ids (`torch.LongTensor` of shape `(tokens,)`): the tokens that Stage 1 chose.
-        distances (`torch.FloatTensor` of shape `(tokens, vocabulary)`): from the predicted embeddings to all others.
+        distances (`torch.FloatTensor` of shape `(tokens, vocabulary)`): from the predicted embeddings to all of the LLM's.
         spans: start and end of each token in seconds.
     """
     chosen = ids[:, None].to(distances.device)
