@@ -172,7 +172,7 @@ def _stage1_tokens(
     Args:
         processor: its tokenizer gives the tokens' texts.
         ids (`torch.LongTensor` of shape `(tokens,)`): the tokens that Stage 1 chose.
-        distances (`torch.FloatTensor` of shape `(tokens, vocabulary)`): from the predicted embeddings to all of the LLM's.
+        distances (`torch.FloatTensor` of shape `(tokens, vocabulary)`): from the predictions to all embeddings.
         spans: start and end of each token in seconds.
     """
     chosen = ids[:, None].to(distances.device)

@@ -51,7 +51,7 @@ def export(
     """
     if light and merge:
         raise ValueError("a light folder holds LoRA, and a merged one has none: choose one of the two.")
-    if target.exists() and not _is_checkpoint(target):
+    if target.exists() and not _is_replaceable(target):
         raise ValueError(f"{target} exists and is not a SEAM checkpoint; choose another folder.")
     seam, processor = load_checkpoint(model)
     if encoder is not None or llm is not None:
@@ -95,7 +95,8 @@ def _restore(old: Path, target: Path) -> None:
         os.rename(old, target)
 
 
-def _is_checkpoint(folder: Path) -> bool:
+def _is_replaceable(folder: Path) -> bool:
+    """Return whether a folder is empty or holds a SEAM checkpoint."""
     if folder.is_dir() and not any(folder.iterdir()):
         return True
     try:
@@ -105,6 +106,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _record(role: str, name: str) -> dict[str, str]:
+    """Return the Hub id and commit of a backbone."""
     record = backbone_record(name)
     if record is None:
         raise ValueError(f"{role} {name} is a folder, which others do not have; give the id of a Hub repository.")
