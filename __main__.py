@@ -143,10 +143,11 @@ def transcribe(
     from transformers.utils.logging import disable_progress_bar
 
     from seam.evaluation import transcription
+    from seam.modeling_seam import load_checkpoint
 
     disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = transcription.load_checkpoint(model, device_map="auto")
+        seam, processor = load_checkpoint(model, device_map="auto")
         waveforms = [processor.load_audio(file) for file in files]  # read every file before the long work
         results = transcription.transcribe(
             seam,
@@ -180,10 +181,11 @@ def demo(
     from seam.data.manifest import read_manifest
     from seam.evaluation import transcription
     from seam.evaluation.scoring import word_errors
+    from seam.modeling_seam import load_checkpoint
 
     disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = transcription.load_checkpoint(model, device_map="auto")
+        seam, processor = load_checkpoint(model, device_map="auto")
         shipped = read_manifest(RECORDINGS / "manifest.jsonl")
         sources = [one.audio for one in shipped] + list(files or [])
         references = [one.text for one in shipped] + [None] * len(files or [])
@@ -261,13 +263,14 @@ def explain(
             raise ValueError(f"--out is {picture}, but there is no folder {picture.parent}.")
     from transformers.utils.logging import disable_progress_bar
 
-    from seam.evaluation import explanation_views, transcription
+    from seam.evaluation import explanation_views
     from seam.evaluation.explanation import explain
     from seam.evaluation.explanation_views import plot_explanation
+    from seam.modeling_seam import load_checkpoint
 
     disable_progress_bar()
     with one_sentence_errors():
-        explanation = explain(*transcription.load_checkpoint(model, device_map="auto"), audio)
+        explanation = explain(*load_checkpoint(model, device_map="auto"), audio)
         plot_explanation(explanation, picture, title=audio.name)
     if as_json:
         row = {"file": str(audio), "picture": str(picture), **explanation_views.record(explanation)}

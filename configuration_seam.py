@@ -1,6 +1,7 @@
 """Configuration of SEAM: a speech encoder, an alignment decoder and a language model."""
 
 from functools import partial
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig, WhisperConfig
@@ -33,12 +34,14 @@ QWEN3_4B = {
 @strict
 class SeamConfig(PreTrainedConfig):
     r"""
-    The sizes and settings of a [`SeamForSpeechRecognition`]. The defaults are the paper's: the encoder of
-    Whisper-large-v2, an alignment decoder of 32 layers x 20 heads x 1280, and Qwen3-4B (Section 3.4, Table 2).
+    The sizes and settings of a [`SeamForSpeechRecognition`].
+
+    The defaults are the paper's: the encoder of Whisper-large-v2, an alignment decoder of 32 layers x 20 heads x 1280,
+    and Qwen3-4B (Section 3.4, Table 2).
 
     Args:
         audio_config (`dict` or `WhisperConfig`, *optional*):
-            The speech encoder: any Whisper-family encoder. `max_source_positions` fixes the window it hears:
+            The speech encoder: any Whisper-family encoder. `max_source_positions` fixes its window:
             `2 * max_source_positions` mel frames of 10 ms.
         aligner_config (`dict` or `WhisperConfig`, *optional*):
             The alignment decoder. Only `d_model`, the `decoder_*` fields, the dropouts, `activation_function`,
@@ -46,9 +49,9 @@ class SeamConfig(PreTrainedConfig):
         text_config (`dict` or `PreTrainedConfig`, *optional*):
             The language model: anything `AutoModelForCausalLM` can build.
         bridge (`str`, *optional*, defaults to `"aligner"`):
-            What stands between encoder and language model: SEAM's `"aligner"`, or a rival to compare it with:
+            What stands between encoder and language model: SEAM's `"aligner"`, or a baseline:
             `"linear"` (SLAM-ASR), `"qformer"` (SALMONN), `"ctc"` (see `modeling_seam/bridges.py`).
-        bridge_config (`dict`, *optional*): Settings of a rival; the aligner's are `aligner_config`.
+        bridge_config (`dict`, *optional*): Settings of a baseline; the aligner's are `aligner_config`.
         boa_token_id (`int`, *optional*, defaults to 151644):
             Id whose embedding starts Stage 1 (`<BOA>`, Algorithm 1). Default: `<|im_start|>` of Qwen3.
         eoa_token_id (`int`, *optional*, defaults to 151645):
@@ -65,8 +68,8 @@ class SeamConfig(PreTrainedConfig):
             The only ids that the lookup returns, beside `eoa_token_id`: those that the training text uses. The others
             are not even compared, which makes the lookup cheaper. By default the whole vocabulary.
         draft_vocabulary (`list[int]`, *optional*):
-            The ids that the draft head can write, in ascending order: those that its training text uses. The head is a
-            CTC head on the encoder whose tokens the aligner checks instead of writing them one by one
+            The ids that the draft head can output, in ascending order: those that its training text uses. The head is
+            a CTC head on the encoder, whose tokens the aligner verifies instead of decoding them one by one
             (`add_draft_head`, `seam train draft`). By default there is none.
         alignment_lambda (`float`, *optional*, defaults to 0.5):
             Weight of the squared distance against the cosine term (lambda of Eq. 3 and Eq. 7).
@@ -83,14 +86,14 @@ class SeamConfig(PreTrainedConfig):
         lora_dropout (`float`, *optional*, defaults to 0.1): Dropout before the LoRA adapters.
         lora_target_modules (`list[str]`, *optional*): Linear layers that get an adapter.
         learned_mask (`bool`, *optional*, defaults to `False`):
-            Whether there is a trained vector that masking writes in Stage 3 (Section 3.5), `mask_embedding`.
+            Whether masking in Stage 3 (Section 3.5) uses a trained vector, `mask_embedding`, instead of zeros.
         alignment_only (`bool`, *optional*, defaults to `False`):
             Whether the language model is present by its embedding table only, which is all that Stage 1 needs.
         backbones (`dict`, *optional*):
             Where the frozen parts come from: `{"encoder": {...}, "llm": {...}}`, each with `id` (of the Hub),
             `revision` (a commit) and `fingerprint` (of its weight files). `None` when they came from folders.
         light_checkpoint (`bool`, *optional*, defaults to `False`):
-            Whether the weight file beside this config holds the aligner, draft head, LoRA and learned mask only; the
+            Whether the weight file beside this config holds the bridge, draft head, LoRA and learned mask only; the
             rest is `backbones`.
         weights_fingerprint (`str`, *optional*):
             Of the weight files beside this config, written by `save_pretrained`: other files are refused.
@@ -146,23 +149,24 @@ class SeamConfig(PreTrainedConfig):
                 setattr(self, name, build(**(defaults if part is None else part)))
         super().__post_init__(**kwargs)
         # Caches are sized by `num_hidden_layers`, which Whisper maps to `encoder_layers`; the aligner has no encoder.
-        self.aligner_config.encoder_layers = self.aligner_config.decoder_layers
-        self.aligner_config.encoder_attention_heads = self.aligner_config.decoder_attention_heads
+        aligner: Any = self.aligner_config
+        aligner.encoder_layers = aligner.decoder_layers
+        aligner.encoder_attention_heads = aligner.decoder_attention_heads
 
     @classmethod
     def from_backbones(cls, audio_config: WhisperConfig, text_config: PreTrainedConfig, **fields) -> "SeamConfig":
-        """A config around two backbones. By default the aligner has the shape of the Whisper checkpoint's decoder."""
+        """Build a config around two backbones; by default the aligner has the sizes of the Whisper decoder."""
         fields.setdefault("aligner_config", audio_config.to_dict())
         return cls(audio_config=audio_config, text_config=text_config, **fields)
 
     @classmethod
     def default_config_fields(cls) -> dict:
-        """Read from transformers 5.20 on: of the parts named here, what every config has by default is not saved."""
+        """Name the parts in whose configs transformers, from 5.20 on, leaves out what every config has by default."""
         return super().default_config_fields() | dict.fromkeys(cls.sub_configs, {})
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Raises `OSError` without a config.json, where transformers would go on with the defaults: a model of 5 B."""
+        """Raise `OSError` without a config.json, where transformers would go on with the defaults: a model of 5 B."""
         damaged = OSError(f"{pretrained_model_name_or_path}: config.json is damaged: it is not a JSON object.")
         try:
             config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -176,23 +180,25 @@ class SeamConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "SeamConfig":
-        """Raises `ValueError` for the config of another architecture, which transformers would only warn about."""
+        """Raise `ValueError` for the config of another architecture, which transformers would only warn about."""
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"this is a checkpoint of architecture {model_type!r}, not of {cls.model_type!r}.")
         return super().from_dict(_with_new_names(config_dict), **kwargs)
 
-    def validate_architecture(self):
-        """Check that the parts fit together. Raises `ValueError` that names the field and what is accepted."""
-        if self.bridge == "aligner" and self.audio_config.d_model != self.aligner_config.d_model:
+    def validate_architecture(self) -> None:
+        """Raise `ValueError` that names the field and what is accepted when the parts do not fit together."""
+        audio: Any = self.audio_config
+        aligner: Any = self.aligner_config
+        if self.bridge == "aligner" and audio.d_model != aligner.d_model:
             raise ValueError(
-                f"aligner_config.d_model is {self.aligner_config.d_model} but the speech encoder yields states of size "
-                f"{self.audio_config.d_model}; the alignment decoder attends to them directly, so they must be equal."
+                f"aligner_config.d_model is {aligner.d_model} but the speech encoder yields states of size "
+                f"{audio.d_model}; the alignment decoder attends to them directly, so they must be equal."
             )
-        if self.aligner_config.d_model % self.aligner_config.decoder_attention_heads:
+        if aligner.d_model % aligner.decoder_attention_heads:
             raise ValueError(
-                f"aligner_config.d_model ({self.aligner_config.d_model}) must be a multiple of "
-                f"aligner_config.decoder_attention_heads ({self.aligner_config.decoder_attention_heads})."
+                f"aligner_config.d_model ({aligner.d_model}) must be a multiple of "
+                f"aligner_config.decoder_attention_heads ({aligner.decoder_attention_heads})."
             )
         vocab_size = self.get_text_config().vocab_size
         for name in ("boa_token_id", "eoa_token_id"):
@@ -227,7 +233,7 @@ class SeamConfig(PreTrainedConfig):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
         if self.bridge == "aligner" and self.bridge_config is not None:
-            raise ValueError("bridge_config is for the aligner's rivals; the aligner's settings are aligner_config.")
+            raise ValueError("bridge_config is for the baselines; the aligner's settings are aligner_config.")
         if self.bridge == "ctc" and self.llm_inputs != "nearest":
             raise ValueError("llm_inputs: a CTC head predicts tokens, no embeddings; accepted: nearest.")
         if not 0 <= self.alignment_lambda <= 1:

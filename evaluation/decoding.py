@@ -24,8 +24,8 @@ from seam.data.dataset import batches_by_length
 from seam.data.files import repair_json_lines, sha256_of, write_text
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
-from seam.evaluation.transcription import Transcription, load_checkpoint, load_whisper, transcribe
-from seam.modeling_seam import SeamConfig
+from seam.evaluation.transcription import Transcription, load_whisper, transcribe
+from seam.modeling_seam import SeamConfig, load_checkpoint
 from seam.modeling_seam.bridges import BRIDGES
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.processing_seam import PROCESSOR_FILES
@@ -163,7 +163,7 @@ def _choose_systems(name: str, config: PreTrainedConfig, systems: Sequence[str] 
         raise ValueError(f"{name} is a checkpoint of architecture {config.model_type!r}; accepted: seam, whisper.")
     elif config.alignment_only:
         has, what = ("stage1",), "holds Stage 1 without the LLM"
-    elif config.bridge != "aligner" and not BRIDGES[config.bridge].writes_tokens:
+    elif not BRIDGES[config.bridge].has_stage_1:
         has, what = ("full",), f"has no Stage 1 (bridge {config.bridge!r})"
     else:
         has, what = ("stage1", "full", "full-noftg"), "has no decoder of a Whisper"

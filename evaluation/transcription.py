@@ -32,22 +32,6 @@ class Transcription:
     embeddings: int
 
 
-def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, SeamProcessor]:
-    """
-    Model and processor of a folder or a Hub id. `kwargs`: of `PreTrainedModel.from_pretrained`.
-
-    Raises:
-        OSError: when it cannot be found; ValueError: when it is no SEAM checkpoint, or not a whole one.
-    """
-    try:
-        model = SeamForSpeechRecognition.from_pretrained(name, **kwargs).eval()  # first: it names other architectures
-        processor = SeamProcessor.from_pretrained(name)
-    except OSError as error:
-        raise OSError(f"cannot load the checkpoint {name!r}: {error}") from error
-    processor.check_fits(model.config)
-    return model, processor
-
-
 def load_whisper(name: str, **kwargs) -> tuple[WhisperForConditionalGeneration, SeamProcessor]:
     """
     Load a Whisper checkpoint with its own decoder, to compare SEAM with it.

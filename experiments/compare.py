@@ -21,10 +21,9 @@ from seam.data.manifest import read_manifest
 from seam.evaluation.comparison import SystemOutput, compare, write_comparison
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
-from seam.evaluation.transcription import load_checkpoint
 from seam.experiments.demo import WorldRecipe, backbone_key, make_control, make_world
 from seam.experiments.steps import Steps
-from seam.modeling_seam.aligner import SeamAligner
+from seam.modeling_seam import load_checkpoint
 from seam.modeling_seam.bridges import BRIDGES
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, check_stage, merged
@@ -219,8 +218,7 @@ def _check_start(name: str, system: SystemSettings, start: SystemSettings) -> No
 def _labels(system: SystemSettings, name: str) -> dict[str, str]:
     """Return the names of a system's rows in the table, and which of `seam evaluate --systems` each is."""
     label = system.label or name
-    bridge = BRIDGES.get(system.config.get("bridge"), SeamAligner)
-    if not bridge.writes_tokens:
+    if not BRIDGES[system.config.get("bridge", "aligner")].has_stage_1:
         return {label: "full"}
     has = ["stage1"] if list(system.stages) == ["alignment"] else ROWS
     return {f"{label}, {SYSTEMS[row].suffix}": row for row in ROWS if row in (system.rows or has)}

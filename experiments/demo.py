@@ -33,7 +33,7 @@ from seam.data.manifest import Utterance, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1
 from seam.evaluation.scoring import interval, total, utterance_errors
 from seam.evaluation.table import notes, write_table
-from seam.evaluation.transcription import load_checkpoint, load_whisper, transcribe
+from seam.evaluation.transcription import load_whisper, transcribe
 from seam.experiments import tiny_backbones
 from seam.experiments.grammar import VOCABULARY, sample
 from seam.experiments.speech import (
@@ -44,7 +44,7 @@ from seam.experiments.speech import (
     source_domains,
 )
 from seam.experiments.steps import Steps
-from seam.modeling_seam import SeamProcessor
+from seam.modeling_seam import SeamProcessor, load_checkpoint
 from seam.processing_seam import DEFAULT_INSTRUCTION
 from seam.publishing.card import write_card
 from seam.train import alignment, instruction, refinement

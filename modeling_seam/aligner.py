@@ -2,6 +2,7 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,6 @@ from transformers.models.whisper.modeling_whisper import (
     WhisperDecoderLayer,
     WhisperPositionalEmbedding,
 )
-from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .nearest import NearestToken
@@ -32,6 +32,8 @@ CACHE = "cache" if "cache" in inspect.signature(WhisperDecoderLayer.forward).par
 @dataclass
 class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
     """
+    Output of the alignment decoder.
+
     Args:
         logits (`torch.FloatTensor` of shape `(batch, seq, vocab_size)`, *optional*):
             Minus the alignment distance to every token, when a lookup is given: argmax is the nearest neighbour.
@@ -45,12 +47,12 @@ class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
             weights on the tokens and on the speech states.
     """
 
-    aligned_embeds: torch.FloatTensor | None = None
+    aligned_embeds: torch.Tensor | None = None
 
 
 class SeamAligner(PreTrainedModel, GenerationMixin):
     """
-    Predicts the LLM embedding of the next token from the tokens so far and the speech states.
+    Predict the LLM embedding of the next token from the tokens so far and the speech states.
 
     It is an encoder-decoder without an encoder whose logits are minus the alignment distance, so that the stock
     greedy search of `GenerationMixin` *is* Algorithm 1. The layers are transformers' own `WhisperDecoderLayer`s; they
@@ -61,7 +63,7 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         llm_dim: size of the LLM's embeddings, d_llm.
     """
 
-    writes_tokens = True  # there is a Stage 1
+    has_stage_1 = True  # it predicts tokens
     config: WhisperConfig
     base_model_prefix = "aligner"
     main_input_name = "input_features"  # never given: `generate` takes `encoder_outputs`
@@ -91,18 +93,20 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
     @capture_outputs
     def forward(
         self,
-        decoder_input_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        encoder_outputs: ModelOutput | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        encoder_outputs: Any = None,
         attention_mask: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         cache: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         lookup: NearestToken | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> SeamAlignerOutput:
         """
+        Predict the embedding after each token (Eq. 2).
+
         Args:
             decoder_input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): tokens so far; needs `lookup`.
             inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, d_llm)`, *optional*): their embeddings instead.
@@ -114,6 +118,8 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
             lookup (`NearestToken`, *optional*): when given, `logits` are computed.
         """
         if inputs_embeds is None:
+            if lookup is None or decoder_input_ids is None:
+                raise ValueError("inputs_embeds, or decoder_input_ids and lookup, are required.")
             inputs_embeds = lookup.embed(decoder_input_ids)
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
@@ -128,11 +134,12 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         hidden_states = hidden_states + self.embed_positions(hidden_states, position_ids=position_ids)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.dropout, training=self.training)
 
+        named_cache: dict[str, Any] = {CACHE: cache}
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_states,
             attention_mask=decoder_attention_mask,
-            **{CACHE: cache},
+            **named_cache,
         )
         speech_mask = create_bidirectional_mask(
             config=self.config,
@@ -147,12 +154,12 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
                 speech_states,  # in its place, not by name: reentrant checkpointing looks for gradients there only
                 speech_mask,
                 use_cache=use_cache,
-                **{CACHE: cache},
+                **named_cache,
                 **kwargs,
             )
         aligned_embeds = self.output_projection(self.layer_norm(hidden_states))
         return SeamAlignerOutput(
             logits=-lookup.distances(aligned_embeds) if lookup is not None else None,
             aligned_embeds=aligned_embeds,
-            **{CACHE: cache},
+            **named_cache,
         )

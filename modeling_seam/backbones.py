@@ -1,12 +1,10 @@
-"""
-The pretrained parts, every weight of them accounted for: the whole LLM, in less precision than its files if asked for,
-or the little that Stage 1 needs of it.
-"""
+"""Loading the pretrained parts, every weight accounted for: in less precision than their files, or only in part."""
 
 import copy
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +23,7 @@ from .weights import StoredTensor, fingerprint, read_fingerprint, weight_files
 
 class EmbeddingTable(nn.Module):
     """
-    Stands in for the LLM in Stage 1, which needs its token embeddings and nothing else ("Only embeddings", Table 2).
+    Stand in for the LLM in Stage 1, which needs its token embeddings and nothing else ("Only embeddings", Table 2).
 
     Args:
         config: of the whole LLM.
@@ -38,18 +36,21 @@ class EmbeddingTable(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
 
     def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table, as any language model does."""
         return self.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding):
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the table."""
         self.embed_tokens = value
 
     def get_output_embeddings(self) -> None:
+        """Return nothing: there is no head."""
         return None
 
 
 def load_embedding_table(name: str, dtype: torch.dtype) -> EmbeddingTable:
     """
-    Read one tensor of a causal language model: of its weight files, no more than that is brought into memory.
+    Read the embedding table of a causal language model, and nothing else of its weight files.
 
     Args:
         name: Hub id or folder.
@@ -85,10 +86,11 @@ def load_embedding_table(name: str, dtype: torch.dtype) -> EmbeddingTable:
 
 def load_backbone(auto_class, name: str, dtype: torch.dtype, expected: str, **options) -> PreTrainedModel:
     """
-    Load a backbone with `auto_class`.
+    Load a backbone with `auto_class`, such as `AutoModel`.
 
     Args:
         name: Hub id or folder.
+        dtype: of its weights.
         expected: pattern of the weights that must be in its weight files; others may be missing there.
         options: of `from_pretrained`.
 
@@ -112,8 +114,10 @@ LLM = "language_model."
 
 def llm_options(llm_dtype: str | None, dtype: torch.dtype, device: torch.device | str) -> dict:
     """
-    What `from_pretrained` needs to hold a language model so. `"4bit"` is QLoRA's (Dettmers et al. 2023, arXiv
-    2305.14314): NF4 with double quantization, computed in bf16; embedding table, head and norms are in bf16.
+    Return the arguments of `from_pretrained` that load a language model in `llm_dtype`.
+
+    `"4bit"` is QLoRA's (Dettmers et al. 2023, arXiv 2305.14314): NF4 with double quantization, computed in bf16;
+    embedding table, head and norms are in bf16.
 
     Args:
         llm_dtype: one of `LLM_DTYPES`, or `None`: as everything else.
@@ -141,18 +145,21 @@ def llm_options(llm_dtype: str | None, dtype: torch.dtype, device: torch.device 
     return {"dtype": torch.bfloat16, "quantization_config": quantization_config, "device_map": {"": device}}
 
 
-def settle(language_model: PreTrainedModel) -> None:
+def keep_layout(language_model: PreTrainedModel) -> None:
     """
-    Keep the layout of a quantized LLM's weights. On CPUs with bf16 instructions bitsandbytes changes it for good at the
-    first inference, and training after it would go on without gradients, with no more than a warning.
+    Keep the layout of a quantized LLM's weights.
+
+    On CPUs with bf16 instructions bitsandbytes changes it for good at the first inference, and training after it would
+    go on without gradients, with only a warning.
     """
+    module: Any
     for module in language_model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def in_full(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedConfig:
-    """The config of a language model as it would be in `dtype`."""
+    """Return the config that a language model would have in `dtype`, not quantized."""
     config = copy.deepcopy(config)
     config.dtype = dtype
     if hasattr(config, "quantization_config"):
@@ -162,9 +169,9 @@ def in_full(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedConfig:
 
 def load_llm_of(
     config: PreTrainedConfig, stored: dict[str, StoredTensor], **options
-) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+) -> tuple[PreTrainedModel, torch.Tensor]:
     """
-    The language model in the weight files of a whole checkpoint.
+    Load the language model from the weight files of a whole checkpoint.
 
     Args:
         config: of the language model.
@@ -189,19 +196,24 @@ def load_llm_of(
     language_model, info = type(shell).from_pretrained(
         None, config=copy.deepcopy(config), state_dict=weights, output_loading_info=True, **options
     )
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[problem]:
-            names = ", ".join(sorted(str(key) for key in info[problem])[:3])
-            raise ValueError(f"the LLM does not fit its config: {problem.replace('_', ' ')} {names}.")
+    check_nothing_lost(info, "the LLM does not fit its config")
     return language_model, table
 
 
-class FullLLM:
+def check_nothing_lost(info: dict[str, Any], what: str) -> None:
+    """Raise `ValueError`, which begins with `what`, for a missing, unexpected or mismatched key in the loading info."""
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[problem]:
+            names = ", ".join(sorted(str(key) for key in info[problem])[:3])
+            raise ValueError(f"{what}: {len(info[problem])} {problem.replace('_', ' ')} ({names}).")
+
+
+class StoredLLM:
     """
     The frozen weights of a language model as they lie in weight files.
 
     Args:
-        language_model: the one that is held in less precision, with its adapters.
+        language_model: the one in less precision, with its adapters.
         files: of the language model, or of a whole checkpoint that has it.
 
     Raises:
@@ -232,14 +244,16 @@ class FullLLM:
 
     def put_into(self, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """
-        A state dict of the whole model with these weights in the place of those that are held. Raises `OSError` when
-        the files are no longer there, or others.
+        Return a state dict of the whole model with these weights in the place of those in less precision.
+
+        Raises:
+            OSError: when the files are no longer there, or others.
         """
         try:
             full = self._tensors()
         except (OSError, SafetensorError) as error:
             raise OSError(f"the LLM, to be saved as it was in {self.folder}, cannot be read there: {error}") from error
         if fingerprint(full) != self.fingerprint:
-            raise OSError(f"{self.folder}: the weights of the LLM are others than when it was loaded.")
+            raise OSError(f"{self.folder}: the weights of the LLM have changed since it was loaded.")
         kept = {key: value for key, value in state_dict.items() if not key.startswith(LLM) or ".lora_" in key}
         return kept | full

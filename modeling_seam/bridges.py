@@ -1,10 +1,12 @@
 """
-What may stand between the speech encoder and the language model: SEAM's aligner, or one of its rivals. The rivals are
-the duration-based bridges of Figure 3, whose number of embeddings follows the audio's length, and a CTC head, which
-writes tokens without attention.
+The bridges between speech encoder and language model: SEAM's aligner and the baselines that it is compared with.
+
+The baselines are the duration-based bridges of Figure 3, whose number of embeddings follows the audio's length, and a
+CTC head, which outputs tokens without attention.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,8 +17,9 @@ from .aligner import SeamAligner
 
 class LinearBridge(nn.Module):
     """
-    SLAM-ASR's projector (Ma et al. 2024, arXiv 2402.08846): neighbouring speech states side by side, through two linear
-    layers. With 5 of Whisper's 50 states a second: 10 embeddings a second.
+    Project neighbouring speech states, concatenated, through two linear layers, as SLAM-ASR does.
+
+    See Ma et al. 2024, arXiv 2402.08846. With 5 of Whisper's 50 states a second: 10 embeddings a second.
 
     Args:
         config ([`SeamConfig`]): sizes of encoder and language model.
@@ -24,7 +27,7 @@ class LinearBridge(nn.Module):
         hidden_size: between the two layers.
     """
 
-    writes_tokens = False
+    has_stage_1 = False
 
     def __init__(self, config, states: int = 5, hidden_size: int = 2048):
         super().__init__()
@@ -32,16 +35,16 @@ class LinearBridge(nn.Module):
         self.inner = nn.Linear(states * config.audio_config.d_model, hidden_size)
         self.outer = nn.Linear(hidden_size, config.get_text_config().hidden_size)
 
-    def forward(
-        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor
-    ) -> tuple[torch.FloatTensor, torch.LongTensor]:
+    def forward(self, speech_states: torch.Tensor, speech_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
+        Map speech states to embeddings for the language model.
+
         Args:
-            speech_states `(batch, speech, d_speech)`, speech_mask `(batch, speech)`: see `encode` of the model.
+            speech_states, speech_mask: `(batch, speech, d_speech)` and `(batch, speech)`; see `encode` of the model.
 
         Returns:
-            Embeddings `(batch, n, d_llm)` and their mask `(batch, n)`; the last states of an utterance, fewer than k,
-            are filled up with zeros rather than dropped.
+            Embeddings `(batch, n, d_llm)` and their mask `(batch, n)`. Where fewer than k states are left at the end of
+            an utterance, zeros are added; none is dropped.
         """
         speech_states = speech_states.to(self.inner.weight.dtype) * speech_mask[..., None]
         missing = -speech_states.shape[1] % self.states
@@ -52,18 +55,19 @@ class LinearBridge(nn.Module):
 
 class QFormerBridge(nn.Module):
     """
-    SALMONN's window-level Q-Former (Tang et al. 2023, arXiv 2310.13289): trained queries attend to the speech states of
-    a window, of 0.33 s with 17 of Whisper's 50 states a second: 88 windows in 30 s.
+    Let trained queries attend to the speech states of each window, as SALMONN's window-level Q-Former does.
+
+    See Tang et al. 2023, arXiv 2310.13289. A window of 17 states is 0.33 s: 88 windows in Whisper's 30 s.
 
     Args:
         config ([`SeamConfig`]): sizes of encoder and language model.
-        window: speech states of one window. What remains of an utterance belongs to its last window, or is one of its
-            own where it is more than half.
+        window: speech states of one window. What remains of an utterance belongs to its last window, or is a window of
+            its own where it is more than half of one.
         queries: embeddings of one window.
         qformer: fields of `Blip2QFormerConfig`: BERT's sizes by default, in two layers that both attend to the speech.
     """
 
-    writes_tokens = False
+    has_stage_1 = False
 
     def __init__(self, config, window: int = 17, queries: int = 1, **qformer):
         super().__init__()
@@ -80,24 +84,22 @@ class QFormerBridge(nn.Module):
         self.norm = nn.LayerNorm(config.audio_config.d_model)
         self.output = nn.Linear(self.qformer.config.hidden_size, config.get_text_config().hidden_size)
 
-    def forward(
-        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor
-    ) -> tuple[torch.FloatTensor, torch.LongTensor]:
-        """As that of [`LinearBridge`]."""
+    def forward(self, speech_states: torch.Tensor, speech_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map speech states to embeddings, with the arguments and results of [`LinearBridge`]."""
         speech_states = self.norm(speech_states.to(self.output.weight.dtype))
         lengths = speech_mask.sum(-1)
         counts = ((lengths + self.window // 2) // self.window).clamp_min(1)
         window = torch.arange(int(counts.max()), device=lengths.device)
         # A last window reaches to the end of the utterance: at most half a window further.
-        place = window[:, None] * self.window + torch.arange(self.window + self.window // 2, device=lengths.device)
+        position = window[:, None] * self.window + torch.arange(self.window + self.window // 2, device=lengths.device)
         is_last = window == counts[:, None] - 1
         own = torch.where(is_last[..., None], lengths[:, None, None], (window[:, None] + 1) * self.window)
         mask = (window < counts[:, None]).long()
-        seen = (place < own) & (place < lengths[:, None, None])
+        seen = (position < own) & (position < lengths[:, None, None])
         # Windows past an utterance's end look at its first state, so that no row of the attention is empty; masked.
-        seen = torch.where(mask[..., None].bool(), seen, (place == place[:, :1]))
+        seen = torch.where(mask[..., None].bool(), seen, position == position[:, :1])
         rows = torch.arange(len(lengths), device=lengths.device)[:, None, None]
-        windows = speech_states[rows, place.clamp_max(speech_states.shape[1] - 1)].flatten(0, 1)
+        windows = speech_states[rows, position.clamp_max(speech_states.shape[1] - 1)].flatten(0, 1)
         found = self.qformer(
             query_embeds=self.queries.expand(len(windows), -1, -1),
             encoder_hidden_states=windows,
@@ -109,45 +111,46 @@ class QFormerBridge(nn.Module):
 
 class CTCHead(nn.Module):
     """
-    One linear layer from speech states to the tokens that it can write and the blank, which is the last.
+    Map speech states to the tokens that it can output and the blank, which is the last, by one linear layer.
 
     Args:
         d_speech: size of the speech states.
-        token_ids: the ids that it can write, in ascending order.
-        never: those of them that `decode` leaves out.
+        token_ids: the ids that it can output, in ascending order.
+        excluded_ids: those of them that `decode` leaves out.
     """
 
-    def __init__(self, d_speech: int, token_ids: Sequence[int], never: Sequence[int] = ()):
+    def __init__(self, d_speech: int, token_ids: Sequence[int], excluded_ids: Sequence[int] = ()):
         super().__init__()
         self.head = nn.Linear(d_speech, len(token_ids) + 1)
         self.blank = len(token_ids)
         # No buffer, and on the CPU for sure: a model is built without memory, and what is not saved stays without it.
         self.token_ids = torch.tensor(token_ids, device="cpu")
-        self.never = torch.searchsorted(self.token_ids, torch.tensor(never, dtype=torch.long, device="cpu")).tolist()
+        excluded = torch.tensor(excluded_ids, dtype=torch.long, device="cpu")
+        self.excluded = torch.searchsorted(self.token_ids, excluded).tolist()
 
-    def forward(self, speech_states: torch.FloatTensor) -> torch.FloatTensor:
-        """Speech states `(..., d_speech)` to unnormalised log probabilities `(..., len(token_ids) + 1)`."""
+    def forward(self, speech_states: torch.Tensor) -> torch.Tensor:
+        """Map speech states `(..., d_speech)` to unnormalised log probabilities `(..., len(token_ids) + 1)`."""
         return self.head(speech_states.to(self.head.weight.dtype)).float()
 
-    def loss(
-        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor, token_ids: torch.LongTensor
-    ) -> torch.FloatTensor:
+    def loss(self, speech_states: torch.Tensor, speech_mask: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """
+        Compute the CTC loss, summed over the batch.
+
         Args:
-            speech_states `(batch, speech, d_speech)`, speech_mask `(batch, speech)`: see `encode` of the model.
-            token_ids `(batch, tokens)`: transcripts, padded with -100. Ids that the head cannot write are passed over:
-                it learns, and is measured on, the rest of the transcript.
+            speech_states, speech_mask: `(batch, speech, d_speech)` and `(batch, speech)`; see `encode` of the model.
+            token_ids: transcripts `(batch, tokens)`, padded with -100. Ids that the head cannot output are left out: it
+                learns, and is measured on, the rest of the transcript.
 
         Returns:
             Minus the log probability of all transcripts, `()`. A transcript with more tokens than the audio has states
-            cannot be written: it adds nothing.
+            is impossible for CTC: it adds nothing.
         """
         known = self.token_ids.to(token_ids.device)
-        places = torch.searchsorted(known, token_ids).clamp_max(self.blank - 1)
-        is_token = known[places] == token_ids  # the padding is no id either
+        classes = torch.searchsorted(known, token_ids).clamp_max(self.blank - 1)
+        is_token = known[classes] == token_ids  # the padding is no id either
         return nn.functional.ctc_loss(
             self(speech_states).log_softmax(-1).transpose(0, 1),
-            places[is_token],
+            classes[is_token],
             speech_mask.sum(-1),
             is_token.sum(-1),
             blank=self.blank,
@@ -156,9 +159,9 @@ class CTCHead(nn.Module):
         )
 
     def decode(
-        self, speech_states: torch.FloatTensor, speech_mask: torch.Tensor | None = None
-    ) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """The most probable path, collapsed: ids `(batch, tokens)`, padded at the end, and their mask."""
+        self, speech_states: torch.Tensor, speech_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Collapse the most probable path: return ids `(batch, tokens)`, padded at the end, and their mask."""
         path = torch.stack([self._path(states) for states in speech_states]).to(speech_states.device)
         keep = path != self.blank
         keep[:, 1:] &= path[:, 1:] != path[:, :-1]
@@ -170,38 +173,47 @@ class CTCHead(nn.Module):
         ids[mask.bool()] = self.token_ids.to(path.device)[path[keep]]
         return ids, mask
 
-    def _path(self, speech_states: torch.FloatTensor) -> torch.LongTensor:
+    def _path(self, speech_states: torch.Tensor) -> torch.Tensor:
         """
-        The most probable output at each state of one utterance, `(speech, d_speech)` to `(speech,)`. The scores of one
-        are large enough: 1500 states over a vocabulary of 151,936 take 0.9 GB.
+        Return the most probable class at each state of one utterance, `(speech, d_speech)` to `(speech,)`.
+
+        One at a time: the scores of 1500 states over a vocabulary of 151,936 take 0.9 GB.
         """
         scores = self(speech_states)
-        scores[:, self.never] = -torch.inf
+        scores[:, self.excluded] = -torch.inf
         return scores.argmax(-1)
 
 
 class CTCBridge(CTCHead):
     """
-    A CTC head over the language model's vocabulary on the frozen encoder: the simplest rival that has a Stage 1. The
-    language model is given the embeddings of the tokens that it writes.
+    Recognise tokens by a CTC head over the language model's vocabulary: the simplest baseline that has a Stage 1.
+
+    The language model receives the embeddings of these tokens.
 
     Args:
-        config ([`SeamConfig`]): sizes and the ids that are never written.
+        config ([`SeamConfig`]): sizes and the ids that are never output.
     """
 
-    writes_tokens = True
+    has_stage_1 = True
 
     def __init__(self, config):
-        never = {*(config.lookup_excluded_ids or ()), config.eoa_token_id}
-        super().__init__(config.audio_config.d_model, range(config.get_text_config().vocab_size), sorted(never))
+        excluded = {*(config.lookup_excluded_ids or ()), config.eoa_token_id}
+        super().__init__(config.audio_config.d_model, range(config.get_text_config().vocab_size), sorted(excluded))
 
 
-BRIDGES = {"linear": LinearBridge, "qformer": QFormerBridge, "ctc": CTCBridge}
+BRIDGES: dict[str, Any] = {"aligner": SeamAligner, "linear": LinearBridge, "qformer": QFormerBridge, "ctc": CTCBridge}
+
+
+def require_stage_1(config, purpose: str) -> None:
+    """Raise `ValueError`, which begins with `purpose`, where the bridge of the config has no Stage 1."""
+    if not BRIDGES[config.bridge].has_stage_1:
+        accepted = ", ".join(name for name, bridge in BRIDGES.items() if bridge.has_stage_1)
+        raise ValueError(f"{purpose}: the bridge {config.bridge!r} has no Stage 1; accepted: {accepted}.")
 
 
 def build_bridge(config) -> nn.Module:
     """
-    The bridge that `config.bridge` names, with fresh weights.
+    Build the bridge that `config.bridge` names, with fresh weights.
 
     Raises:
         ValueError: for a setting in `config.bridge_config` that the bridge does not have.

@@ -11,11 +11,11 @@ from .fast_matmul import UNIT, Bf16Table, Int8Table, fp32_pieces, is_int8_fast, 
 COSINE_EPS = 1e-8
 # Predictions looked up at once: 32 rows of a vocabulary of 150,000 are 20 MB in fp32.
 LOOKUP_ROWS = 32
-# Rows of distances that are worked on at once where that is a matter of a cache: 4 of them are 2.4 MB.
+# Rows of distances that are processed at once so that they stay in a cache: 4 of them are 2.4 MB.
 CACHED_ROWS = 4
 # Numbers in a table that is small: its fp32 copy takes 64 MB, and one product with it next to no time.
 SMALL_TABLE = 2**24
-# Ids of one prediction that are measured one by one; when more may be the nearest, all are.
+# Candidates of one prediction that are measured one by one; when there are more, all ids are measured.
 SHORTLIST = 1024
 
 
@@ -28,8 +28,9 @@ def distance_from_products(
     reduction: str,
 ) -> torch.Tensor:
     """
-    The alignment distance, lambda * |p - t|^2 + (1 - lambda) * (1 - cos(p, t)), written in inner products, so that
-    distances to a whole vocabulary cost one matrix product. It falls in a straight line as `p.t` grows:
+    Compute the alignment distance from inner products, so that a whole vocabulary costs one matrix product.
+
+    The distance is lambda * |p - t|^2 + (1 - lambda) * (1 - cos(p, t)), which is linear in `p.t` and falls as it grows:
 
         d = lambda * (p.p + t.t) + (1 - lambda) - p.t * (2 * lambda + (1 - lambda) / (|p| |t|))
 
@@ -50,7 +51,7 @@ def alignment_distance(
     predicted: torch.Tensor, target: torch.Tensor, alignment_lambda: float, reduction: str
 ) -> torch.Tensor:
     """
-    Distance of each predicted embedding to its own target, in fp32 (the summand of Eq. 3).
+    Compute the distance of each predicted embedding to its own target, in fp32 (the summand of Eq. 3).
 
     Args:
         predicted, target: `torch.FloatTensor` of shape `(..., d_llm)`.
@@ -71,12 +72,12 @@ def alignment_distance(
 
 class NearestToken:
     """
-    The embedding table of the language model as Stage 1 sees it: feeds tokens back and finds the nearest ones (Eq. 8).
+    Find the nearest tokens in the language model's embedding table (Eq. 8), and embed them.
 
-    Not an `nn.Module`: the table belongs to the language model, this only adds the squared norms and the choice of ids
+    Not an `nn.Module`: the table belongs to the language model; here are only the squared norms and the choice of ids
     that can be returned. Distances are fp32: a half-precision product alone picks another token in 4 % of hard cases.
-    In a large table products of low precision serve to leave out the ids that cannot be the nearest, by a bound on
-    their error; the rest are measured in fp32.
+    In a large table, low-precision products and a bound on their error exclude the ids that cannot be the nearest; the
+    rest are measured in fp32.
 
     Args:
         table (`torch.Tensor` of shape `(vocab_size, d_llm)`): the embedding table.
@@ -96,7 +97,7 @@ class NearestToken:
         self.table = table.detach()
         self.alignment_lambda = alignment_lambda
         self.reduction = reduction
-        self.direct_rows = 0  # predictions for which the bound left too many ids, so that all were measured in fp32
+        self.direct_rows = 0  # predictions with too many candidates, so that all ids were measured in fp32
         if active_ids is None:
             self._ids = None  # of the rows that are compared: all of them
             self._excluded = torch.tensor(excluded_ids, dtype=torch.long, device=table.device)
@@ -105,11 +106,11 @@ class NearestToken:
             self._ids = torch.tensor(active, dtype=torch.long, device=table.device)
             self._excluded = self._ids[:0]
 
-    # What follows is made when first looked into: training feeds and compares embeddings, but looks nothing up.
+    # What follows is computed when first used: training embeds and compares, but looks nothing up.
 
     @cached_property
     def _rows(self) -> torch.Tensor:
-        """The embeddings that are compared, `(rows, d_llm)`."""
+        """Return the embeddings that are compared, `(rows, d_llm)`."""
         return self.table if self._ids is None else self.table[self._ids]
 
     @cached_property
@@ -118,7 +119,7 @@ class NearestToken:
 
     @cached_property
     def _rows32(self) -> torch.Tensor:
-        """Kept for small tables only."""
+        """Return them in fp32; for small tables only."""
         return self._rows.float()
 
     @cached_property
@@ -127,22 +128,22 @@ class NearestToken:
 
     @cached_property
     def _largest(self) -> torch.Tensor:
-        """The largest norm of a row that can be returned."""
+        """Return the largest norm of a row that can be returned."""
         return self._square.index_fill(0, self._excluded, 0).amax().sqrt()
 
     @cached_property
-    def _coarse_tables(self) -> list[Int8Table | Bf16Table]:
-        """From the one that costs least to the one that leaves the fewest candidates."""
-        kinds = [Int8Table, Bf16Table] if is_int8_fast(self._rows.device) else [Bf16Table]
-        return [kind(self._rows) for kind in kinds]
+    def _low_precision_tables(self) -> list[Int8Table | Bf16Table]:
+        """Return them from the one that costs least to the one that leaves the fewest candidates."""
+        bf16 = Bf16Table(self._rows)
+        return [Int8Table(self._rows), bf16] if is_int8_fast(self._rows.device) else [bf16]
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """`(...)` ids to `(..., d_llm)` embeddings."""
+        """Map `(...)` ids to `(..., d_llm)` embeddings."""
         return torch.nn.functional.embedding(token_ids, self.table)
 
     def distances(self, predicted: torch.Tensor) -> torch.Tensor:
         """
-        Eq. 7 against the whole vocabulary; ids that cannot be returned are at infinity.
+        Compute Eq. 7 against the whole vocabulary; ids that cannot be returned are at infinity.
 
         Args:
             predicted: `torch.FloatTensor` of shape `(..., d_llm)`.
@@ -160,38 +161,38 @@ class NearestToken:
         return [self._rows32] if self._is_small else fp32_pieces(self._rows)
 
     def _row_distances(self, predicted: torch.Tensor) -> torch.Tensor:
-        """Eq. 7 against `_rows`: `(..., d_llm)` to `(..., rows)`."""
+        """Compute Eq. 7 against `_rows`: `(..., d_llm)` to `(..., rows)`."""
         predicted = predicted.to(self._rows.device).float()  # parts may lie on several devices
         with torch.autocast(predicted.device.type, enabled=False):  # autocast would make it a half-precision product
             dot = torch.cat([predicted @ piece.T for piece in self._pieces()], dim=-1)
         return self._from_products(dot, predicted.square().sum(-1, keepdim=True))
 
     def _from_products(self, dot: torch.Tensor, predicted_square: torch.Tensor) -> torch.Tensor:
-        """Eq. 7 from products with `_rows`."""
+        """Compute Eq. 7 from products with `_rows`."""
         distances = distance_from_products(
             dot, predicted_square, self._square, self._rows.shape[-1], self.alignment_lambda, self.reduction
         )
         return distances.index_fill_(-1, self._excluded, torch.inf)
 
-    def nearest(self, predicted: torch.Tensor) -> torch.LongTensor:
-        """Eq. 8: `(..., d_llm)` predictions to `(...)` ids. In slices, for a row of distances is a whole vocabulary."""
+    def nearest(self, predicted: torch.Tensor) -> torch.Tensor:
+        """Map `(..., d_llm)` predictions to `(...)` ids (Eq. 8), in slices: each has a distance to every token."""
         predicted, shape = predicted.flatten(0, -2), predicted.shape[:-1]
         find = self._nearest_by_distances if self._is_small else self._nearest_by_shortlist
         with torch.autocast(self._rows.device.type, enabled=False):  # it would make them half-precision products
             nearest = torch.cat([find(part) for part in predicted.split(LOOKUP_ROWS)])
         return (nearest if self._ids is None else self._ids[nearest]).view(shape)
 
-    def _nearest_by_distances(self, predicted: torch.Tensor) -> torch.LongTensor:
-        """`(n, d_llm)` predictions to `(n,)` places in `_rows`."""
+    def _nearest_by_distances(self, predicted: torch.Tensor) -> torch.Tensor:
+        """Map `(n, d_llm)` predictions to `(n,)` indices into `_rows`."""
         return self._row_distances(predicted).argmin(-1)
 
-    def _nearest_by_shortlist(self, predicted: torch.Tensor) -> torch.LongTensor:
-        """The same by low-precision products, as far as these leave a few candidates."""
+    def _nearest_by_shortlist(self, predicted: torch.Tensor) -> torch.Tensor:
+        """Do the same by low-precision products, where these leave few candidates."""
         predicted = predicted.to(self._rows.device).float()
-        none = len(self._rows)  # no place
+        none = len(self._rows)  # no index
         nearest = torch.full((len(predicted),), none, device=predicted.device)
         is_open = torch.arange(len(predicted), device=predicted.device)
-        for table in self._coarse_tables:
+        for table in self._low_precision_tables:
             given, first = predicted[is_open], is_open
             for upper in table.upper_products(given):
                 for part in (nearest[first] == none).nonzero().flatten().split(CACHED_ROWS):
@@ -203,17 +204,19 @@ class NearestToken:
         nearest[is_open] = self._nearest_by_distances(predicted[is_open])
         return nearest
 
-    def _among_candidates(self, predicted: torch.Tensor, upper: torch.Tensor) -> torch.LongTensor:
+    def _among_candidates(self, predicted: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """
-        The nearest among the rows that can be, which are measured in fp32: those whose distance, from a product that is
-        too great if anything, is not greater than that of some row. Of equal ones the lowest id.
+        Find the nearest row among the candidates, which are measured in fp32; of equal ones the lowest id.
+
+        Candidates are the rows whose smallest possible distance, from the upper bound of the product, is not greater
+        than the distance of some row.
 
         Args:
             predicted: `(n, d_llm)`, fp32.
             upper: `(n, rows)`, upper bounds of the products.
 
         Returns:
-            Places in `_rows`, `(n,)`; where there are more candidates than `SHORTLIST`, the number of rows.
+            Indices into `_rows`, `(n,)`; where there are more candidates than `SHORTLIST`, the number of rows.
         """
         square, none = predicted.square().sum(-1, keepdim=True), len(self._rows)
         least = self._from_products(upper, square)
@@ -222,16 +225,15 @@ class NearestToken:
         bound = distance[:, None] + self._rounding(square)
         close = (least > bound).logical_not_()  # not `<=`: what overflowed into nan stays in
         close[close.count_nonzero(-1) > SHORTLIST] = False
-        row, place = close.nonzero(as_tuple=True)
-        exact = alignment_distance(predicted[row], self._rows[place], self.alignment_lambda, self.reduction)
+        row, index = close.nonzero(as_tuple=True)
+        exact = alignment_distance(predicted[row], self._rows[index], self.alignment_lambda, self.reduction)
         smallest = exact.new_full((len(predicted),), torch.inf).scatter_reduce(0, row, exact, "amin")
-        place = place.masked_fill(exact != smallest[row], none)
-        return place.new_full((len(predicted),), none).scatter_reduce(0, row, place, "amin")
+        index = index.masked_fill(exact != smallest[row], none)
+        return index.new_full((len(predicted),), none).scatter_reduce(0, row, index, "amin")
 
     def _rounding(self, square: torch.Tensor) -> torch.Tensor:
         """
-        A bound, for each prediction, on how far two fp32 distances, from products that are right and measured, can lie
-        from Eq. 7 together.
+        Bound the summed error of two fp32 distances of each prediction: one from exact products, one measured directly.
 
         Args:
             square: `(n, 1)`, p.p.
@@ -248,7 +250,7 @@ class NearestToken:
         return scale * in_squared + (1 - self.alignment_lambda) * (4 * total + 16 * UNIT) + smallest
 
     def closest_other(self, token_id: int) -> tuple[int, float]:
-        """The returnable id nearest to `token_id`'s own embedding, itself left out, and the cosine between the two."""
+        """Return the id nearest to `token_id`'s embedding, other than itself, and the cosine between the two."""
         embedding = self.table[token_id].float()
         distances = self.distances(embedding)
         distances[token_id] = torch.inf

@@ -1,4 +1,4 @@
-"""Weight files of a checkpoint: found, checked and recognised. Safetensors only: nothing is unpickled."""
+"""Weight files of a checkpoint: found, checked and fingerprinted. Safetensors only: nothing is unpickled."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, 
 
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 WEIGHT_FILES = "model*.safetensors*"  # with the index of shards: what a later save makes stale
-# Elements of each tensor that its fingerprint looks at: enough to tell two trainings apart, and read in no time.
+# Elements of each tensor that its fingerprint samples: enough to tell two trainings apart, and read in no time.
 SAMPLES = 64
 # Names in weight files that were saved before the bridge was called so, as transformers' `key_mapping` takes them.
 OLD_NAMES = {r"^aligner\.": "bridge."}
@@ -36,13 +36,13 @@ class StoredTensor(NamedTuple):
 
 def weight_files(name: str | Path, **hub) -> list[Path]:
     """
-    The weight files of a folder or Hub id, which is asked for them when they are not in its cache.
+    Return the weight files of a folder or Hub id, downloading those that are not in the cache.
 
     Args:
         hub: `HUB_ARGUMENTS`, as of `from_pretrained`.
 
     Raises:
-        OSError: when there are none; weights in other formats than safetensors are not looked for.
+        OSError: when there are none. Weights in other formats than safetensors are not looked for.
         ValueError: when the index of the shards cannot be read.
     """
     single = _find(name, SAFE_WEIGHTS_NAME, **hub)
@@ -56,14 +56,14 @@ def weight_files(name: str | Path, **hub) -> list[Path]:
         files = {shard: _find(name, shard, **hub) for shard in shards if Path(shard).name == shard}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{index} is damaged: it is no index of weight files.") from error
-    missing = [shard for shard in shards if files.get(shard) is None]
-    if missing:
-        raise OSError(f"{name} lacks {missing[0]}, which {index.name} names.")
-    return list(files.values())
+    for shard in shards:
+        if files.get(shard) is None:
+            raise OSError(f"{name} lacks {shard}, which {index.name} names.")
+    return [file for file in files.values() if file is not None]
 
 
-def check_generation_config(name: str | Path, **hub):
-    """Raises `ValueError` for a damaged generation_config.json, which transformers would replace by defaults."""
+def check_generation_config(name: str | Path, **hub) -> None:
+    """Raise `ValueError` for a damaged generation_config.json, which transformers would replace by defaults."""
     file = _find(name, GENERATION_CONFIG_NAME, **hub)
     try:
         damaged = file is not None and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
@@ -85,7 +85,7 @@ def _find(name: str | Path, file: str, **hub) -> Path | None:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """A digest of the tensors' names, types, shapes and some of their values."""
+    """Return a digest of the tensors' names, types, shapes and some of their values."""
     return _digest({key: _sample(tensor) for key, tensor in tensors.items()})
 
 
@@ -103,8 +103,9 @@ def _digest(seen: dict[str, tuple[str, tuple[int, ...], bytes]]) -> str:
 
 def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, StoredTensor]]:
     """
-    Return the `fingerprint` of the tensors in weight files, under the names that they have there, and where each tensor
-    lies, by the name that it has in the model (see `OLD_NAMES`).
+    Return the fingerprint of weight files, and where each tensor lies.
+
+    The fingerprint is of the names in the files; the other keys are the tensors' names in the model (see `OLD_NAMES`).
 
     Raises:
         ValueError: for a file that is cut off or no safetensors file, by its name.
@@ -128,16 +129,21 @@ def new_name(key: str) -> str:
     return key
 
 
-def check_finite(model: nn.Module, stored: dict[str, StoredTensor]):
-    """Raises `ValueError` that names the file for a loaded weight that holds NaN or infinite values."""
+def check_finite(model: nn.Module, stored: dict[str, StoredTensor]) -> None:
+    """Raise `ValueError` that names the file for a loaded weight that holds NaN or infinite values."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
             file = stored[name].file if name in stored else ""
             raise ValueError(f"the weight file {file} is damaged: {name} holds NaN or infinite values.")
 
 
+def is_trained_by_seam(name: str) -> bool:
+    """Return whether a weight is one that SEAM trains, and thus part of a light checkpoint."""
+    return name.startswith(("bridge.", "draft_head.")) or ".lora_" in name or name == "mask_embedding"
+
+
 def backbone_record(name: str) -> dict[str, str] | None:
-    """What a config keeps of a backbone: Hub id, commit and fingerprint; `None` for a folder, which others lack."""
+    """Return Hub id, commit and fingerprint of a backbone for a config; `None` for a folder, which others lack."""
     if Path(name).exists():
         return None
     files = weight_files(name)
@@ -146,18 +152,19 @@ def backbone_record(name: str) -> dict[str, str] | None:
 
 def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
     """
-    Where a light checkpoint's backbone lies: the folder or id that the user named, or the snapshot of the Hub id in the
-    config, never a path that the config names.
+    Return where a light checkpoint's backbone lies.
+
+    It is the folder or id that the user named, or the snapshot of the Hub id in the config, never a path in the config.
 
     Args:
         role: `"encoder"` or `"llm"`.
         record: see `backbone_record`.
-        given: what the user named instead.
+        given: folder or id that the user named instead.
         hub: `cache_dir`, `local_files_only`, `token`.
 
     Raises:
-        OSError: when it is not to be had.
-        ValueError: when the config names no Hub id and commit, or the weights are others than the checkpoint's.
+        OSError: when it cannot be found or downloaded.
+        ValueError: when the config names no Hub id and commit, or the weights are not those of the training.
     """
     if given is not None:
         folder = given

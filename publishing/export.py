@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from transformers.utils import cached_file
 
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition
-from seam.modeling_seam.checkpoint import save_lora
+from seam.modeling_seam import SeamForSpeechRecognition, load_checkpoint
+from seam.modeling_seam.saving import save_lora
 from seam.modeling_seam.weights import backbone_record
 from seam.publishing.card import write_card
 

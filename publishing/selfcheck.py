@@ -12,8 +12,8 @@ from pathlib import Path
 from huggingface_hub import constants
 from transformers import WhisperModel
 
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam.checkpoint import take_off_lora
+from seam.modeling_seam import load_checkpoint
+from seam.modeling_seam.building import remove_lora
 from seam.publishing.export import export
 
 PROBE = Path(__file__).with_name("probe.py")
@@ -126,7 +126,7 @@ def _backbones(model: str, folder: Path, cache: Path) -> dict[str, str] | str:
     whisper = WhisperModel(seam.config.audio_config)
     whisper.encoder = seam.encoder
     whisper.save_pretrained(folder / "encoder")
-    take_off_lora(seam.language_model, fold_in=False)
+    remove_lora(seam.language_model, fold_in=False)
     seam.language_model.save_pretrained(folder / "llm")
     return {role: _add_to_cache(folder / role, cache, f"local/{role}") for role in ("encoder", "llm")}
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from seam.evaluation.transcription import load_checkpoint
+from seam.modeling_seam import load_checkpoint
 from seam.tests.helpers import forked
 
 for package in ("fastapi", "uvicorn", "python_multipart"):

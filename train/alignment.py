@@ -8,10 +8,10 @@ Only the aligner is trained; encoder and embeddings are frozen.
 
 import torch
 
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam import SeamForSpeechRecognition, load_checkpoint
+from seam.modeling_seam.bridges import require_stage_1
 from seam.train.inputs import new_model
-from seam.train.recipe import RecipeError, StageRecipe, check_stage
+from seam.train.recipe import StageRecipe, check_stage
 from seam.train.run import run
 from seam.train.trainer import StageTrainer
 
@@ -38,6 +38,5 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
     else:
         model, processor = new_model(recipe, alignment_only=True)
-    if not model.bridge.writes_tokens:
-        raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1: begin with seam train instruction.")
+    require_stage_1(model.config, "seam train alignment")
     return run(recipe, AlignmentTrainer, model, processor)

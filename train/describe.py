@@ -146,7 +146,7 @@ def _group_parameters(model: SeamForSpeechRecognition) -> dict[str, list[nn.Para
 
 def _stages_of(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]]) -> tuple[int | str, ...]:
     """Return the stages in which the model can be trained."""
-    if not model.bridge.writes_tokens:
+    if not model.bridge.has_stage_1:
         stages = (2,)
     else:
         stages = (1, 2, 3) if groups[LORA] else (1,)

@@ -17,8 +17,7 @@ from transformers import BatchFeature
 
 from seam.data.manifest import CASINGS, Utterance
 from seam.evaluation.scoring import token_errors, word_errors
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.train.distributed import map_over_ranks
 from seam.train.inputs import read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage

@@ -15,8 +15,7 @@ from seam.data.dataset import SpeechDataset, SpeechReader, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.data.samplers import LengthBatchSampler, budget_shares
 from seam.data.streaming import SpeechStream
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.train.recipe import FULL, DataSettings, RecipeError, StageRecipe
 from seam.train.state_cache import cached_encoder_states
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.bridges import require_stage_1
 from seam.train.inputs import load_previous_stage, lora_parameters, new_model
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
@@ -37,7 +38,7 @@ class InstructionTrainer(StageTrainer):
     @staticmethod
     def trained_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]:
         """Return LoRA's parameters, and those of a bridge that has no Stage 1."""
-        if model.bridge.writes_tokens:
+        if model.bridge.has_stage_1:
             return lora_parameters(model)
         adapters = lora_parameters(model) if model.config.lora_rank else []  # SLAM-ASR trains its projector alone
         return [*model.bridge.parameters(), *adapters]
@@ -59,18 +60,17 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     check_stage(recipe, "instruction")
     if recipe.model is None and recipe.encoder is not None and recipe.llm is not None:
         model, processor = new_model(recipe)
-        if model.bridge.writes_tokens:
+        if model.bridge.has_stage_1:
             raise RecipeError(
                 f"the bridge {model.config.bridge!r} has a Stage 1: train it first (seam train alignment)."
             )
     else:
         model, processor = load_previous_stage(recipe)
-    if recipe.first_token_guidance and not model.bridge.writes_tokens:
-        raise RecipeError(f"first_token_guidance: the bridge {model.config.bridge!r} writes no token to guide with.")
+    if recipe.first_token_guidance:
+        require_stage_1(model.config, "first_token_guidance")
     if recipe.aligned_embeds is None:
         return run(recipe, InstructionTrainer, model, processor)
-    if not model.bridge.writes_tokens:
-        raise RecipeError(f"aligned_embeds: the bridge {model.config.bridge!r} is trained here, not frozen.")
+    require_stage_1(model.config, "aligned_embeds")
 
     def prepare(dataset: Dataset, name: str, utterances: list[Utterance]) -> Dataset:
         return cached_aligned_embeds(recipe, model, processor, dataset, name, utterances)

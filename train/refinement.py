@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam.bridges import require_stage_1
 from seam.train.inputs import load_previous_stage, lora_parameters
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
@@ -144,8 +145,7 @@ def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2; Stage 1's tokens come from `alignment_cache`, or are decoded first."""
     check_stage(recipe, "refinement")
     model, processor = load_previous_stage(recipe)
-    if not model.bridge.writes_tokens:
-        raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1, whose errors Stage 3 learns from.")
+    require_stage_1(model.config, "seam train refinement")
     if recipe.mask == "zero" and model.config.learned_mask:
         raise RecipeError(f"{recipe.model} has a learned mask already: continue with it, mask=learned.")
     if recipe.mask == "learned" and not model.config.learned_mask:

@@ -24,9 +24,9 @@ from transformers import BatchFeature
 from seam.data.dataset import SpeechCollator, SpeechDataset, batches_by_length
 from seam.data.files import read_json_lines, repair_json_lines
 from seam.data.manifest import CASINGS, Utterance
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.modeling_seam.backbones import EmbeddingTable
+from seam.modeling_seam.bridges import require_stage_1
 from seam.train.cache_keys import check_key, recordings_key, stage1_key, transcripts_key
 from seam.train.distributed import map_over_ranks
 from seam.train.inputs import check_lengths, read_utterances
@@ -139,8 +139,7 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of Stage 1 or 2 as model=FOLDER.")
     model, processor = load_checkpoint(recipe.model, dtype=torch.float32)
-    if not model.bridge.writes_tokens:
-        raise RecipeError(f"the bridge {model.config.bridge!r} has no Stage 1 to decode with.")
+    require_stage_1(model.config, "seam train decode")
     folder = Path(recipe.alignment_cache)
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if not 0 <= rank < processes:

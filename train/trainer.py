@@ -95,7 +95,7 @@ class StageTrainer(ResumableTrainer, ABC):
     @classmethod
     def metric_names(cls, model: SeamForSpeechRecognition) -> list[str]:
         """Return the names of the metrics that `evaluate` reports of this model beside the loss."""
-        return ["stage1_wer"] * model.bridge.writes_tokens + ["wer"] * cls.use_llm
+        return ["stage1_wer"] * model.bridge.has_stage_1 + ["wer"] * cls.use_llm
 
     @staticmethod
     def settings(recipe: StageRecipe) -> dict:
@@ -152,13 +152,13 @@ class StageTrainer(ResumableTrainer, ABC):
             super()._save_checkpoint(*args, **kwargs)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        if self.model.full_llm is None:
+        if self.model.stored_llm is None:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         else:  # the checkpoint holds the LLM in full, the model holds it in lower precision
             load_trained_parameters(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self):
-        if self.model.full_llm is None:
+        if self.model.stored_llm is None:
             super()._load_best_model()
         else:
             load_trained_parameters(self.model, Path(self.state.best_model_checkpoint))
@@ -224,7 +224,7 @@ class StageTrainer(ResumableTrainer, ABC):
         )
         results = map_over_ranks(decode, [utterance.audio for utterance in self.validation])
         metrics = {}
-        if self.eval_model.bridge.writes_tokens:
+        if self.eval_model.bridge.has_stage_1:
             metrics["stage1_wer"] = word_errors(references, [result.stage1 for result in results]).error_rate
         if self.use_llm:
             metrics["wer"] = word_errors(references, [result.text for result in results]).error_rate

@@ -16,8 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from seam.bench.inference.synthetic_model import period_of, random_projection, successors
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.modeling_seam.aligner_decoding import checked_alignment, greedy_alignment
-from seam.modeling_seam.llm_decoding import PromptPrefix, Row, write
+from seam.modeling_seam.aligner_decoding import greedy_alignment, verified_alignment
+from seam.modeling_seam.llm_decoding import PromptPrefix, Row, verified_greedy
 from seam.modeling_seam.nearest import NearestToken
 from seam.modeling_seam.prompt import splice
 
@@ -183,8 +183,8 @@ class Utterances:
     def stage_1_checked(self, agreement: float) -> Output:
         """Decode with Stage 1 that verifies a draft of its own text."""
         drafts = self._drafts([self.stage_1_text] * self.batch_size, agreement)
-        rows, _ = checked_alignment(self.model.bridge, self.lookup, *self._alignment(), drafts)
-        return Output([row.written for row in rows], rows)
+        rows, _ = verified_alignment(self.model.bridge, self.lookup, *self._alignment(), drafts)
+        return Output([row.output for row in rows], rows)
 
     def llm(self) -> Output:
         """Decode with the stock loop of the LLM on SEAM's prompts."""
@@ -199,7 +199,7 @@ class Utterances:
         language_model = self.model.language_model
         embeds, mask = self._prompts(self.instruction)
         drafts = self._drafts(self.transcripts, agreement)
-        rows = write(
+        rows = verified_greedy(
             language_model,
             embeds,
             mask,
@@ -209,7 +209,7 @@ class Utterances:
             end_token_ids=set(),
             prefix=self.prefix.states(language_model, self.instruction),
         )
-        return Output([row.written[1:] for row in rows], rows)
+        return Output([row.output[1:] for row in rows], rows)
 
     # ---- logits `(batch, vocabulary)` of the plain loops at a position, to tell numerical ties from errors ----
 

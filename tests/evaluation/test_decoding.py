@@ -13,8 +13,8 @@ from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation import decoding
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.hypotheses import read_hypotheses
-from seam.evaluation.transcription import load_checkpoint, transcribe
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.evaluation.transcription import transcribe
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 
 MANIFEST = RECORDINGS / "manifest.jsonl"
 

@@ -24,8 +24,7 @@ from seam.evaluation.explanation import (
     token_text,
 )
 from seam.evaluation.explanation_views import decision, plot_explanation, record, summary, table, visible
-from seam.evaluation.transcription import load_checkpoint
-from seam.modeling_seam import SeamForSpeechRecognition
+from seam.modeling_seam import SeamForSpeechRecognition, load_checkpoint
 from seam.tests.helpers import forked
 
 GIVEN, KEPT, SUBSTITUTED, INSERTED, DELETED = Change

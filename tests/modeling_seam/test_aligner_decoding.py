@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutput
 
 from seam.modeling_seam import aligner_decoding, generation
-from seam.modeling_seam.aligner_decoding import AlignerSteps, can_run, checked_alignment, greedy_alignment
+from seam.modeling_seam.aligner_decoding import AlignerSteps, can_run, greedy_alignment, verified_alignment
 
 
 def speech_of(model, lengths, longest):
@@ -19,14 +19,14 @@ def speech_of(model, lengths, longest):
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
 def ending(request, build_model):
-    """A model whose random aligner ends rows after different numbers of tokens: <EOA> is one of those it writes."""
+    """Make a model whose random aligner ends rows after different numbers of tokens: <EOA> is one that it predicts."""
     model = build_model()
     model.set_attn_implementation(request.param)
     torch.manual_seed(0)
     states, mask = speech_of(model, [20] * 16, 20)
-    written = model.align(states, mask).sequences
+    decoded = model.align(states, mask).sequences
     # Of the tokens that some rows never write, the one that most rows write.
-    counts = {t: int((written == t).any(-1).sum()) for t in set(written[:, 2:].flatten().tolist())}
+    counts = {t: int((decoded == t).any(-1).sum()) for t in set(decoded[:, 2:].flatten().tolist())}
     token = max((t for t, count in counts.items() if count < 12), key=counts.get)
     model.config.eoa_token_id = token
     return model
@@ -92,7 +92,7 @@ def test_asking_less_often_changes_nothing(ending, monkeypatch, every):
     torch.manual_seed(3)
     states, mask = speech_of(ending, [9, 30, 17, 2, 25], 30)
     expected = ending.align(states, mask)
-    monkeypatch.setattr(aligner_decoding, "asks", lambda tokens, position: (position + 1) % every == 0)
+    monkeypatch.setattr(aligner_decoding, "looks_for_ends", lambda tokens, position: (position + 1) % every == 0)
     assert_same(ending.align(states, mask), expected)
 
 
@@ -130,14 +130,14 @@ def test_in_half_precision_it_follows_the_predictions(build_model, dtype):
     assert (excess <= 0.02 * least[alignment.mask.bool()].abs().clamp_min(1)).float().mean() > 0.95
 
 
-def test_the_active_vocabulary_is_all_that_is_written(build_model, stock_align):
+def test_the_active_vocabulary_is_all_that_is_decoded(build_model, stock_align):
     torch.manual_seed(6)
     model = build_model()
     states, mask = speech_of(model, [20] * 8, 20)
-    written = model.align(states, mask).sequences.unique().tolist()
-    some = build_model(active_vocabulary=written[::2])
+    decoded = model.align(states, mask).sequences.unique().tolist()
+    some = build_model(active_vocabulary=decoded[::2])
     alignment = some.align(states, mask)
-    assert set(alignment.sequences[alignment.mask.bool()].tolist()) <= set(written[::2])
+    assert set(alignment.sequences[alignment.mask.bool()].tolist()) <= set(decoded[::2])
     assert alignment.mask.any()
     assert_same(alignment, stock_align(some, states, mask))
 
@@ -168,7 +168,7 @@ HOW = ("perfect", "empty", "wrong", "too long", "too short", "shuffled", "noisy"
 
 
 def corrupt(tokens: list[int], how: str, rng: random.Random) -> list[int]:
-    """A draft of what Stage 1 writes."""
+    """Make a draft of Stage 1's tokens."""
     draft, other = list(tokens), range(300)
     if how == "empty":
         return []
@@ -203,14 +203,14 @@ def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
         arguments = (ending.bridge, ending.lookup, states, mask if rng.random() < 0.8 else None, *ids, limit)
         with torch.no_grad():
             plain, embeds = greedy_alignment(*arguments)
-            written = [[token for token in row if token != ids[1]] for row in plain.tolist()]
-            drafts = [corrupt(row, rng.choice(HOW) if how == "mixed" else how, rng) for row in written]
-            rows, predicted = checked_alignment(*arguments, drafts)
-        for row, tokens, own, plain_own in zip(rows, written, predicted, embeds, strict=True):
+            decoded = [[token for token in row if token != ids[1]] for row in plain.tolist()]
+            drafts = [corrupt(row, rng.choice(HOW) if how == "mixed" else how, rng) for row in decoded]
+            rows, predicted = verified_alignment(*arguments, drafts)
+        for row, tokens, own, plain_own in zip(rows, decoded, predicted, embeds, strict=True):
             torch.testing.assert_close(own, plain_own[: len(own)], rtol=1e-3, atol=2e-4)
-            assert len(own) == len(row.written)
-            assert row.written == (tokens + [ids[1]])[:limit]
-            assert len(row.written) <= row.forwards + row.accepted <= len(row.written) + 1
+            assert len(own) == len(row.output)
+            assert row.output == (tokens + [ids[1]])[:limit]
+            assert len(row.output) <= row.forwards + row.accepted <= len(row.output) + 1
             lengths.add(len(tokens))
             rejected += row.rejected
             if how == "perfect" and batch_size == 1:
@@ -225,13 +225,13 @@ def test_bad_drafts_are_given_up(ending):
     states, mask = speech_of(ending, [20], 20)
     ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
     with torch.no_grad():
-        (row,), _ = checked_alignment(ending.bridge, ending.lookup, states, mask, *ids, 23, [[299] * 23])
-    assert row.forwards == len(row.written) and 0 < row.rejected <= 60
+        (row,), _ = verified_alignment(ending.bridge, ending.lookup, states, mask, *ids, 23, [[299] * 23])
+    assert row.forwards == len(row.output) and 0 < row.rejected <= 60
 
 
 @pytest.fixture
 def steps_of(model):
-    """Makes steps that also tell what they predicted, `(rows, d_llm)` a step."""
+    """Make steps, and the list of their predictions, `(rows, d_llm)` a step."""
 
     def make(states, mask):
         predictions = []

@@ -107,9 +107,9 @@ def alone(backbones, processor) -> SeamForSpeechRecognition:
 
 def test_stage_1_alone_hears_what_the_whole_model_hears(alone, model, processor, waveforms):
     inputs = processor(audio=waveforms)
-    heard = alone.generate(**inputs)
-    assert torch.equal(heard, model.generate(**inputs, use_llm=False))
-    assert torch.equal(heard, alone.generate(**inputs, use_llm=False))
+    stage1_ids = alone.generate(**inputs)
+    assert torch.equal(stage1_ids, model.generate(**inputs, use_llm=False))
+    assert torch.equal(stage1_ids, alone.generate(**inputs, use_llm=False))
     with pytest.raises(ValueError, match="use_llm: this checkpoint holds Stage 1 alone"):
         alone.generate(**inputs, use_llm=True)
     labels = processor(text=["one two three"] * len(waveforms))["labels"]

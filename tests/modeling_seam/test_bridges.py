@@ -1,4 +1,4 @@
-"""The aligner's rivals: their sizes and rates as published, and that all of SEAM works around each of them."""
+"""The baselines: their sizes and rates as published, and that all of SEAM works around each of them."""
 
 import pytest
 import torch
@@ -92,11 +92,11 @@ def test_the_last_window_takes_what_is_left(states, windows, papers):
     embeds, mask = bridge(states, torch.ones(states.shape[:2], dtype=torch.long))
     assert embeds.shape[1] == windows and mask.tolist() == [[1] * windows]
     embeds.square().sum().backward()
-    assert (states.grad.abs().sum(-1) > 0).all()  # every state is heard
+    assert (states.grad.abs().sum(-1) > 0).all()  # every state has an influence
     states.grad = None
     bridge(states, torch.ones(states.shape[:2], dtype=torch.long))[0][:, 0].square().sum().backward()
-    heard = (states.grad.abs().sum(-1) > 0)[0]
-    assert heard[:17].all() and (windows == 1 or not heard[17:].any())
+    seen = (states.grad.abs().sum(-1) > 0)[0]
+    assert seen[:17].all() and (windows == 1 or not seen[17:].any())
 
 
 def test_queries_make_embeddings(papers):
@@ -106,7 +106,7 @@ def test_queries_make_embeddings(papers):
 
 
 def ctc(path: list[int], vocabulary: int = 6) -> CTCBridge:
-    """A head that writes a given path, whatever it hears: states are one-hot places."""
+    """Make a head that outputs a given path, whatever the speech: states are one-hot positions."""
     text = {"vocab_size": vocabulary, "hidden_size": 16, "num_attention_heads": 2, "head_dim": 8, "model_type": "qwen3"}
     audio = {"d_model": len(path), "encoder_attention_heads": 1, "decoder_attention_heads": 1}
     config = SeamConfig(
@@ -121,7 +121,7 @@ def ctc(path: list[int], vocabulary: int = 6) -> CTCBridge:
     return head
 
 
-def test_what_is_never_written():
+def test_excluded_ids_are_never_decoded():
     head = ctc([0, 1, 3, 6])  # <BOA>, <EOA>, a token, the blank
     ids, _ = head.decode(torch.eye(4)[None], torch.ones(1, 4, dtype=torch.long))
     assert not {0, 1} & set(ids.flatten().tolist())
@@ -162,22 +162,20 @@ def test_the_loss_is_that_of_the_reply(model, processor, waveforms):
 def test_the_audio_reaches_the_loss(model, processor, waveforms):
     inputs = processor(audio=waveforms[:2], text=["one two", "three"])
     model.bridge.requires_grad_(True)
-    model(**inputs).loss.backward() if not model.bridge.writes_tokens else model(
-        **inputs, use_llm=False
-    ).loss.backward()
+    model(**inputs).loss.backward() if not model.bridge.has_stage_1 else model(**inputs, use_llm=False).loss.backward()
     assert all(parameter.grad is not None for parameter in model.bridge.parameters())
     model.zero_grad()
 
 
 def test_bridges_without_a_stage_1_say_so(model, processor, waveforms):
     inputs = processor(audio=waveforms[:1])
-    if model.bridge.writes_tokens:
-        heard = model.generate(**inputs, use_llm=False)
+    if model.bridge.has_stage_1:
+        stage1_ids = model.generate(**inputs, use_llm=False)
         output = model.generate(**inputs, return_dict_in_generate=True)
-        assert processor.decode(output.alignment_sequences[0]) == processor.decode(heard[0])
+        assert processor.decode(output.alignment_sequences[0]) == processor.decode(stage1_ids[0])
         assert output.sequences[0, 0] == output.alignment_sequences[0, 0]  # the guiding token
         return
-    with pytest.raises(ValueError, match="writes no tokens: it has no Stage 1"):
+    with pytest.raises(ValueError, match="use_llm=False: the bridge .* has no Stage 1; accepted: aligner, ctc"):
         model.generate(**inputs, use_llm=False)
     output = model.generate(**inputs, return_dict_in_generate=True)
     assert output.alignment_sequences is None and output.aligned_embeds.shape[:2] == output.alignment_mask.shape
@@ -190,7 +188,7 @@ def test_settings_that_do_not_exist(backbones, processor):
         SeamConfig(bridge="perceiver")
     with pytest.raises(ValueError, match="bridge_config of the bridge 'linear'.*stride"):
         build(backbones, processor, "linear", bridge_config={"stride": 2})
-    with pytest.raises(StrictDataclassError, match="bridge_config is for the aligner's rivals"):
+    with pytest.raises(StrictDataclassError, match="bridge_config is for the baselines"):
         SeamConfig(bridge_config={"states": 5})
     with pytest.raises(StrictDataclassError, match="a CTC head predicts tokens"):
         SeamConfig(bridge="ctc", llm_inputs="continuous")
@@ -202,7 +200,7 @@ def test_settings_that_do_not_exist(backbones, processor):
 class MeanBridge(nn.Module):
     """One embedding for the whole utterance."""
 
-    writes_tokens = False
+    has_stage_1 = False
 
     def __init__(self, config):
         super().__init__()
@@ -225,7 +223,7 @@ def test_another_bridge_is_a_class_and_a_name(backbones, processor, waveforms, m
 
 
 def test_every_name_has_a_class():
-    assert set(configuration_seam.BRIDGES) == {"aligner", *BRIDGES}
+    assert set(configuration_seam.BRIDGES) == set(BRIDGES)
 
 
 def test_the_pipeline_takes_every_bridge(model, processor, waveforms, tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from seam.modeling_seam.bridges import CTCHead
 
-UNIFORM = log(1 / 4)  # of a head that can write three ids and knows nothing
+UNIFORM = log(1 / 4)  # of an untrained head that can output three ids
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def head() -> CTCHead:
     return head
 
 
-def writes(path: list[int], token_ids: list[int], never: list[int] = ()) -> CTCHead:
-    """A head whose best outputs are `path`, whatever the speech: states are one-hot places."""
-    head = CTCHead(len(path), token_ids, never)
+def writes(path: list[int], token_ids: list[int], excluded_ids: list[int] = ()) -> CTCHead:
+    """Make a head whose best outputs are `path`, whatever the speech: states are one-hot positions."""
+    head = CTCHead(len(path), token_ids, excluded_ids)
     with torch.no_grad():
         head.head.bias.zero_()
         head.head.weight.zero_()
@@ -81,8 +81,8 @@ def test_nothing_is_heard():
     assert ids.shape == mask.shape == (1, 0)
 
 
-def test_what_is_never_written():
-    head = writes([1, 2, 1], [3, 5, 9], never=[5])
+def test_excluded_ids_are_never_decoded():
+    head = writes([1, 2, 1], [3, 5, 9], excluded_ids=[5])
     assert head.decode(torch.eye(3)[None])[0].tolist() == [[3, 9, 3]]
 
 

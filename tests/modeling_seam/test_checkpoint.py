@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq
 
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.modeling_seam.checkpoint import STAGING
+from seam.modeling_seam.saving import STAGING
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
@@ -129,7 +129,7 @@ def test_a_new_model_can_have_a_learned_mask(build_model):
 
 @pytest.fixture
 def drafts(inputs):
-    """What a model's draft head writes for the inputs."""
+    """Return the tokens of a model's draft head for the inputs."""
 
     def drafts(model) -> list[list[int]]:
         with torch.no_grad():
@@ -146,17 +146,17 @@ def test_a_draft_head_is_saved_whole(build_model, logits, drafts, tmp_path):
     torch.nn.init.normal_(model.draft_head.head.weight, std=0.5)
     assert model.draft_head.head.weight.shape == (292, 32) and model.config.draft_vocabulary == list(range(10, 301))
     assert torch.equal(logits(model), before)
-    written = drafts(model)
-    assert len({tuple(row) for row in written}) > 1 and all(10 <= token <= 300 for row in written for token in row)
+    decoded = drafts(model)
+    assert len({tuple(row) for row in decoded}) > 1 and all(10 <= token <= 300 for row in decoded for token in row)
     model.save_pretrained(tmp_path / "once")
     once = load(tmp_path / "once")
-    assert torch.equal(once.draft_head.head.weight, model.draft_head.head.weight) and drafts(once) == written
+    assert torch.equal(once.draft_head.head.weight, model.draft_head.head.weight) and drafts(once) == decoded
     once.save_pretrained(tmp_path / "twice")
     assert content(tmp_path / "once") == content(tmp_path / "twice")
     half = load(tmp_path / "once", dtype=torch.bfloat16)
     assert half.draft_head.head.weight.dtype == torch.bfloat16 and drafts(half)
-    assert drafts(load(tmp_path / "once", device_map="cpu")) == written
-    assert drafts(once.merge_lora()) == written
+    assert drafts(load(tmp_path / "once", device_map="cpu")) == decoded
+    assert drafts(once.merge_lora()) == decoded
     weights = load_file(tmp_path / "once" / "model.safetensors")
     del weights["draft_head.head.bias"]
     save_file(weights, tmp_path / "once" / "model.safetensors", metadata={"format": "pt"})
@@ -186,7 +186,7 @@ def fail_in_code(monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("seam.modeling_seam.checkpoint.shutil.copytree", fail)
+    monkeypatch.setattr("seam.modeling_seam.saving.shutil.copytree", fail)
 
 
 def changed(model) -> SeamForSpeechRecognition:
@@ -263,7 +263,7 @@ def test_merged_lora_says_the_same_without_adapters(build_model, logits, tmp_pat
 
 
 def with_old_names(folder: Path) -> Path:
-    """The same checkpoint as it was saved then: `aligner.…` in the weight files, their index and the fingerprint."""
+    """Turn a checkpoint into one of that time: `aligner.…` in the weight files, their index and the fingerprint."""
     for file in weight_files(folder):
         weights = {name.replace("bridge.", "aligner.", 1): tensor for name, tensor in load_file(file).items()}
         save_file(weights, file, metadata={"format": "pt"})
@@ -317,7 +317,7 @@ def test_a_light_checkpoint_with_old_names(from_hub, light, logits, tmp_path):
 
 @pytest.fixture
 def cache(backbones, tmp_path, monkeypatch) -> Path:
-    """A Hub cache that holds the backbones as `owner/whisper` and `owner/llm`."""
+    """Make a Hub cache that holds the backbones as `owner/whisper` and `owner/llm`."""
     cache = tmp_path / "cache"
     for name, folder, commit in zip(("whisper", "llm"), backbones, COMMITS.values(), strict=True):
         add_to_cache(cache, f"owner/{name}", Path(folder), commit)

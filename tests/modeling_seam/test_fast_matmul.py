@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from seam.modeling_seam import fast_matmul
-from seam.modeling_seam.fast_matmul import Bf16Table, Int8Table, few_rows_linear, few_rows_product, fp32_pieces
+from seam.modeling_seam.fast_matmul import Bf16Table, Int8Table, fp32_pieces, skinny_linear, skinny_matmul
 
 KINDS = [Bf16Table, pytest.param(Int8Table, marks=pytest.mark.skipif(not hasattr(torch, "_int_mm"), reason="no int8"))]
 
@@ -68,14 +68,14 @@ def test_is_the_linear_layers_product(rows, dtype, bias):
     linear = nn.Linear(96, 160, bias=bias).to(dtype)
     states = torch.randn(rows, 96).to(dtype)
     expected = states.double() @ linear.weight.double().T
-    product = few_rows_product(states, linear.weight)
+    product = skinny_matmul(states, linear.weight)
     assert product.shape == (rows, 160) and product.dtype == dtype and product.is_contiguous()
     eps = max(2 * torch.finfo(dtype).eps, 1e-5)
     torch.testing.assert_close(product.double(), expected, rtol=eps, atol=eps)
     if bias:
         expected = expected + linear.bias.double()
     with torch.no_grad():
-        torch.testing.assert_close(few_rows_linear(linear, states).double(), expected, rtol=2 * eps, atol=2 * eps)
+        torch.testing.assert_close(skinny_linear(linear, states).double(), expected, rtol=2 * eps, atol=2 * eps)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -84,7 +84,7 @@ def test_the_sum_is_one_in_fp32(rows):
     states = torch.full((rows, 4097), 0.25).bfloat16()
     weight = torch.full((8, 4097), 0.25).bfloat16()
     states[:, 0], weight[:, 0] = 16, 16
-    assert (few_rows_product(states, weight) == 512).all()
+    assert (skinny_matmul(states, weight) == 512).all()
 
 
 def test_a_layer_of_another_kind_computes_itself():
@@ -93,4 +93,4 @@ def test_a_layer_of_another_kind_computes_itself():
             return 2 * super().forward(states)
 
     layer, states = Doubled(8, 8).bfloat16(), torch.randn(1, 8).bfloat16()
-    torch.testing.assert_close(few_rows_linear(layer, states), layer(states))
+    torch.testing.assert_close(skinny_linear(layer, states), layer(states))

@@ -27,14 +27,14 @@ def naive_llm(model, prompt, aligned, guide, limit):
     embeds = torch.cat(
         [embed(torch.tensor(prompt[:place])), aligned, embed(torch.tensor(prompt[place + 1 :])), embed(guide)]
     )
-    written = guide.tolist()
-    while len(written) < limit:
+    decoded = guide.tolist()
+    while len(decoded) < limit:
         token = int(model.language_model(inputs_embeds=embeds[None]).logits[0, -1].argmax())
-        written.append(token)
+        decoded.append(token)
         if token == model.generation_config.eos_token_id:
             break
         embeds = torch.cat([embeds, embed(torch.tensor([token]))])
-    return written
+    return decoded
 
 
 def rows(sequences, mask):
@@ -54,12 +54,13 @@ def batch(processor, waveforms):
 @pytest.fixture(scope="module")
 def short_model(build_model, model, batch):
     """
-    A model whose Stage 1 ends early and after different lengths: its <EOA> is a token that the random model writes at
-    different places for different sounds.
+    Make a model whose Stage 1 ends early and after different lengths.
+
+    Its <EOA> is a token that the random model outputs at different positions for different sounds.
     """
-    written = model.align(*model.encode(**batch)).sequences.tolist()
-    for token in sorted({token for row in written for token in row}):
-        lengths = {row.index(token) if token in row else len(row) for row in written}
+    decoded = model.align(*model.encode(**batch)).sequences.tolist()
+    for token in sorted({token for row in decoded for token in row}):
+        lengths = {row.index(token) if token in row else len(row) for row in decoded}
         if len(lengths) > 1 and 0 not in lengths:
             return build_model(eoa_token_id=token)
     pytest.fail("no token of the random model ends its rows at different places")
@@ -83,14 +84,14 @@ def test_generate_is_algorithm_2(build_model, processor, batch, llm_inputs, guid
     model = build_model(llm_inputs=llm_inputs)
     output = model.generate(**batch, first_token_guidance=guided, max_new_tokens=9, return_dict_in_generate=True)
     eos = model.generation_config.eos_token_id
-    for i, heard in enumerate(rows(output.alignment_sequences, output.alignment_mask)):
-        heard = torch.tensor(heard)
-        predicted = output.aligned_embeds[i, : len(heard)]
-        aligned = predicted if llm_inputs == "continuous" else model.get_input_embeddings()(heard)
-        expected = naive_llm(model, processor.prompt_ids(), aligned, heard[: int(guided)], 9)
+    for i, stage1_ids in enumerate(rows(output.alignment_sequences, output.alignment_mask)):
+        stage1_ids = torch.tensor(stage1_ids)
+        predicted = output.aligned_embeds[i, : len(stage1_ids)]
+        aligned = predicted if llm_inputs == "continuous" else model.get_input_embeddings()(stage1_ids)
+        expected = naive_llm(model, processor.prompt_ids(), aligned, stage1_ids[: int(guided)], 9)
         assert trimmed(output.sequences[i], eos) == trimmed(expected, eos)
         if guided:
-            assert output.sequences[i, 0] == heard[0]
+            assert output.sequences[i, 0] == stage1_ids[0]
 
 
 @pytest.mark.parametrize("which", ["model", "short_model"])
@@ -251,10 +252,10 @@ def test_scores_are_those_of_the_loop_that_wrote(model, processor, waveforms):
     output = model.generate(**inputs, return_dict_in_generate=True, output_scores=True)
     # Greedy: what was written after the guiding token is the argmax of the scores, until the end of the turn.
     choices = torch.stack(output.scores, dim=1).argmax(-1)
-    written = output.sequences[:, 1:]
+    decoded = output.sequences[:, 1:]
     pad = model.generation_config.pad_token_id
-    assert written.shape == choices.shape
-    assert ((written == choices) | (written == pad)).all()
+    assert decoded.shape == choices.shape
+    assert ((decoded == choices) | (decoded == pad)).all()
     stage1 = model.generate(**inputs, use_llm=False, return_dict_in_generate=True, output_scores=True)
     first = torch.stack(stage1.scores, dim=1).argmax(-1)[:, 0]
     assert torch.equal(first, stage1.sequences[:, 0])
@@ -299,18 +300,18 @@ def test_a_draft_head_changes_nothing_but_the_work(build_model, processor, wavef
         if draft == "half":
             ids[:, ::2] = 7
         monkeypatch.setattr(model.draft_head, "decode", lambda *speech: (ids, plain.alignment_mask))
-    checked = model.generate(**inputs, return_dict_in_generate=True)
-    assert torch.equal(checked.sequences, plain.sequences)
-    assert torch.equal(checked.alignment_sequences, plain.alignment_sequences)
-    torch.testing.assert_close(checked.aligned_embeds, plain.aligned_embeds, rtol=1e-3, atol=2e-4)
-    torch.testing.assert_close(checked.alignment_distances, plain.alignment_distances, rtol=1e-3, atol=2e-4)
+    verified = model.generate(**inputs, return_dict_in_generate=True)
+    assert torch.equal(verified.sequences, plain.sequences)
+    assert torch.equal(verified.alignment_sequences, plain.alignment_sequences)
+    torch.testing.assert_close(verified.aligned_embeds, plain.aligned_embeds, rtol=1e-3, atol=2e-4)
+    torch.testing.assert_close(verified.alignment_distances, plain.alignment_distances, rtol=1e-3, atol=2e-4)
     tokens = plain.alignment_mask.sum(-1)
-    work = checked.alignment_forwards
+    work = verified.alignment_forwards
     if draft == "right":
-        assert (checked.alignment_accepted_tokens + work >= tokens).all() and (work <= 2).all()
-        assert (checked.alignment_rejected_tokens == 0).all()
+        assert (verified.alignment_accepted_tokens + work >= tokens).all() and (work <= 2).all()
+        assert (verified.alignment_rejected_tokens == 0).all()
     else:
-        assert (checked.alignment_accepted_tokens < tokens).all() and checked.alignment_rejected_tokens.any()
+        assert (verified.alignment_accepted_tokens < tokens).all() and verified.alignment_rejected_tokens.any()
     stage_1 = model.generate(**inputs, use_llm=False, return_dict_in_generate=True)
     assert torch.equal(stage_1.alignment_forwards, work)
 

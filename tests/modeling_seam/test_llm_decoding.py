@@ -1,4 +1,4 @@
-"""Checking a draft writes what plain greedy search writes, and how much work that is."""
+"""Verifying a draft gives the output of plain greedy search, and how much work that is."""
 
 import random
 from types import SimpleNamespace
@@ -24,7 +24,7 @@ from transformers import (
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.aligner import CACHE
-from seam.modeling_seam.llm_decoding import WEIGHTS_IN_POSITIONS, keep, verifies, write
+from seam.modeling_seam.llm_decoding import WEIGHTS_IN_POSITIONS, can_verify, keep_rows, verified_greedy
 from seam.modeling_seam.prompt import left_pad
 from seam.modeling_seam.speculative import Row
 
@@ -67,7 +67,7 @@ def qwen3():
 
 
 class Task:
-    """Prompts of random embeddings and what `generate` writes after them: `sequences`, without padding `rows`."""
+    """Prompts of random embeddings and the output of `generate` after them: `sequences`, without padding `rows`."""
 
     def __init__(self, language_model, batch_size, limit, ends, guided=False, seed=0, **settings):
         generator = torch.Generator().manual_seed(seed)
@@ -91,7 +91,7 @@ class Task:
             self.transcripts.append(row[: end[0]] if end else row)
 
     def check(self, language_model, drafts, **kwargs) -> list[Row]:
-        rows = write(
+        rows = verified_greedy(
             language_model,
             self.embeds,
             self.mask,
@@ -101,13 +101,13 @@ class Task:
             self.ends,
             **kwargs,
         )
-        longest = max(len(row.written) for row in rows)
-        assert [row.written + [PAD] * (longest - len(row.written)) for row in rows] == self.sequences.tolist()
+        longest = max(len(row.output) for row in rows)
+        assert [row.output + [PAD] * (longest - len(row.output)) for row in rows] == self.sequences.tolist()
         return rows
 
 
 def corrupt(transcript: list[int], how: str, rng: random.Random) -> list[int]:
-    """A draft of a transcript."""
+    """Make a draft of a transcript."""
     draft, word, place = list(transcript), rng.choice(WORDS), rng.randrange(len(transcript) or 1)
     if how == "empty":
         return []
@@ -141,7 +141,7 @@ HOW = [
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8, 12, 16])
 def test_any_draft_gives_the_tokens_of_greedy_search(language_model, batch_size, guided):
-    """2 x 3 x 7 x 48 batches: 42 x 48 = 2,016, in which 13,536 rows are checked."""
+    """2 x 3 x 7 x 48 batches: 42 x 48 = 2,016, in which 13,536 rows are verified."""
     rng = random.Random(batch_size)
     forwards = 0
     for seed in range(4):
@@ -160,7 +160,7 @@ def test_a_static_cache_gives_the_same_tokens(qwen3):
     rng = random.Random(0)
     for batch_size in (1, 4, 9):
         task = Task(qwen3, batch_size, 12, [2, 11, 17], cache_implementation="static")
-        assert verifies(qwen3, task.config, {})
+        assert can_verify(qwen3, task.config, {})
         for how in HOW:
             task.check(qwen3, [corrupt(one, how, rng) for one in task.transcripts], static_cache=True)
 
@@ -175,7 +175,7 @@ def distinct(qwen3):
             task = Task(qwen3, 1, 30, tokens[12], seed=seed)
             assert task.transcripts == [tokens[:12]]
             return task
-    pytest.fail("no prompt makes the random model write 13 different tokens")
+    pytest.fail("no prompt makes the random model output 13 different tokens")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_rows_that_have_ended_leave_the_batch(qwen3):
     with Watched(qwen3) as shapes:
         rows = task.check(qwen3, [[]] * 8)
     assert [batch for batch, _ in shapes] == [
-        sum(len(row.written) > step for row in rows) for step in range(max(len(row.written) for row in rows))
+        sum(len(row.output) > step for row in rows) for step in range(max(len(row.output) for row in rows))
     ]
 
 
@@ -245,8 +245,8 @@ def test_bad_drafts_cost_little(qwen3, batch_size, limit, agreement):
         return sum(fixed + batch * positions for batch, positions in shapes), rows
 
     plain, _ = cost([[]] * batch_size)
-    checked, rows = cost(drafts)
-    assert checked <= 1.1 * plain
+    verified, rows = cost(drafts)
+    assert verified <= 1.1 * plain
     assert sum(row.rejected for row in rows) > 0
     if agreement == 0.0 and batch_size > 1:  # it stops trying
         assert sum(row.rejected for row in rows) < 0.1 * (limit + fixed * limit / batch_size) * batch_size
@@ -270,19 +270,19 @@ def test_kept_positions_move_to_the_right_end(qwen3, static):
     for layer in range(2):
         cache.update(states, -states, layer)
     mask = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [1, 0, 1, 0]])
-    kept = keep(cache, [0, 2], mask)
+    kept = keep_rows(cache, [0, 2], mask)
     assert kept.tolist() == [[1, 1], [1, 1]]
     assert cache.layers[1].keys[:, 0, :2, 0].tolist() == [[0, 1], [8, 10]]
     assert cache.layers[1].values[:, 1, :2, 7].tolist() == [[0, -1], [-8, -10]]
     assert int(cache.get_seq_length()) == 2
-    assert keep(cache, [0, 1], torch.tensor([[0, 1], [1, 1]])).tolist() == [[0, 1], [1, 1]]  # nothing to move
-    assert keep(cache, [0, 1], torch.tensor([[0, 1], [0, 1]])).tolist() == [[1], [1]]  # cut off on the left
+    assert keep_rows(cache, [0, 1], torch.tensor([[0, 1], [1, 1]])).tolist() == [[0, 1], [1, 1]]  # nothing to move
+    assert keep_rows(cache, [0, 1], torch.tensor([[0, 1], [0, 1]])).tolist() == [[1], [1]]  # cut off on the left
     assert cache.layers[0].keys[:, 0, :1, 0].tolist() == [[1], [10]]
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
 def test_memory_is_bounded(kind):
-    """Between two forwards the cache holds no more than the longest prompt and what the longest row has written."""
+    """Between two forwards the cache holds no more than the longest prompt and what the longest row has decoded."""
     language_model = build(kind)
     task = Task(language_model, 6, 40, [2])
     rng = random.Random(3)
@@ -300,7 +300,7 @@ def test_memory_is_bounded(kind):
 
 @pytest.fixture
 def stock(model, monkeypatch):
-    """Calls of the language model's own `generate`."""
+    """Record the calls of the language model's own `generate`."""
     calls, original = [], model.language_model.generate
 
     def spy(*args, **kwargs):
@@ -360,11 +360,11 @@ def test_all_else_is_left_to_the_stock_loop(model, stock, processor, waveforms, 
     ],
     ids=str,
 )
-def test_greedy_search_is_checked(model, stock, processor, waveforms, kwargs):
+def test_greedy_search_is_verified(model, stock, processor, waveforms, kwargs):
     inputs = processor(audio=waveforms)
-    checked = model.generate(**inputs, **kwargs)
+    verified = model.generate(**inputs, **kwargs)
     assert not stock
-    assert torch.equal(checked, model.generate(**inputs, **kwargs, verify=False))
+    assert torch.equal(verified, model.generate(**inputs, **kwargs, verify=False))
     assert len(stock) == 1
 
 
@@ -375,7 +375,7 @@ def test_settings_of_the_language_model_count(build_model, processor, waveforms)
     before = model.generate(**inputs)
     token = before[0, 3].item()
     model.language_model.generation_config.suppress_tokens = [token]
-    assert not verifies(model.language_model, model.generation_config, {})
+    assert not can_verify(model.language_model, model.generation_config, {})
     after = model.generate(**inputs)
     assert token not in after[0, 1:].tolist() and token in before[0, 1:].tolist()
     model.language_model.generation_config.suppress_tokens = None
@@ -388,19 +388,19 @@ def test_settings_of_the_language_model_count(build_model, processor, waveforms)
 
 def test_language_models_that_prepare_their_own_inputs_are_left_alone(qwen3):
     config = Phi3Config(**SIZES)  # recomputes its cache beyond a length
-    assert verifies(qwen3, configured(), {})
-    assert not verifies(Phi3ForCausalLM(config), configured(), {})
-    assert not verifies(qwen3, GenerationConfig(), {})  # no number of tokens
-    assert not verifies(qwen3, configured(cache_implementation="quantized"), {})
+    assert can_verify(qwen3, configured(), {})
+    assert not can_verify(Phi3ForCausalLM(config), configured(), {})
+    assert not can_verify(qwen3, GenerationConfig(), {})  # no number of tokens
+    assert not can_verify(qwen3, configured(cache_implementation="quantized"), {})
     gemma2 = build("gemma2")
-    assert verifies(gemma2, configured(), {})
-    assert not verifies(gemma2, configured(cache_implementation="static"), {})
+    assert can_verify(gemma2, configured(), {})
+    assert not can_verify(gemma2, configured(cache_implementation="static"), {})
 
 
 def test_weights_that_processes_share_are_left_alone():
     language_model = build("qwen3")
     language_model._is_fsdp_managed_module = True
-    assert not verifies(language_model, configured(), {})
+    assert not can_verify(language_model, configured(), {})
 
 
 def test_a_bridge_without_a_stage_1_has_no_draft(build_model, processor, waveforms):
@@ -422,8 +422,8 @@ def test_what_is_reported(model, processor, waveforms):
     output = model.generate(**inputs, max_new_tokens=6, return_dict_in_generate=True)
     assert output.llm_forwards.shape == output.accepted_tokens.shape == output.rejected_tokens.shape == (4,)
     for sequence, forwards, accepted in zip(output.sequences, output.llm_forwards, output.accepted_tokens, strict=True):
-        written = (sequence != model.generation_config.pad_token_id).sum() - 1  # the guide was given
-        assert written == forwards + accepted or written == accepted
+        decoded = (sequence != model.generation_config.pad_token_id).sum() - 1  # the guide was given
+        assert decoded == forwards + accepted or decoded == accepted
     plain = model.generate(**inputs, max_new_tokens=6, return_dict_in_generate=True, verify=False)
     assert plain.llm_forwards is None and torch.equal(plain.sequences, output.sequences)
     alone = model.generate(**inputs, use_llm=False, return_dict_in_generate=True)

@@ -23,7 +23,7 @@ def length(model):
 
 
 def uncached(model, inputs, **kwargs):
-    """What is written when the prefix goes through the language model with the rest."""
+    """Transcribe with the prefix going through the language model with the rest."""
     model._prefix_ids = lambda prompts: []
     try:
         return model.generate(**inputs, **kwargs)

@@ -98,7 +98,7 @@ def test_a_decoder_of_other_sizes_is_no_beginning(backbones, processor, size):
         )
 
 
-def test_a_rival_cannot_begin_as_a_decoder(backbones, processor):
+def test_a_baseline_cannot_begin_as_a_decoder(backbones, processor):
     with pytest.raises(ValueError, match="the bridge 'ctc' is no Whisper decoder; accepted: aligner"):
         SeamForSpeechRecognition.from_backbones(*backbones, processor, aligner_from_decoder=True, bridge="ctc")
 
@@ -185,7 +185,7 @@ def test_a_given_first_token_is_read_but_not_learned(model, processor, batch):
     inputs = {"labels": labels, "aligned_embeds": aligned}
     torch.testing.assert_close(model(**inputs, first_token_ids=given).loss, total / count, rtol=1e-4, atol=1e-4)
     assert not torch.isclose(model(**inputs).loss, total / count, rtol=1e-2)
-    with pytest.raises(ValueError, match="first_token_ids: .* no Stage 1, or no LLM"):
+    with pytest.raises(ValueError, match="first_token_ids: the bridge .* has no Stage 1|first_token_ids guide the LLM"):
         model(**batch, labels=labels, first_token_ids=given, use_llm=False)
 
 
@@ -261,7 +261,7 @@ def test_what_stage_1_wrote_is_read_in_the_place_of_the_transcript(build_model, 
         model(**batch, labels=labels, alignment_ids=ids, aligned_embeds=embeds)
 
 
-def test_the_mask_is_written_and_taught(build_model, processor):
+def test_the_mask_is_applied_and_trained(build_model, processor):
     model = build_model()
     labels = processor(text=TEXTS)["labels"]
     width = model.config.text_config.hidden_size
@@ -274,15 +274,15 @@ def test_the_mask_is_written_and_taught(build_model, processor):
     torch.testing.assert_close(model(labels=labels, aligned_embeds=aligned, masked=masked).loss, expected)
     vector = torch.randn(width)
     model.mask_embedding = torch.nn.Parameter(vector)
-    written = aligned.clone().requires_grad_()
+    replaced = aligned.clone().requires_grad_()
     with torch.no_grad():
-        written[masked.bool()] = vector
-    expected = model(labels=labels, aligned_embeds=written).loss
+        replaced[masked.bool()] = vector
+    expected = model(labels=labels, aligned_embeds=replaced).loss
     expected.backward()
     loss = model(labels=labels, aligned_embeds=aligned, masked=masked).loss
     torch.testing.assert_close(loss, expected)
     loss.backward()
-    torch.testing.assert_close(model.mask_embedding.grad, written.grad[masked.bool()].sum(0))
+    torch.testing.assert_close(model.mask_embedding.grad, replaced.grad[masked.bool()].sum(0))
 
 
 @pytest.fixture(scope="module")

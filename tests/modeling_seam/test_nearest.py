@@ -115,7 +115,7 @@ def large(request, monkeypatch):
 
 
 def near_duplicates(rows, dim, dtype):
-    """Groups of ten that differ by less than a bf16 product can tell."""
+    """Make groups of ten that differ by less than a bf16 product can tell."""
     base = torch.randn(rows // 10, dim)
     return (base.repeat_interleave(10, 0) * (1 + 2e-3 * torch.randn(rows, dim))).to(dtype)
 
@@ -193,7 +193,7 @@ def test_near_predictions_cost_a_quarter_of_the_table(large):
     torch.manual_seed(0)
     table = torch.randn(900, 48).bfloat16()
     lookup = NearestToken(table, 0.5, "sum", [])
-    first, seen = lookup._coarse_tables[0], []
+    first, seen = lookup._low_precision_tables[0], []
     original = first.upper_products
     first.upper_products = lambda predicted: (seen.append(len(upper)) or upper for upper in original(predicted))
     assert lookup.nearest(table[:20].float() + 0.05 * torch.randn(20, 48)).tolist() == list(range(20))
@@ -205,7 +205,7 @@ def test_a_large_half_precision_table_is_not_copied_in_its_own_precision(large):
     lookup = NearestToken(table, 0.5, "sum", [])
     lookup.nearest(torch.randn(20, 48))
     lookup.distances(table[:20])
-    kept = [value for holder in (lookup, *lookup._coarse_tables) for value in vars(holder).values()]
+    kept = [value for holder in (lookup, *lookup._low_precision_tables) for value in vars(holder).values()]
     kept = [value for value in kept if torch.is_tensor(value) and value.numel() >= table.numel() / 4]
     assert kept and all(value.data_ptr() == table.data_ptr() for value in kept)
 

@@ -218,7 +218,7 @@ def test_generate_kwargs(asr, files, texts):
 
 
 def test_what_it_has_no_use_for_is_named(asr, files):
-    with pytest.raises(ValueError, match="return_timestamps: SEAM writes tokens, not times"):
+    with pytest.raises(ValueError, match="return_timestamps: SEAM outputs tokens, not times"):
         asr(files[0], return_timestamps=True)
     with pytest.raises(ValueError, match="chunk_length_s: long audio is cut"):
         asr(files[0], chunk_length_s=10)

@@ -7,18 +7,18 @@ from transformers import GenerationConfig
 from seam.modeling_seam.speculative import (
     DraftedBatch,
     Row,
-    close_ranks,
+    compact_rows,
     is_plain_greedy,
     is_shared,
     merged_settings,
     proposal_length,
-    resume,
+    realign,
 )
 
 
 def test_proposal_length():
     def fresh(**measured):
-        return Row(draft=list(range(90)), written=[], limit=200, **measured)
+        return Row(draft=list(range(90)), output=[], limit=200, **measured)
 
     everything = 10**6
     assert proposal_length([fresh()], 60, everything) == 90  # one forward for a good draft
@@ -28,12 +28,12 @@ def test_proposal_length():
     assert proposal_length([fresh(mismatches=20) for _ in range(8)], 60, everything) == 0
     assert proposal_length([fresh() for _ in range(8)], 60, 24) == 3  # 24 positions may be lost
     assert proposal_length([fresh() for _ in range(8)], 60, -1) == 0
-    assert proposal_length([fresh(place=90)], 60, everything) == 0  # nothing left
+    assert proposal_length([fresh(position=90)], 60, everything) == 0  # nothing left
     assert proposal_length([Row([1, 2, 3], [], limit=2)], 60, everything) == 1  # and one token of the model's own
 
 
 @pytest.mark.parametrize(
-    ("written", "place", "expected"),
+    ("output", "position", "expected"),
     [
         ([10, 11, 12, 99], 4, 4),  # 13 was replaced
         ([10, 11, 12, 14], 4, 5),  # 13 was left out
@@ -46,34 +46,34 @@ def test_proposal_length():
         ([10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 99], 10, 10),  # the draft is used up
     ],
 )
-def test_where_the_draft_goes_on(written, place, expected):
-    assert resume(list(range(10, 20)), written, place) == expected
+def test_where_the_draft_goes_on(output, position, expected):
+    assert realign(list(range(10, 20)), output, position) == expected
 
 
 def test_an_empty_draft_has_no_place_to_go_on():
-    assert resume([], [5, 6], 0) == 0
+    assert realign([], [5, 6], 0) == 0
 
 
 def test_the_last_rows_take_the_places_of_those_that_ended():
-    assert close_ranks(5, []) == [0, 1, 2, 3, 4]
-    assert close_ranks(5, [1, 4]) == [0, 3, 2]
-    assert close_ranks(3, [0, 1, 2]) == []
-    assert close_ranks(4, [0, 1]) == [2, 3]
+    assert compact_rows(5, []) == [0, 1, 2, 3, 4]
+    assert compact_rows(5, [1, 4]) == [0, 3, 2]
+    assert compact_rows(3, [0, 1, 2]) == []
+    assert compact_rows(4, [0, 1]) == [2, 3]
 
 
 def test_a_batch_from_drafts_to_transcripts():
     batch = DraftedBatch([[5, 6, 7], [5, 8], [4]], [[5], [5], []], limit=3, weights=60)
-    assert [row.place for row in batch.rows] == [1, 1, 0]
+    assert [row.position for row in batch.rows] == [1, 1, 0]
     assert batch.propose() == [[6, 7], [8], [4]]
     # The first agrees and goes on to its limit, the second disagrees, the third agrees and ends.
-    new, kept = batch.read([[6, 7], [8], [4]], [[6, 7, 1], [9, 0, 0], [4, 2, 0]], ends={2})
+    new, kept = batch.accept([[6, 7], [8], [4]], [[6, 7, 1], [9, 0, 0], [4, 2, 0]], ends={2})
     assert new == [[6, 7, 1], [9], [4, 2]]
-    assert kept == [1] and batch.rows == [batch.everything[1]]
+    assert kept == [1] and batch.rows == [batch.all_rows[1]]
     assert batch.propose() == [[]]  # nothing of its draft is left
-    assert batch.read([[]], [[2]], ends={2}) == ([[2]], [])
-    assert [row.written for row in batch.everything] == [[5, 6, 7, 1], [5, 9, 2], [4, 2]]
-    assert [row.forwards for row in batch.everything] == [1, 2, 1]
-    assert [(row.accepted, row.rejected) for row in batch.everything] == [(2, 0), (0, 1), (1, 0)]
+    assert batch.accept([[]], [[2]], ends={2}) == ([[2]], [])
+    assert [row.output for row in batch.all_rows] == [[5, 6, 7, 1], [5, 9, 2], [4, 2]]
+    assert [row.forwards for row in batch.all_rows] == [1, 2, 1]
+    assert [(row.accepted, row.rejected) for row in batch.all_rows] == [(2, 0), (0, 1), (1, 0)]
 
 
 def settings_of(**fields):

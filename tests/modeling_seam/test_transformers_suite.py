@@ -24,8 +24,10 @@ if not (SUITE / "test_modeling_common.py").is_file():
 
 def load_suite() -> types.ModuleType:
     """
-    The suite's `test_modeling_common`, in a package of our own around its folder. It inherits from a mixin of tests of
-    export and names one of tests of `generate`, whose files the source distribution lacks: empty ones stand in.
+    Import the suite's `test_modeling_common`, in a package of our own around its folder.
+
+    It inherits from a mixin of tests of export and names one of tests of `generate`, whose files the source
+    distribution lacks: empty ones stand in.
     """
     package = types.ModuleType("transformers_suite")
     package.__path__ = [str(SUITE)]
@@ -166,7 +168,7 @@ class SeamModelTest(suite.ModelTesterMixin, unittest.TestCase):
         self.model_tester = SeamModelTester(self.use_llm)
 
     def skipTest(self, reason: str):
-        """Called by the suite for a test that is not in the table."""
+        """Fail, as the suite asks for a test that is not in the table."""
         self.fail(f"skipped without an explanation in this file: {reason}")
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):

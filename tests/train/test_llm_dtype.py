@@ -164,7 +164,7 @@ def test_an_llm_that_is_gone_or_changed_is_not_saved(stage_2, tmp_path):
     model.save_pretrained(tmp_path)
     assert not changed(stored(stage_2["float32"]), stored(tmp_path))
     held = SeamForSpeechRecognition.from_pretrained(tmp_path, llm_dtype="bfloat16")
-    with pytest.raises(ValueError, match="held in less precision than it is saved in"):
+    with pytest.raises(ValueError, match="in less precision than it is saved in"):
         held.merge_lora()
     with torch.no_grad():
         held.bridge.layer_norm.bias.fill_(7)
@@ -175,7 +175,7 @@ def test_an_llm_that_is_gone_or_changed_is_not_saved(stage_2, tmp_path):
     with torch.no_grad():
         other.language_model.model.norm.weight.mul_(2)
     other.save_pretrained(tmp_path)
-    with pytest.raises(OSError, match="the weights of the LLM are others than when it was loaded"):
+    with pytest.raises(OSError, match="the weights of the LLM have changed since it was loaded"):
         held.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(OSError, match="cannot be read there"):

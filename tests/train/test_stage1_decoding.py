@@ -244,7 +244,7 @@ def test_an_incomplete_recipe_is_refused(stage3, build_model, processor, manifes
     rival = build_model(bridge="linear", bridge_config={"hidden_size": 16})
     rival.save_pretrained(tmp_path / "rival")
     processor.save_pretrained(tmp_path / "rival")
-    with pytest.raises(RecipeError, match="the bridge 'linear' has no Stage 1 to decode with"):
+    with pytest.raises(ValueError, match="seam train decode: the bridge 'linear' has no Stage 1; accepted: aligner"):
         stage1_decoding.main(stage3(model=str(tmp_path / "rival")))
 
 

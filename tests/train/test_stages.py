@@ -289,11 +289,11 @@ def test_a_bridge_without_a_stage_1_learns_in_stage_2(bridge, backbones, manifes
     moved = changed(weights(tmp_path / "0"), weights(tmp_path / "1"))
     assert moved and all(name.startswith("bridge.") or "lora_" in name for name in moved)
     assert any(name.startswith("bridge.") for name in moved) and any("lora_" in name for name in moved)
-    with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1: begin with"):
+    with pytest.raises(ValueError, match=f"alignment: the bridge '{bridge}' has no Stage 1; accepted"):
         alignment.main(recipe(tmp_path, manifest, 1, **settings))
-    with pytest.raises(RecipeError, match=f"first_token_guidance: the bridge '{bridge}' writes no token"):
+    with pytest.raises(ValueError, match=f"first_token_guidance: the bridge '{bridge}' has no Stage 1; accepted"):
         instruction.main(recipe(tmp_path, manifest, 1, first_token_guidance=True, **settings))
-    with pytest.raises(RecipeError, match=f"the bridge '{bridge}' has no Stage 1, whose errors"):
+    with pytest.raises(ValueError, match=f"refinement: the bridge '{bridge}' has no Stage 1; accepted"):
         refinement.main(recipe(tmp_path, manifest, 1, model=str(tmp_path / "1")))
 
 

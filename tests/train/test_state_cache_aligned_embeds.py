@@ -113,5 +113,5 @@ def test_it_is_a_setting_of_stage_2(ready):
 
 
 def test_a_bridge_that_learns_is_not_frozen(ready, backbones):
-    with pytest.raises(RecipeError, match="'linear' is trained here"):
+    with pytest.raises(ValueError, match="aligned_embeds: the bridge 'linear' has no Stage 1"):
         instruction.main(ready(encoder=backbones[0], llm=backbones[1], config={"bridge": "linear"}))
