@@ -93,7 +93,7 @@ def test_notebook_trains_and_recognises_other_voices(tmp_path):
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     measure = """
-rates = [word_errors(references, texts).rate for texts in (before, after)]
+rates = [word_errors(references, texts).error_rate for texts in (before, after)]
 print(json.dumps([*rates, *losses.values()]))
 """
     output = run_python(in_namespaces({named(NOTEBOOK): code + measure}), tmp_path)
@@ -218,11 +218,13 @@ def test_links_resolve(document):
 def test_named_files_and_what_is_in_them_exist(document):
     folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
     for code in inline(document):
-        is_path = re.fullmatch(r"[\w./*-]+", code) and (code.endswith(".py") or code.split("/")[0] in folders)
-        if is_path and "/" in code + "/" * code.endswith(".py") and not re.search(r"\b[A-Z]+\b(?!\.md)", code):
+        is_path = code.endswith(".py") or ("/" in code and code.split("/")[0] in folders)
+        if is_path and re.fullmatch(r"[\w./*-]+", code) and not re.search(r"\b[A-Z]+\b(?!\.md)", code):
             assert any(ROOT.glob(code.rstrip("/"))), code
     text = " ".join(text_of(document).split())
-    pairs = [pair[::-1] for pair in re.findall(r"`(\w+)` in `([\w/]+\.py)`", text)]
-    pairs += re.findall(r"`([\w/]+\.py)` \(`(\w+)`\)", text)
-    for file, name in pairs:
-        assert re.search(rf"\b{name}\b", (ROOT / file).read_text(encoding="utf-8")), f"{name} in {file}"
+    names, file = r"((?:`\w+`(?:,| and| or)? ?)+)", r"`([\w/]+\.py)`"
+    found = [pair[::-1] for pair in re.findall(rf"{names}(?:in |\(){file}", text)]
+    found += re.findall(rf"{file} \({names}\)", text)
+    for path, together in found:
+        for name in re.findall(r"`(\w+)`", together):
+            assert re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8")), f"{name} in {path}"
