@@ -222,13 +222,13 @@ class AlignerSteps:
         # Shorter rows are filled up, at positions that none of their own sees and that the next step overwrites.
         ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in tokens], device=device)
         own = torch.tensor([[i < len(row) for i in range(longest)] for row in tokens])
-        places = torch.tensor(positions)[:, None] + torch.arange(longest)
-        places = places.clamp_max(len(self.weight) - 1).to(self.weight.device)
+        at = torch.tensor(positions)[:, None] + torch.arange(longest)
+        at = at.clamp_max(len(self.weight) - 1).to(self.weight.device)
         stop = min(max(positions) + longest, len(self.weight))
-        mask = torch.arange(stop, device=places.device) > places[:, None, :, None]
-        mask = torch.zeros(mask.shape, dtype=self.weight.dtype, device=places.device).masked_fill_(mask, -torch.inf)
-        hidden_states = (self._embed(ids.flatten()).unflatten(0, ids.shape) + self.weight[places]).flatten(0, 1)
-        hidden_states = self._run(hidden_states, StepPositions(places, stop, mask))
+        mask = torch.arange(stop, device=at.device) > at[:, None, :, None]
+        mask = torch.zeros(mask.shape, dtype=self.weight.dtype, device=at.device).masked_fill_(mask, -torch.inf)
+        hidden_states = (self._embed(ids.flatten()).unflatten(0, ids.shape) + self.weight[at]).flatten(0, 1)
+        hidden_states = self._run(hidden_states, StepPositions(at, stop, mask))
         predicted = self._predict(hidden_states[own.flatten().to(hidden_states.device)])
         counts = [len(row) for row in tokens]
         return predicted.split(counts), [row.tolist() for row in self.lookup.nearest(predicted).split(counts)]

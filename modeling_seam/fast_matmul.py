@@ -97,14 +97,14 @@ class Int8Table:
         self.errors = torch.empty(len(self.parts), 3, len(rows))
         begin = 0
         for piece in fp32_pieces(rows):
-            place = slice(begin, begin + len(piece))
+            own = slice(begin, begin + len(piece))
             rounding = torch.empty_like(piece)
             for i, (start, end) in enumerate(self.parts):
                 rounded, scale = self._in_8_bits(piece[:, start:end])
-                self.rounded[i][place], self.scale[i, place] = rounded, scale
+                self.rounded[i][own], self.scale[i, own] = rounded, scale
                 rounding[:, start:end] = piece[:, start:end] - rounded.float() * scale[:, None]
                 norms = [rounding[:, :end].norm(dim=-1), piece[:, :end].norm(dim=-1), piece[:, end:].norm(dim=-1)]
-                self.errors[i, :, place] = MARGIN * torch.stack(norms)
+                self.errors[i, :, own] = MARGIN * torch.stack(norms)
             begin += len(piece)
 
     @staticmethod
@@ -121,8 +121,8 @@ class Int8Table:
             own = predicted[:, start:end]
             rounded, scale = self._in_8_bits(own)
             rounding[:, start:end] = own - rounded.float() * scale[:, None]
-            whole = torch._int_mm(self.rounded[i], rounded.T).T.contiguous()  # exact
-            dot.addcmul_(whole * scale[:, None], self.scale[i])
+            product = torch._int_mm(self.rounded[i], rounded.T).T.contiguous()  # exact
+            dot.addcmul_(product * scale[:, None], self.scale[i])
             # p.t is what was computed, and p~.(t - t~) + (p - p~).t so far, and p.t of what is left.
             norm, error = (v[:, :end].norm(dim=-1) for v in (predicted, rounding))
             left = predicted[:, end:].norm(dim=-1)

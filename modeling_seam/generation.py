@@ -254,7 +254,7 @@ class SeamGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, ModelOutput]:
-        """Run `GenerationMixin.generate` on the aligner: return sequences with `<EOA>`, and its whole output."""
+        """Run `GenerationMixin.generate` on the aligner: return sequences with `<EOA>`, and all of its output."""
         if kwargs.get("streamer") is not None:
             no_guide = torch.empty(len(speech_states), 0, dtype=torch.long)
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], no_guide)
@@ -509,7 +509,7 @@ class LLMInputs:
 
     Args:
         batch_size: of the whole batch.
-        rows: their places in it.
+        rows: their indices in it.
         prompts: per row `(prompt,)` ids.
         aligned: per row `(tokens, d_llm)`.
         guides: the first tokens `(rows, 1)`, or none `(rows, 0)`.
@@ -530,9 +530,9 @@ class LLMInputs:
         if isinstance(values, tuple):
             return tuple(self.spread(step, fill) for step in values)
         copies = len(values) // max(len(self.rows), 1)
-        everything = values.new_full((self.batch_size, copies, *values.shape[1:]), fill)
-        everything[self.rows] = values.view(len(self.rows), copies, *values.shape[1:])
-        return everything.flatten(0, 1)
+        spread = values.new_full((self.batch_size, copies, *values.shape[1:]), fill)
+        spread[self.rows] = values.view(len(self.rows), copies, *values.shape[1:])
+        return spread.flatten(0, 1)
 
 
 def _padded(rows: Sequence[Row], pad: int, device: torch.device) -> torch.Tensor:

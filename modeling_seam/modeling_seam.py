@@ -36,7 +36,7 @@ from .weights import weight_files as weight_files
 
 logger = logging.get_logger(__name__)
 
-# Above this cosine, EOA and another returnable token can hardly be told apart by the lookup.
+# Above this cosine, EOA and another returnable token can hardly be distinguished by the lookup.
 EOA_COSINE_LIMIT = 0.98
 
 

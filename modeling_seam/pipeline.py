@@ -90,10 +90,10 @@ class SeamPipeline(ChunkPipeline):
         for index, piece in enumerate(pieces):
             yield {"is_last": index == len(pieces) - 1, **self.processor(audio=piece, prompt=prompt)}
 
-    def _forward(self, model_inputs: Any, **generate_kwargs) -> Any:
-        is_last = model_inputs.pop("is_last")
-        model_inputs["input_features"] = model_inputs["input_features"].to(self.model.dtype)
-        sequences = self.model.generate(**model_inputs, **generate_kwargs)
+    def _forward(self, input_tensors: Any, **generate_kwargs) -> Any:
+        is_last = input_tensors.pop("is_last")
+        input_tensors["input_features"] = input_tensors["input_features"].to(self.model.dtype)
+        sequences = self.model.generate(**input_tensors, **generate_kwargs)
         return {"is_last": is_last, "sequences": getattr(sequences, "sequences", sequences)}
 
     def postprocess(self, model_outputs: Any, **postprocess_parameters) -> dict[str, str]:

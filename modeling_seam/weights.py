@@ -178,7 +178,7 @@ def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
             raise ValueError(
                 f"config.backbones[{role!r}] is {record}; a light checkpoint names a Hub id (owner/name) and a commit."
             )
-        # Some versions of the client ask the Hub even in offline mode, unless told not to.
+        # Some versions of the client ask the Hub even in offline mode, unless this is set.
         hub["local_files_only"] = hub.get("local_files_only") or constants.HF_HUB_OFFLINE
         try:
             folder = snapshot_download(
