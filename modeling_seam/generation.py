@@ -122,6 +122,39 @@ class TranscriptStreamer:
         self.streamer.end()
 
 
+@dataclass
+class LLMInputs:
+    """
+    What the language model receives, of the rows of a batch in which Stage 1 found something.
+
+    Args:
+        batch_size: of the whole batch.
+        rows: their indices in it.
+        prompts: per row `(prompt,)` ids.
+        aligned: per row `(tokens, d_llm)`.
+        guides: the first tokens `(rows, 1)`, or none `(rows, 0)`.
+        drafts: per row Stage 1's tokens; `None` for a bridge without a Stage 1.
+    """
+
+    batch_size: int
+    rows: list[int]
+    prompts: list[torch.Tensor]
+    aligned: list[torch.Tensor]
+    guides: torch.Tensor
+    drafts: list[list[int]] | None
+
+    def spread(self, values: Any, fill: float) -> Any:
+        """Spread what a loop returned, a tensor `(rows * copies, ...)` or several, over the whole batch."""
+        if values is None:
+            return None
+        if isinstance(values, tuple):
+            return tuple(self.spread(step, fill) for step in values)
+        copies = len(values) // max(len(self.rows), 1)
+        spread = values.new_full((self.batch_size, copies, *values.shape[1:]), fill)
+        spread[self.rows] = values.view(len(self.rows), copies, *values.shape[1:])
+        return spread.flatten(0, 1)
+
+
 class SeamGenerationMixin(GenerationMixin):
     """`align` and `generate` of [`SeamForSpeechRecognition`]."""
 
@@ -371,7 +404,7 @@ class SeamGenerationMixin(GenerationMixin):
         first_token_guidance: bool,
         speech_states: torch.Tensor,
         speech_mask: torch.Tensor,
-    ) -> "LLMInputs":
+    ) -> LLMInputs:
         """Gather what the language model receives, of the rows in which Stage 1 found something."""
         aligned: Any = alignment.aligned_embeds
         mask, sequences = alignment["mask"], alignment.sequences
@@ -394,7 +427,7 @@ class SeamGenerationMixin(GenerationMixin):
 
     def _transcribe(
         self,
-        inputs: "LLMInputs",
+        inputs: LLMInputs,
         verify: bool,
         generation_config: GenerationConfig | None,
         pad: int,
@@ -432,7 +465,7 @@ class SeamGenerationMixin(GenerationMixin):
         return result
 
     def _llm_settings(
-        self, inputs: "LLMInputs", generation_config: GenerationConfig | None, pad: int, kwargs: dict[str, Any]
+        self, inputs: LLMInputs, generation_config: GenerationConfig | None, pad: int, kwargs: dict[str, Any]
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         """Return the config of the language model's loop, and the arguments that are none of its fields."""
         generation_config = copy.deepcopy(generation_config or self.generation_config)
@@ -447,7 +480,7 @@ class SeamGenerationMixin(GenerationMixin):
             generation_config.max_new_tokens -= 1  # the guide is part of the transcript: it counts
         return generation_config, kwargs
 
-    def _splice(self, inputs: "LLMInputs", skip: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    def _splice(self, inputs: LLMInputs, skip: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the embeddings that the language model receives and their mask, without `skip` ids of the prompts."""
         return splice(
             self.get_input_embeddings(),
@@ -459,7 +492,7 @@ class SeamGenerationMixin(GenerationMixin):
 
     def _transcribe_by_draft(
         self,
-        inputs: "LLMInputs",
+        inputs: LLMInputs,
         drafts: list[list[int]],
         generation_config: GenerationConfig,
         streamer: BaseStreamer | None,
@@ -500,39 +533,6 @@ class SeamGenerationMixin(GenerationMixin):
             return []
         prefix = list(default[: default.index(self.config.audio_token_id)])
         return prefix if all(prompt[: len(prefix)].tolist() == prefix for prompt in prompts) else []
-
-
-@dataclass
-class LLMInputs:
-    """
-    What the language model receives, of the rows of a batch in which Stage 1 found something.
-
-    Args:
-        batch_size: of the whole batch.
-        rows: their indices in it.
-        prompts: per row `(prompt,)` ids.
-        aligned: per row `(tokens, d_llm)`.
-        guides: the first tokens `(rows, 1)`, or none `(rows, 0)`.
-        drafts: per row Stage 1's tokens; `None` for a bridge without a Stage 1.
-    """
-
-    batch_size: int
-    rows: list[int]
-    prompts: list[torch.Tensor]
-    aligned: list[torch.Tensor]
-    guides: torch.Tensor
-    drafts: list[list[int]] | None
-
-    def spread(self, values: Any, fill: float) -> Any:
-        """Spread what a loop returned, a tensor `(rows * copies, ...)` or several, over the whole batch."""
-        if values is None:
-            return None
-        if isinstance(values, tuple):
-            return tuple(self.spread(step, fill) for step in values)
-        copies = len(values) // max(len(self.rows), 1)
-        spread = values.new_full((self.batch_size, copies, *values.shape[1:]), fill)
-        spread[self.rows] = values.view(len(self.rows), copies, *values.shape[1:])
-        return spread.flatten(0, 1)
 
 
 def _padded(rows: Sequence[Row], pad: int, device: torch.device) -> torch.Tensor:
