@@ -1,8 +1,12 @@
 """Tiny random models of the real classes. Small, but initialised wide: audio and words must make a difference."""
 
+import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 # Before anything imports numpy, torch, or huggingface_hub; what tests start inherits it. Models so small gain nothing
 # from more threads, and two processes that share two cores lose by them.
@@ -15,6 +19,7 @@ import torch  # noqa: E402  reads the environment
 
 from seam.experiments import tiny_backbones  # noqa: E402  reads the environment
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402  reads the environment
+from seam.tests.helpers import forked  # noqa: E402  reads the environment
 
 SENTENCES = ["turn on the light in the kitchen", "one two three", "the old goat eats the hay", "stop the music please"]
 WHISPER_SIZES = {
@@ -39,6 +44,26 @@ QWEN_SIZES = {
     "initializer_range": 0.125,
     "max_position_embeddings": 256,
 }
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Keep what takes seconds out of `make check`: only tests marked medium or slow may train or start Python."""
+    if item.get_closest_marker("medium") or item.get_closest_marker("slow"):
+        return (yield)
+    popen, trainer = subprocess.Popen.__init__, sys.modules.get("transformers.trainer")
+
+    def start(self, args, *more, **options):
+        if args[0] == sys.executable:
+            pytest.fail("starts a process: mark it medium")
+        popen(self, args, *more, **options)
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(subprocess.Popen, "__init__", start))
+        for owner, name in [(forked, "run")] + [(trainer.Trainer, "train")] * bool(trainer):
+            refuse = mock.Mock(side_effect=lambda *_, **__: pytest.fail("trains or starts a process: mark it medium"))
+            patches.enter_context(mock.patch.object(owner, name, refuse))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

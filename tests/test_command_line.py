@@ -14,6 +14,8 @@ from seam.data.manifest import read_manifest
 from seam.tests.helpers import forked
 from seam.train.recipe import StageRecipe
 
+pytestmark = pytest.mark.medium
+
 
 def seam(*arguments) -> subprocess.CompletedProcess:
     return forked.run([sys.executable, "-m", "seam", *map(str, arguments)])
@@ -24,6 +26,7 @@ def recordings():
     return read_manifest(RECORDINGS / "manifest.jsonl")
 
 
+@pytest.mark.oldest
 def test_demo_prints_references_and_transcripts(recordings, tmp_path):
     soundfile.write(tmp_path / "mine.wav", soundfile.read(recordings[0].audio)[0], 16000)
     done = seam("demo", tmp_path / "mine.wav")

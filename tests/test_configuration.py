@@ -4,6 +4,8 @@ import pytest
 
 from seam.configuration_seam import SeamConfig
 
+pytestmark = pytest.mark.oldest
+
 
 def test_defaults_are_the_papers_sizes():
     config = SeamConfig()

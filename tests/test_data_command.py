@@ -23,6 +23,7 @@ def corpus(tmp_path):
     return tmp_path
 
 
+@pytest.mark.medium
 def test_what_is_kept_and_what_is_left_out_is_printed(corpus):
     command = [sys.executable, "-m", "seam", "data", "prepare", "librispeech", "LibriSpeech", "out"]
     done = forked.run([*command, "--tokenizer", CHECKPOINT], cwd=corpus)

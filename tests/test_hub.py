@@ -10,6 +10,8 @@ import pytest
 
 from seam.tests.helpers.hub_stub import TOKEN, LocalHub
 
+pytestmark = pytest.mark.medium
+
 HEAD = """
     from pathlib import Path
     import huggingface_hub as client

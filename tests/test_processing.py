@@ -9,6 +9,8 @@ import torch
 
 from seam.modeling_seam import SeamProcessor
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture
 def tone():

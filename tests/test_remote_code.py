@@ -19,6 +19,8 @@ from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).parents[1]
 COMMIT = "c" * 40
 EVERYTHING = """
@@ -97,6 +99,7 @@ def run(home):
     return run
 
 
+@pytest.mark.oldest
 def test_from_a_folder(run, saved, audio, expected):
     run(EVERYTHING, saved, audio, expected)
 
@@ -122,6 +125,7 @@ def test_the_shipped_folder(run, audio, expected):
     run(EVERYTHING, CHECKPOINT, audio, expected)
 
 
+@pytest.mark.oldest
 def test_without_trust_nothing_of_it_runs(run, home, saved, tmp_path):
     evil, marker = tmp_path / "evil", tmp_path / "marker"
     shutil.copytree(saved, evil)
@@ -156,6 +160,7 @@ def test_without_trust_nothing_of_it_runs(run, home, saved, tmp_path):
     run(script, evil, "owner/evil", marker)
 
 
+@pytest.mark.oldest
 def test_with_the_package_no_trust_is_needed(run, saved, tmp_path, audio, expected):
     marked = tmp_path / "marked"
     shutil.copytree(saved, marked)

@@ -20,6 +20,8 @@ import soundfile
 from seam.modeling_seam import load_checkpoint
 from seam.tests.helpers import forked
 
+pytestmark = [pytest.mark.medium, pytest.mark.oldest]
+
 for package in ("fastapi", "uvicorn", "python_multipart"):
     pytest.importorskip(package)
 openai = pytest.importorskip("openai")

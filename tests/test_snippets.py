@@ -21,6 +21,8 @@ from seam.modeling_seam import SeamConfig
 from seam.tests.helpers import forked
 from seam.train.recipe import DataSettings, StageRecipe, load_recipe
 
+pytestmark = pytest.mark.medium
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "train_stage1.ipynb"
 README = ROOT / "README.md"

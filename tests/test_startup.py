@@ -9,6 +9,8 @@ import pytest
 
 from seam.__main__ import CHECKPOINT, RECORDINGS
 
+pytestmark = pytest.mark.medium
+
 SLOW = ("torch", "transformers", "datasets", "librosa", "peft")
 IN_ONE_PROCESS = f"""
 import sys

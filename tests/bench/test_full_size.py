@@ -7,6 +7,8 @@ import pytest
 from seam.bench import full_size
 from seam.modeling_seam import SeamForSpeechRecognition
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -62,6 +62,7 @@ def texts(made, processor):
     return [[processor.decode(item["token_ids"]) for item in batch] for batch in made]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("workers", [0, 2, 5])
 @pytest.mark.parametrize("source", ["manifest", "shards"])
@@ -75,6 +76,7 @@ def test_ranks_and_workers_have_every_utterance_once(stream, processor, source, 
     assert seen == Counter(TEXTS.values())
 
 
+@pytest.mark.medium
 def test_the_number_of_workers_changes_nothing(stream, manifest):
     settings = {"concatenation_probability": 0.5, "speeds": [0.9, 1.1], "noise_probability": 0.5, "time_masks": 1}
     augmentation = Augmentation(**settings)
@@ -148,6 +150,7 @@ def test_what_does_not_fit_is_named(processor, manifest):
         list(SpeechStream([manifest], reader, lambda buffer: np.ones(len(buffer)), passes=1))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize(("files", "ranks", "workers"), [(1, 2, 2), (4, 2, 2), (3, 2, 0), (1, 1, 3), (4, 1, 0)])
 def test_of_datasets_every_utterance_once(stream, processor, manifest, tmp_path, files, ranks, workers):
     (tmp_path / "parquet").mkdir()

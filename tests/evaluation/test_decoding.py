@@ -84,6 +84,7 @@ def test_batches_are_of_one_test_set_and_the_longest_comes_first(finished, tmp_p
     assert names == ["recordings"] * 10 + ["Recordings recordings"] * 10
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("cut", [0, 1, 200])
 def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeypatch, cut):
     calls = []

@@ -56,6 +56,7 @@ def generated(shipped):
 # ---- against `generate` ----
 
 
+@pytest.mark.oldest
 def test_tokens_and_distances_are_those_of_generate(explanations, generated):
     for explanation, output in zip(explanations, generated, strict=True):
         assert explanation.ended and explanation.stage1_tokens[-1].text == EOA
@@ -83,6 +84,7 @@ def test_texts_are_those_of_the_processor(shipped, explanations, generated):
         assert explanation.text == "".join(token.text for token in explanation.tokens)
 
 
+@pytest.mark.oldest
 def test_the_attention_is_that_of_the_aligner(shipped):
     """Its mean over the heads, layer by layer, against the keys and queries themselves."""
     model, processor = shipped
@@ -348,6 +350,7 @@ def seam(tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(app, ["explain", *map(str, arguments)])
 
 
+@pytest.mark.medium
 def test_command(tmp_path):
     command = [sys.executable, "-m", "seam", "explain", str(recording(4))]
     done = forked.run(command, cwd=tmp_path)

@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 import seam
 from seam.tests.helpers import forked
 
@@ -25,6 +27,7 @@ print(json.dumps(results))
 """
 
 
+@pytest.mark.medium
 def test_it_loads_offline_and_counts(tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     done = forked.run([sys.executable, "-c", SCRIPT, str(FOLDER)], env=environment, cwd=tmp_path)

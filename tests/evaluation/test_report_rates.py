@@ -10,6 +10,8 @@ from seam.evaluation.report import per_utterance, unit_rate, unit_rates
 from seam.modeling_seam import SeamProcessor
 from seam.tests.helpers import qwen
 
+pytestmark = pytest.mark.medium
+
 
 def test_a_test_sets_rate_is_not_the_mean_of_its_utterances_rates():
     result = unit_rate([2, 30], [1.0, 10.0])

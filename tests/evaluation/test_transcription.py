@@ -3,8 +3,11 @@
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 
 from seam.evaluation.transcription import transcribe
+
+pytestmark = pytest.mark.oldest
 
 
 def test_any_batch_size_gives_the_same_texts(model, processor, waveforms):

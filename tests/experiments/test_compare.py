@@ -74,6 +74,7 @@ def values(folder, backbones, manifest) -> dict:
     }
 
 
+@pytest.mark.medium
 def test_every_system_is_compared_once(backbones, manifest, tmp_path, capsys):
     results = compare.main(build(compare.CompareRecipe, values(tmp_path, backbones, manifest)))
     rows = ["SEAM, Stage 1", "SEAM, without FTG", "SEAM, with FTG", "untuned, with FTG", "linear"]
@@ -99,6 +100,7 @@ def test_every_system_is_compared_once(backbones, manifest, tmp_path, capsys):
     assert " ..." not in capsys.readouterr().out  # nothing was done again
 
 
+@pytest.mark.medium
 def test_a_changed_system_alone_is_trained_again(backbones, manifest, tmp_path):
     recipe = values(tmp_path, backbones, manifest)
     del recipe["systems"]["untuned"], recipe["claims"]
@@ -136,6 +138,7 @@ def test_what_is_wrong_is_found_before_anything_is_trained(change, message, back
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.medium
 def test_a_world_is_made_first(backbones, manifest, tmp_path, monkeypatch):
     """Speech, tests and backbones come from the world; their making is tested with the demo."""
 
@@ -187,6 +190,7 @@ def test_the_recipes_are_valid(path, tmp_path, monkeypatch):
         compare.main(load_recipe(compare.CompareRecipe, path, [f"output_dir={tmp_path}"]))
 
 
+@pytest.mark.medium
 def test_recipes_share_a_folder_and_the_systems_in_it(backbones, manifest, tmp_path, capsys):
     recipe = values(tmp_path, backbones, manifest)
     recipe["seeds"], recipe["whisper"], recipe["claims"] = [0], False, []

@@ -88,6 +88,7 @@ def words(folder):
     return made
 
 
+@pytest.mark.medium
 def test_training_utterances(tmp_path):
     made = make_training_utterances(words(tmp_path), tmp_path / "train", 10, 6, 2.0, clean_share=0.5, seed=1)
     assert len(made) == 16

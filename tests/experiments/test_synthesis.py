@@ -57,6 +57,7 @@ def speaker() -> Speaker:
     return Speaker()
 
 
+@pytest.mark.medium
 def test_every_voice_speaks_and_sounds_different(speaker):
     digests = set()
     voices = training_voices() + held_out_voices() + accented_voices()

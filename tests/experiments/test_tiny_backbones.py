@@ -2,10 +2,13 @@
 
 import random
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, WhisperForConditionalGeneration
 
 from seam.experiments import tiny_backbones
+
+pytestmark = pytest.mark.oldest
 
 SENTENCES = ["turn on the light", "one two three", "the old goat eats the hay"]
 

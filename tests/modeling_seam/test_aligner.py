@@ -1,10 +1,13 @@
 """The alignment decoder: Whisper's own blocks, a mask over the speech, caches that change nothing."""
 
+import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from seam.modeling_seam.aligner import CACHE
+
+pytestmark = pytest.mark.oldest
 
 
 def speech_of(model, batch=3, length=20):

@@ -50,6 +50,7 @@ def assert_same(one, other):
     assert torch.equal(one.mask, other.mask)
 
 
+@pytest.mark.medium
 def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
     calls = []
     monkeypatch.setattr(
@@ -76,6 +77,7 @@ def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
     assert len(lengths) > 10 and 23 in lengths, "the test needs rows that end early, and some that never do"
 
 
+@pytest.mark.oldest
 def test_predictions_and_distances_are_those_of_the_stock_loop(ending, stock_align):
     torch.manual_seed(2)
     states, mask = speech_of(ending, [9, 30, 17, 2, 25], 30)
@@ -117,6 +119,7 @@ def test_a_batch_that_has_ended_stops(build_model, predict_end):
     assert model.align(states, mask).sequences.shape == (2, 0)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_in_half_precision_it_follows_the_predictions(build_model, dtype):
     """Every token is the nearest, or as near as rounding can tell, to what the parallel pass predicts for it."""
@@ -130,6 +133,7 @@ def test_in_half_precision_it_follows_the_predictions(build_model, dtype):
     assert (excess <= 0.02 * least[alignment.mask.bool()].abs().clamp_min(1)).float().mean() > 0.95
 
 
+@pytest.mark.oldest
 def test_the_active_vocabulary_is_all_that_is_decoded(build_model, stock_align):
     torch.manual_seed(6)
     model = build_model()
@@ -142,6 +146,7 @@ def test_the_active_vocabulary_is_all_that_is_decoded(build_model, stock_align):
     assert_same(alignment, stock_align(some, states, mask))
 
 
+@pytest.mark.oldest
 def test_what_else_is_the_stock_loops(build_model):
     model = build_model()
     plain = GenerationConfig(max_new_tokens=4, eos_token_id=3, pad_token_id=3, return_dict_in_generate=True)
@@ -156,6 +161,7 @@ def test_what_else_is_the_stock_loops(build_model):
     assert not can_run(compiled.bridge, plain, {})
 
 
+@pytest.mark.oldest
 def test_processors_act_on_stage_1(model):
     """They are the stock loop's; the first token is another one when it is forbidden."""
     torch.manual_seed(7)
@@ -189,6 +195,7 @@ def corrupt(tokens: list[int], how: str, rng: random.Random) -> list[int]:
     return draft
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("how", [*HOW, "mixed"])
 def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
     monkeypatch.setattr(aligner_decoding, "FIRST_POSITIONS", 4)  # the cache grows
@@ -245,6 +252,7 @@ def steps_of(model):
     return make
 
 
+@pytest.mark.oldest
 @torch.no_grad()
 def test_steps_are_the_aligners(model, steps_of):
     """One position after another, or several of each row, give what the aligner's own forward gives for all at once."""

@@ -13,6 +13,8 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.backbones import load_embedding_table
 from seam.tests.conftest import QWEN_SIZES, WHISPER_SIZES
 
+pytestmark = pytest.mark.oldest
+
 # Whisper-large-v2's encoder and decoder, Qwen3-4B and Qwen3-0.6B have so many tensors.
 WHISPER_LARGE_V2_TENSORS = 1259
 QWEN3_4B_TENSORS = 398

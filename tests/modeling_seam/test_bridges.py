@@ -11,6 +11,8 @@ from seam.configuration_seam import SeamConfig
 from seam.modeling_seam import SeamForSpeechRecognition, bridges
 from seam.modeling_seam.bridges import BRIDGES, CTCBridge, LinearBridge, QFormerBridge, build_bridge
 
+pytestmark = pytest.mark.oldest
+
 TINY = {
     "linear": {"hidden_size": 64},
     "qformer": {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64},

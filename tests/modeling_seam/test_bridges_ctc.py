@@ -7,6 +7,8 @@ import torch
 
 from seam.modeling_seam.bridges import CTCHead
 
+pytestmark = pytest.mark.oldest
+
 UNIFORM = log(1 / 4)  # of an untrained head that can output three ids
 
 

@@ -20,6 +20,8 @@ from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
 
+pytestmark = pytest.mark.oldest
+
 TEXTS = ["one two three", "turn on the light in the kitchen", "stop", "the old goat"]
 COMMITS = {"encoder": "a" * 40, "llm": "b" * 40}
 
@@ -216,6 +218,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(build_model, logits, tmp_pa
     assert torch.equal(logits(load(tmp_path)), logits(model)) and not torch.equal(logits(model), old)
 
 
+@pytest.mark.medium
 def test_a_killed_save_leaves_the_old_checkpoint(model, logits, tmp_path):
     model.save_pretrained(tmp_path)
     before = content(tmp_path)

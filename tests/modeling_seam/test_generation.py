@@ -6,6 +6,8 @@ from transformers import GenerationConfig, TextIteratorStreamer
 
 from seam.modeling_seam import SeamForSpeechRecognition
 
+pytestmark = pytest.mark.oldest
+
 
 def naive_stage1(model, states, mask, limit):
     """Algorithm 1, line by line: no cache, no stock loop, one utterance."""
@@ -279,6 +281,7 @@ def test_static_cache_writes_the_same(model, processor, waveforms):
     assert torch.equal(model.generate(**inputs, cache_implementation="static"), model.generate(**inputs))
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("part", ["encoder", "bridge", "language_model"])
 def test_parts_compile_without_graph_breaks(build_model, processor, waveforms, part):
     inputs = processor(audio=waveforms[:2], text=["turn on the light", "one two three"])

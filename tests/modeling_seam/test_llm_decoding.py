@@ -138,6 +138,7 @@ HOW = [
 ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8, 12, 16])
 def test_any_draft_gives_the_tokens_of_greedy_search(language_model, batch_size, guided):
@@ -156,6 +157,7 @@ def test_any_draft_gives_the_tokens_of_greedy_search(language_model, batch_size,
     assert forwards < 48 * batch_size * 14  # the drafts were used
 
 
+@pytest.mark.oldest
 def test_a_static_cache_gives_the_same_tokens(qwen3):
     rng = random.Random(0)
     for batch_size in (1, 4, 9):
@@ -226,6 +228,7 @@ def test_rows_that_have_ended_leave_the_batch(qwen3):
     ]
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("agreement", [0.0, 0.2, 0.5])
 @pytest.mark.parametrize("batch_size", [1, 8, 32])
 @pytest.mark.parametrize("limit", [10, 60])
@@ -262,6 +265,7 @@ def test_one_row_that_never_agrees_does_not_cost_more_either(qwen3):
     )
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("static", [False, True])
 def test_kept_positions_move_to_the_right_end(qwen3, static):
     # The value at each place is its number; three rows of four positions.
@@ -280,6 +284,7 @@ def test_kept_positions_move_to_the_right_end(qwen3, static):
     assert cache.layers[0].keys[:, 0, :1, 0].tolist() == [[1], [10]]
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("kind", ["qwen3", "gemma2"])
 def test_memory_is_bounded(kind):
     """Between two forwards the cache holds no more than the longest prompt and what the longest row has decoded."""
@@ -315,6 +320,7 @@ def configured(**fields):
     return GenerationConfig(max_new_tokens=5, pad_token_id=0, eos_token_id=2, **fields)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -346,6 +352,7 @@ def test_all_else_is_left_to_the_stock_loop(model, stock, processor, waveforms, 
     assert len(stock) == 1
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -368,6 +375,7 @@ def test_greedy_search_is_verified(model, stock, processor, waveforms, kwargs):
     assert len(stock) == 1
 
 
+@pytest.mark.oldest
 def test_settings_of_the_language_model_count(build_model, processor, waveforms):
     """Where the model's generation config is silent, `generate` looks into the language model's."""
     model = build_model()
@@ -448,6 +456,7 @@ def test_rows_in_which_nothing_was_heard(model, processor, waveforms, monkeypatc
     assert torch.equal(output.sequences, model.generate(**inputs, verify=False))
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_streamer_is_given_the_same_values(model, processor, waveforms, guided):
     def streamed(verify):
@@ -466,6 +475,8 @@ def test_a_streamer_of_many_rows_is_left_to_the_stock_loop(model, stock, process
     assert len(stock) == 1
 
 
+@pytest.mark.medium
+@pytest.mark.oldest
 @pytest.mark.parametrize("batch_size", [1, 10])
 @pytest.mark.parametrize("guided", [True, False])
 def test_the_shipped_checkpoint_writes_the_same_in_fewer_forwards(request, batch_size, guided):

@@ -6,6 +6,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from seam.modeling_seam.aligner import CACHE
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture
 def model(build_model):

@@ -20,6 +20,8 @@ from transformers import (
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.nearest import alignment_distance
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def batch(processor, waveforms):

@@ -131,6 +131,7 @@ TABLES = {
 }
 
 
+@pytest.mark.medium
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", TABLES)
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])

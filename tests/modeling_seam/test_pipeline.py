@@ -15,6 +15,8 @@ from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.pipeline import SeamPipeline
 
+pytestmark = pytest.mark.oldest
+
 TASK = "automatic-speech-recognition"
 
 

@@ -5,6 +5,8 @@ import torch
 
 from seam.modeling_seam.prompt import left_pad, splice
 
+pytestmark = pytest.mark.oldest
+
 
 def test_left_pad():
     padded, mask = left_pad([torch.tensor([1, 2, 3]), torch.tensor([4])])

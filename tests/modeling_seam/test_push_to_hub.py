@@ -11,6 +11,8 @@ from seam.data.manifest import read_manifest
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_stub import LocalHub
 
+pytestmark = [pytest.mark.medium, pytest.mark.oldest]
+
 ROOT = Path(__file__).parents[2]
 PUSH = """
     import sys

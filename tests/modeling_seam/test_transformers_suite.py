@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, Qwen3Config, WhisperConfig
 
 from seam.modeling_seam import SeamConfig, SeamForSpeechRecognition
 
+pytestmark = pytest.mark.medium
+
 # Part of the source distribution and of no wheel: `make test` fetches that of the installed version.
 SUITE = Path(__file__).resolve().parents[2] / ".venv" / f"transformers-{transformers.__version__}" / "tests"
 if not (SUITE / "test_modeling_common.py").is_file():

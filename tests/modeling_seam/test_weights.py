@@ -14,6 +14,8 @@ from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.pipeline import SeamPipeline
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def saved(model, processor, tmp_path_factory) -> dict[str, Path]:

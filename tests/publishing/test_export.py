@@ -12,6 +12,8 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.publishing import export as exporting
 from seam.publishing.export import export
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def checkpoint(build_model, processor, tmp_path_factory):

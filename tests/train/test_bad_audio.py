@@ -8,6 +8,8 @@ import pytest
 from seam.tests.helpers.training_sounds import recipe, write_sounds
 from seam.train import alignment
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture
 def damaged(tmp_path) -> str:

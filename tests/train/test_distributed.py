@@ -1,7 +1,6 @@
 """Two processes train as one does with a batch twice as large, see each utterance once, and leave one checkpoint."""
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -13,38 +12,36 @@ from seam.tests.helpers import forked, rank_stages
 from seam.tests.helpers.training_sounds import TEXTS, changed, weights
 from seam.train.distributed import all_gather, map_over_ranks, shard, unsharded
 
+pytestmark = pytest.mark.medium
+
 RANK_STAGES = Path(rank_stages.__file__)
 RECIPES = Path(__file__).parents[2] / "recipes"
 STAGES = ["alignment", "draft", "instruction", "refinement"]
 
 
 @pytest.fixture(scope="module")
-def one_process(tmp_path_factory, manifest, backbones) -> Path:
-    folder = tmp_path_factory.mktemp("one")
-    rank_stages.train_all(folder, manifest, *backbones)
-    return folder
+def one_process(once, manifest, backbones) -> Path:
+    return once("one_process", lambda folder: rank_stages.train_all(folder, manifest, *backbones))
 
 
-def run_two(folder: Path, launcher: list[str], *arguments: str) -> Path:
+def run_two(folder: Path, launcher: list[str], *arguments: str) -> None:
     command = [sys.executable, "-m", *launcher, str(RANK_STAGES), str(folder), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = forked.run(command, env=environment)
+    done = forked.run(command)
     assert done.returncode == 0, done.stderr[-14000:]
     assert "find_unused_parameters" not in done.stderr  # what torch warns of when it looks for them in vain
-    return folder
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, manifest, backbones) -> Path:
+def two_processes(once, manifest, backbones) -> Path:
     launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return run_two(tmp_path_factory.mktemp("two"), launcher, manifest, *backbones)
+    return once("two_processes", lambda folder: run_two(folder, launcher, manifest, *backbones))
 
 
 @pytest.fixture(scope="module")
-def two_that_share(tmp_path_factory, manifest, backbones) -> Path:
+def two_that_share(once, manifest, backbones) -> Path:
     launcher = ["accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "fsdp.yaml")]
     launcher += ["--num_processes", "2", "--main_process_port", "0"]
-    return run_two(tmp_path_factory.mktemp("shared"), launcher, manifest, *backbones)
+    return once("two_that_share", lambda folder: run_two(folder, launcher, manifest, *backbones))
 
 
 def history(folder: Path, key: str) -> list[float]:
@@ -68,6 +65,7 @@ def assert_same(one: Path, two: Path):
         torch.testing.assert_close(after[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_learn_what_one_learns(stage, one_process, two_processes):
     assert_same(one_process / stage, two_processes / stage)

@@ -14,23 +14,23 @@ from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, draft, instruction
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 # One layer over 32 numbers: small steps take it nowhere in seconds.
 FAST = {"learning_rate": 0.1, "lr_scheduler_type": "cosine"}
 
 
-@pytest.fixture(scope="module")
-def stage_1(tmp_path_factory, backbones, manifest) -> str:
+@pytest.fixture
+def stage_1(stages) -> str:
     """Stage 1 that knows the eight sounds by heart."""
-    folder = str(tmp_path_factory.mktemp("alignment"))
-    alignment.main(recipe(folder, manifest, 250, encoder=backbones[0], llm=backbones[1], config={"lora_rank": 4}))
-    return folder
+    return str(stages / "alignment")
 
 
 @pytest.fixture(scope="module")
-def drafted(tmp_path_factory, stage_1, manifest) -> tuple[str, dict[str, float]]:
+def drafted(tmp_path_factory, stages, manifest) -> tuple[str, dict[str, float]]:
     """Train a draft head on the checkpoint; return the result and its metrics."""
     folder = str(tmp_path_factory.mktemp("draft"))
-    return folder, draft.main(recipe(folder, manifest, 500, model=stage_1, training=FAST))
+    return folder, draft.main(recipe(folder, manifest, 500, model=str(stages / "alignment"), training=FAST))
 
 
 def test_the_head_learns_and_agrees_with_stage_1(drafted, stage_1, manifest, tmp_path):

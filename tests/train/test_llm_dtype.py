@@ -12,6 +12,8 @@ from seam.tests.helpers.training_sounds import changed, recipe
 from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 KINDS = ["bfloat16", "4bit"]
 SAVING = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4}
 
@@ -55,6 +57,7 @@ def is_lora(name: str) -> bool:
     return "lora_" in name
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_checkpoint_has_the_llm_as_it_was_and_the_trained_lora(kind, stage_2, stage_1, backbones):
     full, ours = stored(stage_2["float32"]), stored(stage_2[kind])

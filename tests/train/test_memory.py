@@ -13,6 +13,8 @@ from seam.train import alignment, draft, instruction, refinement
 from seam.train.inputs import lora_parameters
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 CHECKPOINTING = {"gradient_checkpointing": True}
 DROPOUT = {"dropout": 0.1, "attention_dropout": 0.1}
 STEPS = {"per_device_train_batch_size": 4, "logging_steps": 1}
@@ -38,6 +40,7 @@ def stage_1(tmp_path_factory, backbones, manifest) -> str:
 # ---- gradient checkpointing ----
 
 
+@pytest.mark.oldest
 def test_checkpointed_activations_give_the_same_losses_and_gradients(stage_1, backbones, manifest, tmp_path):
     """To the bit, dropout included, in every stage."""
     new = {"encoder": backbones[0], "llm": backbones[1]}

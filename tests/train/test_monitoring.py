@@ -20,6 +20,8 @@ from seam.train.monitoring import Progress, Throughput, plot_training_curves
 from seam.train.recipe import RecipeError
 from seam.train.trainer import StageTrainer
 
+pytestmark = pytest.mark.medium
+
 KEYS = ("audio_hours_per_hour", "tokens_per_second", "utilisation")
 
 

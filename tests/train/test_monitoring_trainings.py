@@ -16,6 +16,8 @@ from seam.train.checkpoints import list_checkpoints
 from seam.train.recipe import RecipeError, StageRecipe, build, check_stage
 from seam.train.trainer import StageTrainer
 
+pytestmark = pytest.mark.medium
+
 STAGES = {"alignment": alignment, "instruction": instruction, "draft": draft}
 BEST = {
     "per_device_train_batch_size": 4,
@@ -73,6 +75,7 @@ def evaluated(folder: Path, key: str) -> list[tuple[int, float]]:
     return [(row["step"], row[key]) for row in state(folder)["log_history"] if key in row]
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_best_weights_are_kept_and_reported(stage, scripted_rates, before, manifest, tmp_path):
     metrics = run(tmp_path, manifest, 8, before, stage)

@@ -30,6 +30,8 @@ from seam.train.checkpoints import (
 )
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 STAGES = {"alignment": alignment, "instruction": instruction, "refinement": refinement, "draft": draft}
 # Eight utterances: an epoch has four batches, in steps of three and one. Nothing falls on the same step as all else.
 TRAINING = {
@@ -84,6 +86,7 @@ def check_same(uninterrupted: Path, resumed: Path):
     assert [state(resumed)[name] for name in names] == [state(uninterrupted)[name] for name in names]
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_run_killed_anywhere_resumes_exactly(stage, before, manifest, tmp_path, dies_after):
     """In the middle of an epoch, of an accumulation, between two lines of the log; then with workers."""

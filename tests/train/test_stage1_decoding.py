@@ -19,6 +19,8 @@ from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, instruction, refinement, stage1_decoding
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture(scope="module")
 def checkpoint(build_model, processor, tmp_path_factory) -> str:

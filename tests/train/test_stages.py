@@ -17,41 +17,21 @@ from seam.train import alignment, instruction, refinement
 from seam.train.recipe import RecipeError
 from seam.train.refinement import perturb
 
-
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory, backbones, manifest):
-    """All three stages, trained far enough to know the eight sounds by heart."""
-    folder = tmp_path_factory.mktemp("stages")
-    metrics = {
-        "alignment": alignment.main(
-            recipe(
-                folder / "alignment",
-                manifest,
-                250,
-                encoder=backbones[0],
-                llm=backbones[1],
-                config={"lora_rank": 8, "lora_dropout": 0.0},
-            )
-        ),
-        "instruction": instruction.main(
-            recipe(folder / "instruction", manifest, 150, model=str(folder / "alignment"), llm=backbones[1])
-        ),
-        "refinement": refinement.main(recipe(folder / "refinement", manifest, 60, model=str(folder / "instruction"))),
-    }
-    return folder, metrics
+pytestmark = pytest.mark.medium
 
 
+@pytest.mark.oldest
 def test_every_stage_learns(stages):
-    _, metrics = stages
+    metrics = json.loads((stages / "metrics.json").read_text())
     assert metrics["alignment"]["eval_stage1_wer"] < 10
     assert metrics["instruction"]["eval_wer"] < 10
     assert metrics["refinement"]["eval_wer"] < 10
     assert "eval_wer" not in metrics["alignment"]
 
 
+@pytest.mark.oldest
 def test_the_wrong_audio_gives_the_wrong_text(stages, manifest):
-    folder, _ = stages
-    model, processor = (cls.from_pretrained(folder / "refinement") for cls in (SeamForSpeechRecognition, SeamProcessor))
+    model, processor = (cls.from_pretrained(stages / "refinement") for cls in (SeamForSpeechRecognition, SeamProcessor))
     rows = [json.loads(line) for line in open(manifest)]
     sources = [f"{manifest.rsplit('/', 1)[0]}/{row['audio']}" for row in rows]
     heard = [one.text for one in transcribe(model, processor, sources)]
@@ -61,9 +41,9 @@ def test_the_wrong_audio_gives_the_wrong_text(stages, manifest):
     assert right >= 7 and wrong == 0
 
 
+@pytest.mark.oldest
 def test_only_the_stages_own_parameters_change(stages, backbones):
-    folder, _ = stages
-    heard, instructed, refined = (weights(folder / name) for name in ("alignment", "instruction", "refinement"))
+    heard, instructed, refined = (weights(stages / name) for name in ("alignment", "instruction", "refinement"))
     table = heard.pop("language_model.embed_tokens.weight")
     assert torch.equal(table, instructed["language_model.model.embed_tokens.weight"])
     assert not changed(heard, instructed)  # what Stage 1 has; the LLM is not among it
@@ -103,6 +83,7 @@ def test_refinement_reads_both_kinds_of_inputs(backbones, manifest, tmp_path, ll
     assert np.isfinite(metrics["eval_loss"])
 
 
+@pytest.mark.oldest
 def test_accumulated_steps_give_the_loss_of_one_big_batch(backbones, manifest, tmp_path):
     """The loss is a mean over tokens, however they are spread over batches."""
     for name, size, steps in (("big", 8, 1), ("small", 2, 4)):
@@ -175,16 +156,14 @@ def test_stage_2_without_lora_is_refused(backbones, manifest, tmp_path):
 
 
 def test_stage_2_needs_the_llm_to_be_named_once(stages, backbones, manifest, tmp_path):
-    folder, _ = stages
     with pytest.raises(RecipeError, match="alignment holds Stage 1 alone, .* name it, llm=FOLDER"):
-        instruction.main(recipe(tmp_path, manifest, 1, model=str(folder / "alignment")))
+        instruction.main(recipe(tmp_path, manifest, 1, model=str(stages / "alignment")))
     with pytest.raises(RecipeError, match="instruction holds its LLM already: leave llm out"):
-        refinement.main(recipe(tmp_path, manifest, 1, model=str(folder / "instruction"), llm=backbones[1]))
+        refinement.main(recipe(tmp_path, manifest, 1, model=str(stages / "instruction"), llm=backbones[1]))
 
 
 def test_the_first_token_is_given_in_stages_2_and_3(stages, manifest, tmp_path, monkeypatch):
     """In Stage 2 the transcript's; in Stage 3 Stage 1's, which is made wrong here."""
-    folder, _ = stages
     seen, forward, decode = [], SeamForSpeechRecognition.forward, refinement.decode_all
 
     @functools.wraps(forward)  # its signature tells the Trainer that there are labels
@@ -200,7 +179,7 @@ def test_the_first_token_is_given_in_stages_2_and_3(stages, manifest, tmp_path, 
 
     monkeypatch.setattr(SeamForSpeechRecognition, "forward", spy)
     monkeypatch.setattr(refinement, "decode_all", mishear)
-    settings = {"model": str(folder / "instruction"), "first_token_guidance": True}
+    settings = {"model": str(stages / "instruction"), "first_token_guidance": True}
     for stage in (instruction, refinement):
         metrics = stage.main(recipe(tmp_path / stage.__name__, manifest, 1, **settings))
         assert np.isfinite(metrics["eval_loss"]) and len(seen) == 2  # one step, one evaluation
@@ -238,7 +217,7 @@ def test_no_perturbation_at_probability_zero():
 
 
 def test_a_learned_mask_is_trained_with_lora_and_resumed(stages, manifest, tmp_path):
-    before = str(stages[0] / "instruction")
+    before = str(stages / "instruction")
     settings = {"mask": "learned", "masking_probability": 0.5, "deletion_probability": 0.0}
     saving = {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4, "logging_steps": 1}
     refinement.main(recipe(tmp_path / "whole", manifest, 4, model=before, training=saving, **settings))

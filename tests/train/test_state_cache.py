@@ -22,6 +22,8 @@ from seam.train.recipe import RecipeError
 from seam.train.state_cache import cached_encoder_states
 from seam.train.trainer import StageTrainer
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture
 def ready(manifest, tmp_path):

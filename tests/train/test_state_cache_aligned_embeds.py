@@ -15,6 +15,8 @@ from seam.train.recipe import RecipeError, check_stage
 from seam.train.state_cache import cached_aligned_embeds
 from seam.train.trainer import StageTrainer
 
+pytestmark = pytest.mark.medium
+
 
 @pytest.fixture
 def ready(manifest, tmp_path):

@@ -9,6 +9,8 @@ from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 STREAM = {"keep_encoder_states": False, "streaming": True, "shuffle_buffer": 5}
 
 
@@ -17,6 +19,7 @@ def losses(folder):
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
+@pytest.mark.oldest
 def test_stage_1_learns_from_a_stream_for_any_number_of_workers(backbones, manifest, tmp_path):
     training = {"per_device_train_batch_size": 2, "logging_steps": 1, "gradient_accumulation_steps": 2}
     for workers in (0, 2):

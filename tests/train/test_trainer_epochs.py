@@ -9,6 +9,8 @@ from seam.data.dataset import SpeechDataset
 from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment
 
+pytestmark = pytest.mark.medium
+
 
 def test_every_epoch_is_announced_also_after_a_resume(backbones, manifest, tmp_path, monkeypatch):
     said = []

@@ -13,6 +13,8 @@ from seam.train import alignment, refinement
 from seam.train.inputs import length_batches
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 
 def history(folder, key):
     entries = json.loads((folder / "trainer_state.json").read_text())["log_history"]

@@ -12,6 +12,8 @@ from seam.train import alignment, state_cache
 from seam.train.checkpoints import last_checkpoint
 from seam.train.recipe import RecipeError
 
+pytestmark = pytest.mark.medium
+
 TRAINING = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2}
 
 

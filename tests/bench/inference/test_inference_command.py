@@ -12,6 +12,8 @@ from seam.bench import common
 from seam.bench.inference import __main__ as inference
 from seam.bench.inference import decoding_measurements
 
+pytestmark = pytest.mark.medium
+
 # That every batch size must have.
 METRICS = {"stage1_vs_whisper", "llm_vs_plain", "seam_vs_whisper", "seam_draft_vs_whisper", "lookup_share"}
 

@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 
 from seam.bench.training import __main__ as training
 
+pytestmark = pytest.mark.medium
+
 STAGE_1 = {"stage1_vs_peer", "stage1_cached_vs_peer", "stage1_cold_cache_vs_peer"}
 STAGE_1 |= {"stage1_vs_peer_with_table", "stage1_cached_vs_peer_with_table"}
 STAGE_2 = {"stage2_vs_peft", "stage2_with_states_vs_peft", "stage2_cached_vs_peft"}
