@@ -21,8 +21,6 @@ from seam.modeling_seam import SeamConfig
 from seam.tests.helpers import forked
 from seam.train.recipe import DataSettings, StageRecipe, load_recipe
 
-pytestmark = pytest.mark.medium
-
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "train_stage1.ipynb"
 README = ROOT / "README.md"
@@ -74,6 +72,7 @@ def in_namespaces(sources: dict[str, str]) -> str:
     return f"for name, source in {sources!r}.items():\n    exec(compile(source, name, 'exec'), {{'__name__': name}})\n"
 
 
+@pytest.mark.medium
 def test_python_of_all_documents(tmp_path):
     sources = {named(path): "\n".join(blocks(path, "python")) for path in DOCUMENTS}
     assert sources["README.md"] and sources["docs/evaluation.md"] and sources["docs/transcribing.md"]
@@ -81,6 +80,7 @@ def test_python_of_all_documents(tmp_path):
     assert output.count("set the light to ten degrees") == 4  # the pipeline, the model, Stage 1; the prompted model
 
 
+@pytest.mark.medium
 def test_card_without_the_package(tmp_path):
     card = ROOT / "checkpoints" / "tiny" / "README.md"
     if not (card.parent / "configuration_seam.py").exists():
