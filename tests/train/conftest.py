@@ -53,6 +53,13 @@ def stages(once, backbones, manifest) -> Path:
     return once("stages", write)
 
 
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Leave the curves of a training out where no test looks at them: drawing them takes longer than a few steps."""
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr("seam.train.run.plot_training_curves", lambda *_: None)
+
+
 @pytest.fixture
 def dies_after(monkeypatch):
     """Make the training die before micro-batch `count`, from 0."""

@@ -132,7 +132,6 @@ def test_patience_ends_with_the_word_error_rate_also_after_a_resume(
     for name in ("uninterrupted", "resumed"):
         assert state(tmp_path / name)["global_step"] == 8 and state(tmp_path / name)["best_global_step"] == 4
         assert not changed(weights(tmp_path / name / "checkpoint-4"), weights(tmp_path / name))
-        assert (tmp_path / name / "curves.png").is_file()
     assert evaluated(tmp_path / "resumed", "loss") == evaluated(tmp_path / "uninterrupted", "loss")
     with pytest.raises(RecipeError, match="early_stopping_patience was 2 and is 3"):
         run(tmp_path / "resumed", manifest, 40, before, early_stopping_patience=3)
