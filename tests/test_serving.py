@@ -192,7 +192,7 @@ def test_audio_longer_than_the_window_is_refused(server, recordings, request_nam
     server.wait_for_log("longer than the encoder's window of 4 s")
 
 
-@pytest.mark.parametrize("document", ["README.md", "checkpoints/tiny/README.md"])
+@pytest.mark.parametrize("document", ["docs/publishing.md", "checkpoints/tiny/README.md"])
 def test_the_documented_client_works(server, monkeypatch, tmp_path, capsys, document):
     text = (CHECKPOINTS.parent / document).read_text(encoding="utf-8")
     (block,) = re.findall(r"^```python no-test\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)

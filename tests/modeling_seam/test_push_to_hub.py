@@ -11,7 +11,7 @@ from seam.data.manifest import read_manifest
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_stub import LocalHub
 
-pytestmark = [pytest.mark.medium, pytest.mark.oldest]
+pytestmark = pytest.mark.medium
 
 ROOT = Path(__file__).parents[2]
 PUSH = """

@@ -65,7 +65,6 @@ def assert_same(one: Path, two: Path):
         torch.testing.assert_close(after[name], weight, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
 
 
-@pytest.mark.oldest
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_learn_what_one_learns(stage, one_process, two_processes):
     assert_same(one_process / stage, two_processes / stage)
