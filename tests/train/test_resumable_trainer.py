@@ -86,8 +86,11 @@ def check_same(uninterrupted: Path, resumed: Path):
     assert [state(resumed)[name] for name in names] == [state(uninterrupted)[name] for name in names]
 
 
-@pytest.mark.oldest
-@pytest.mark.parametrize("stage", STAGES)
+# Both ends of transformers have to pass it with a trained bridge, and with LoRA and Stage 1's own tokens.
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(stage, marks=[pytest.mark.oldest] * (stage in ("alignment", "refinement"))) for stage in STAGES],
+)
 def test_a_run_killed_anywhere_resumes_exactly(stage, before, manifest, tmp_path, dies_after):
     """In the middle of an epoch, of an accumulation, between two lines of the log; then with workers."""
 
