@@ -260,6 +260,11 @@ class StageRecipe:
         if self.aligner_from_decoder and bridge != "aligner":
             raise RecipeError(f"aligner_from_decoder: the bridge {bridge!r} is no Whisper decoder; accepted: aligner.")
 
+    @property
+    def cache_workers(self) -> int:
+        """Return the number of processes that read speech for what is computed once: two, if the training has fewer."""
+        return max(2, self.training.dataloader_num_workers)
+
 
 def check_stage(recipe: StageRecipe, stage: str) -> None:
     """Raise `RecipeError` for a setting that the stage (the command after `seam train`) does not have."""

@@ -159,7 +159,7 @@ def main(recipe: StageRecipe) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, (utterances, key) in data_sets.items():
         dataset = SpeechDataset(utterances, processor, CASINGS[recipe.data.casing])
-        workers = max(2, recipe.training.dataloader_num_workers)
+        workers = recipe.cache_workers
         with (
             _open_to_append(folder / f"{name}-{rank}.jsonl", key) as file,
             tqdm(desc=name, unit="utterance", total=results[name]["decoded"], disable=None) as bar,

@@ -56,7 +56,7 @@ def cached_encoder_states(
     dtype = getattr(torch, recipe.data.encoder_states_dtype)
     encoder = encoder_key(model, processor)
     bytes_per_state = model.config.audio_config.d_model * dtype.itemsize
-    workers = max(2, recipe.training.dataloader_num_workers)
+    workers = recipe.cache_workers
     caches = []
     for name, dataset in zip(("train", "validation"), datasets, strict=True):
         key = {**encoder, **recordings_key(dataset.utterances), "dtype": recipe.data.encoder_states_dtype}
@@ -104,7 +104,7 @@ def cached_aligned_embeds(
     }
     bytes_per_token = model.config.get_text_config().hidden_size * dtype.itemsize
     shards = Shards(speech, folder, name, key, list(map(len, transcripts)), bytes_per_token, "aligned_embeds")
-    compute = partial(_align, model, processor, dataset, dtype, max(2, recipe.training.dataloader_num_workers))
+    compute = partial(_align, model, processor, dataset, dtype, recipe.cache_workers)
     (cached,) = load_or_compute(folder, "aligned_embeds", [(shards, compute)], dtype, recipe.training)
     return cached
 
