@@ -9,6 +9,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPI
 
 ALIGNMENT_REDUCTIONS = ("sum", "mean")
 LLM_INPUTS = ("nearest", "continuous")
+TOKEN_PROJECTIONS = ("linear", "table")
+ENCODER_WINDOWS = ("full", "audio")
 BRIDGES = ("aligner", "linear", "qformer", "ctc")
 # Fields of transformers' quantization configs that name modules to be left in full precision.
 KEPT_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
@@ -52,6 +54,17 @@ class SeamConfig(PreTrainedConfig):
             What stands between encoder and language model: SEAM's `"aligner"`, or a baseline:
             `"linear"` (SLAM-ASR), `"qformer"` (SALMONN), `"ctc"` (see `modeling_seam/bridges.py`).
         bridge_config (`dict`, *optional*): Settings of a baseline; the aligner's are `aligner_config`.
+        token_projection (`str`, *optional*, defaults to `"linear"`):
+            How the aligner reads and writes tokens: `"linear"` projections of the LLM's embeddings (Eq. 2), or a
+            `"table"` that is re-written from Whisper's (see `modeling_seam/token_table.py`).
+        mixture_size (`int`, *optional*, defaults to 8):
+            With a table: the number of tokens, the best, whose embeddings are mixed into a prediction.
+        aligner_prompt_tokens (`list[str]`, *optional*):
+            With a table: Whisper's prompt tokens (start, languages, tasks), its rows after those of the vocabulary.
+        aligner_prompt (`list[str]`, *optional*):
+            With a table: those of them that precede `<BOA>`; `generate(language=..., task=...)` replaces some.
+        token_table_trained (`bool`, *optional*, defaults to `False`):
+            With a table: whether it was trained. If not, a light checkpoint leaves it out, to be re-written again.
         boa_token_id (`int`, *optional*, defaults to 151644):
             Id whose embedding starts Stage 1 (`<BOA>`, Algorithm 1). Default: `<|im_start|>` of Qwen3.
         eoa_token_id (`int`, *optional*, defaults to 151645):
@@ -80,6 +93,12 @@ class SeamConfig(PreTrainedConfig):
             aligner's own `"continuous"` predictions.
         mask_speech_padding (`bool`, *optional*, defaults to `True`):
             Whether speech states past the end of the audio are hidden from the aligner.
+        speech_margin (`float`, *optional*, defaults to 0.0):
+            Seconds after the end of the audio whose states are not hidden: a Whisper decoder knows by the silence in
+            them where to stop.
+        encoder_window (`str`, *optional*, defaults to `"full"`):
+            What the encoder hears: its `"full"` window, as Whisper does, or the `"audio"` and its margin, which takes
+            less time. Where the two differ, a checkpoint does best with the one that it was trained with.
         lora_rank (`int`, *optional*, defaults to 32):
             Rank of the LoRA adapters on the language model; 0 builds none.
         lora_alpha (`int`, *optional*, defaults to 64): Scaling of the LoRA adapters.
@@ -107,6 +126,11 @@ class SeamConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     bridge: str = "aligner"
     bridge_config: dict | None = None
+    token_projection: str = "linear"
+    mixture_size: int = 8
+    aligner_prompt_tokens: list[str] | None = None
+    aligner_prompt: list[str] | None = None
+    token_table_trained: bool = False
     boa_token_id: int = 151644
     eoa_token_id: int = 151645
     audio_token_id: int = 151669
@@ -118,6 +142,8 @@ class SeamConfig(PreTrainedConfig):
     alignment_reduction: str = "sum"
     llm_inputs: str = "nearest"
     mask_speech_padding: bool = True
+    speech_margin: float | int = 0.0
+    encoder_window: str = "full"
     lora_rank: int = 32
     lora_alpha: int = 64
     lora_dropout: float | int = 0.1
@@ -229,6 +255,8 @@ class SeamConfig(PreTrainedConfig):
             ("alignment_reduction", ALIGNMENT_REDUCTIONS),
             ("llm_inputs", LLM_INPUTS),
             ("bridge", BRIDGES),
+            ("token_projection", TOKEN_PROJECTIONS),
+            ("encoder_window", ENCODER_WINDOWS),
         ):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
@@ -236,10 +264,37 @@ class SeamConfig(PreTrainedConfig):
             raise ValueError("bridge_config is for the baselines; the aligner's settings are aligner_config.")
         if self.bridge == "ctc" and self.llm_inputs != "nearest":
             raise ValueError("llm_inputs: a CTC head predicts tokens, no embeddings; accepted: nearest.")
+        self._validate_token_table()
+        if self.speech_margin < 0:
+            raise ValueError(f"speech_margin is {self.speech_margin}; accepted: 0 s or more.")
+        if self.encoder_window == "audio" and not self.mask_speech_padding:
+            raise ValueError("encoder_window is 'audio', which needs mask_speech_padding: where the audio ends.")
         if not 0 <= self.alignment_lambda <= 1:
             raise ValueError(f"alignment_lambda is {self.alignment_lambda}; accepted: 0 to 1.")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank is {self.lora_rank}; accepted: 0 (no LoRA) or more.")
+
+    def _validate_token_table(self) -> None:
+        """Raise `ValueError` where the settings of the aligner's table do not fit together."""
+        names = ("aligner_prompt_tokens", "aligner_prompt")
+        if self.token_projection == "linear":
+            given = [name for name in names if getattr(self, name) is not None]
+            if given or self.token_table_trained:
+                raise ValueError(f"{(given or ['token_table_trained'])[0]} is for token_projection='table'.")
+            return
+        if self.bridge != "aligner":
+            raise ValueError(f"token_projection is 'table', but the bridge {self.bridge!r} has no table.")
+        if self.mixture_size < 1:
+            raise ValueError(f"mixture_size is {self.mixture_size}; accepted: 1 or more.")
+        unknown = [name for name in self.aligner_prompt or () if name not in (self.aligner_prompt_tokens or ())]
+        if unknown:
+            raise ValueError(f"aligner_prompt holds {unknown[0]!r}, which is not among aligner_prompt_tokens.")
+
+    @property
+    def max_alignment_tokens(self) -> int:
+        """Return how many tokens of an utterance the aligner has positions for, `<EOA>` included."""
+        aligner: Any = self.aligner_config
+        return aligner.max_target_positions - 1 - len(self.aligner_prompt or ())
 
 
 def _with_new_names(config_dict: dict) -> dict:

@@ -37,6 +37,8 @@ class SeamProcessor(ProcessorMixin):
         boa_token (`str`, *optional*): token whose embedding starts Stage 1.
         eoa_token (`str`, *optional*): token that ends Stage 1.
         audio_token (`str`, *optional*): placeholder of the audio in the prompt; added to the tokenizer when new.
+        leading_space (`bool`, *optional*, defaults to `False`): whether transcripts begin with a space, as words within
+            a sentence do. Whisper's begin so, and with them an aligner that begins as its decoder.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class SeamProcessor(ProcessorMixin):
         boa_token: str = "<|im_start|>",
         eoa_token: str = "<|im_end|>",
         audio_token: str = "<|audio|>",
+        leading_space: bool = False,
     ):
         tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
         vocabulary = tokenizer.get_vocab()
@@ -57,6 +60,7 @@ class SeamProcessor(ProcessorMixin):
                     f"{name} {token!r} is not one token of the tokenizer; choose one of its special tokens."
                 )
         self.instruction = instruction
+        self.leading_space = leading_space
         self.boa_token, self.boa_token_id = boa_token, vocabulary[boa_token]
         self.eoa_token, self.eoa_token_id = eoa_token, vocabulary[eoa_token]
         self.audio_token, self.audio_token_id = audio_token, vocabulary[audio_token]
@@ -219,7 +223,7 @@ class SeamProcessor(ProcessorMixin):
 
     def transcript_ids(self, text: str) -> list[int]:
         """Return the ids of a transcript, as the function of the same name does."""
-        return transcript_ids(self.tokenizer, text)
+        return transcript_ids(self.tokenizer, text, self.leading_space)
 
     def labels(self, transcripts: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the labels `(batch, tokens + 1)` of transcripts: ids and the end of the turn, padded with -100."""
@@ -305,21 +309,31 @@ class SeamProcessor(ProcessorMixin):
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
         """Turn ids `(batch, tokens)` into texts."""
-        return self.tokenizer.batch_decode(sequences, **{"skip_special_tokens": True, **kwargs})
+        texts = self.tokenizer.batch_decode(sequences, **{"skip_special_tokens": True, **kwargs})
+        return [self._without_leading_space(text) for text in texts]
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
         """Turn ids `(tokens,)` into text."""
-        return self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs})
+        return self._without_leading_space(self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs}))
+
+    def _without_leading_space(self, text: str) -> str:
+        return text.removeprefix(" ") if self.leading_space else text
 
 
-def transcript_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def transcript_ids(tokenizer: PreTrainedTokenizerBase, text: str, leading_space: bool = False) -> list[int]:
     """
     Return the ids of a transcript without any end token, as in Stage 1's targets and in the assistant's reply.
+
+    Args:
+        leading_space: see [`SeamProcessor`].
 
     Raises:
         ValueError: the text is empty.
     """
-    ids = tokenizer(text.strip(), add_special_tokens=False, split_special_tokens=True).input_ids
+    text = text.strip()
+    ids = tokenizer(
+        f" {text}" if leading_space else text, add_special_tokens=False, split_special_tokens=True
+    ).input_ids
     if not ids:
         raise ValueError("a transcript is empty.")
     return ids

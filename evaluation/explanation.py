@@ -127,7 +127,7 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
             aligner = model(
                 labels=labels, speech_states=states, speech_mask=mask, use_llm=False, output_attentions=True
             )
-    ended = ids.shape[1] < model.config.aligner_config.max_target_positions - 1
+    ended = ids.shape[1] < model.config.max_alignment_tokens
     if ended:
         ids = labels
     count = ids.shape[1]
@@ -138,7 +138,7 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     transcript_ids = [token_id for token_id in output.sequences[0].tolist() if token_id not in special]
     seconds = len(waveform) / processor.sampling_rate
     state_seconds = processor.max_seconds / model.config.audio_config.max_source_positions
-    # Without `mask_speech_padding` the aligner may attend beyond the audio, where no token can be.
+    # The aligner may attend beyond the audio, to a margin or all of the window, where no token can be.
     within = attention.mean(0)[: len(stage1_ids), : math.ceil(seconds / state_seconds)]
     spans = [(start * state_seconds, min(end * state_seconds, seconds)) for start, end in token_spans(within.numpy())]
     spans += [(None, None)] * (count - len(stage1_ids))  # <EOA>

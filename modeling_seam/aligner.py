@@ -1,6 +1,7 @@
 """The alignment decoder (Section 3.4): a Whisper decoder driven by projected LLM embeddings (Eq. 2)."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,15 @@ from .nearest import NearestToken
 CACHE = "cache" if "cache" in inspect.signature(WhisperDecoderLayer.forward).parameters else "past_key_values"
 
 
+# Applies a linear layer: as it is, or as the loops do, which have a faster product for few rows.
+Project = Callable[[nn.Linear, torch.Tensor], torch.Tensor]
+
+
+def apply(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """Apply a linear layer as it is."""
+    return layer(states)
+
+
 @dataclass
 class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
     """
@@ -45,9 +55,12 @@ class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
             and every layer's output.
         attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*): with `output_attentions`, every layer's
             weights on the tokens and on the speech states.
+        token_logits (`torch.FloatTensor` of shape `(batch, seq, returnable)`, *optional*):
+            Of a [`TableAligner`], with `return_token_logits`: the table's scores of `lookup.ids`.
     """
 
     aligned_embeds: torch.Tensor | None = None
+    token_logits: torch.Tensor | None = None
 
 
 class SeamAligner(PreTrainedModel, GenerationMixin):
@@ -81,20 +94,52 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
     def __init__(self, config: WhisperConfig, llm_dim: int):
         super().__init__(config)
         self.input_projection = nn.Linear(llm_dim, config.d_model, bias=False)  # W_E-proj
+        self._add_layers()
+        self.output_projection = nn.Linear(config.d_model, llm_dim, bias=False)  # W_out
+        self._finish()
+
+    def _add_layers(self) -> None:
+        """Add what it has in common with a Whisper decoder."""
+        config = self.config
         self.embed_positions = WhisperPositionalEmbedding(config.max_target_positions, config.d_model)
         self.layers = nn.ModuleList([WhisperDecoderLayer(config, index) for index in range(config.decoder_layers)])
         self.layer_norm = nn.LayerNorm(config.d_model)
-        self.output_projection = nn.Linear(config.d_model, llm_dim, bias=False)  # W_out
+
+    def _finish(self) -> None:
+        """Initialise the weights, once all are there."""
         self.gradient_checkpointing = False
         self.post_init()
         # Not the one that transformers derives from a Whisper config, which forbids Whisper's own token ids.
         self.generation_config = GenerationConfig()
 
+    def embed_tokens(self, token_ids: torch.Tensor, lookup: NearestToken, project: Project = apply) -> torch.Tensor:
+        """
+        Read tokens (Eq. 2): map ids `(...)` to the first layer's input without positions, `(..., d_model)`.
+
+        Args:
+            project: applies a linear layer; the loops have a faster one for few rows.
+        """
+        return project(self.input_projection, lookup.embed(token_ids).to(self.layer_norm.weight))
+
+    def predict(
+        self, hidden_states: torch.Tensor, lookup: NearestToken, project: Project = apply
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Write tokens (Eq. 2): map the last layer's output `(..., d_model)` to the predicted embeddings.
+
+        Returns:
+            The embeddings `(..., d_llm)` and, of a [`TableAligner`], its scores (see `token_logits`).
+        """
+        return project(self.output_projection, self.layer_norm(hidden_states)), None
+
+    def logits(self, aligned_embeds: torch.Tensor, lookup: NearestToken) -> torch.Tensor:
+        """Return minus the alignment distances of predicted embeddings to all tokens, `(..., vocab_size)` (Eq. 7)."""
+        return -lookup.distances(aligned_embeds)
+
     @capture_outputs
     def forward(
         self,
         decoder_input_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
         encoder_outputs: Any = None,
         attention_mask: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
@@ -102,33 +147,32 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         cache: EncoderDecoderCache | None = None,
         use_cache: bool | None = None,
         lookup: NearestToken | None = None,
+        return_logits: bool = True,
+        return_token_logits: bool = False,
         **kwargs: Any,
     ) -> SeamAlignerOutput:
         """
         Predict the embedding after each token (Eq. 2).
 
         Args:
-            decoder_input_ids (`torch.LongTensor` of shape `(batch, seq)`, *optional*): tokens so far; needs `lookup`.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch, seq, d_llm)`, *optional*): their embeddings instead.
+            decoder_input_ids (`torch.LongTensor` of shape `(batch, seq)`): tokens so far; those of the cache left out.
             encoder_outputs (`BaseModelOutput`): speech states `(batch, speech, d_model)` as `last_hidden_state`.
             attention_mask (`torch.Tensor` of shape `(batch, speech)`, *optional*): 1 for states that hold audio.
             decoder_attention_mask (`torch.Tensor` of shape `(batch, seq)`, *optional*): 1 for real tokens.
             past_key_values, cache (`EncoderDecoderCache`, *optional*): keys and values so far, by the one name or the
                 other.
-            lookup (`NearestToken`, *optional*): when given, `logits` are computed.
+            lookup (`NearestToken`): the tokens.
+            return_logits (`bool`, *optional*, defaults to `True`): whether `logits` are computed.
+            return_token_logits (`bool`, *optional*, defaults to `False`): see [`SeamAlignerOutput`].
         """
-        if inputs_embeds is None:
-            if lookup is None or decoder_input_ids is None:
-                raise ValueError("inputs_embeds, or decoder_input_ids and lookup, are required.")
-            inputs_embeds = lookup.embed(decoder_input_ids)
+        if lookup is None or decoder_input_ids is None:
+            raise ValueError("decoder_input_ids and lookup are required.")
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
-        # The encoder and the language model may be kept in half precision beside an fp32 aligner.
-        dtype = self.input_projection.weight.dtype
-        speech_states = encoder_outputs.last_hidden_state.to(dtype)
+        speech_states = encoder_outputs.last_hidden_state.to(self.layer_norm.weight.dtype)
 
-        hidden_states = self.input_projection(inputs_embeds.to(dtype))
+        hidden_states = self.embed_tokens(decoder_input_ids, lookup)
         past_length = cache.get_seq_length() if cache is not None else 0
         position_ids = past_length + torch.arange(hidden_states.shape[1], device=hidden_states.device)
         hidden_states = hidden_states + self.embed_positions(hidden_states, position_ids=position_ids)
@@ -157,9 +201,10 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
                 **named_cache,
                 **kwargs,
             )
-        aligned_embeds = self.output_projection(self.layer_norm(hidden_states))
+        aligned_embeds, token_logits = self.predict(hidden_states, lookup)
         return SeamAlignerOutput(
-            logits=-lookup.distances(aligned_embeds) if lookup is not None else None,
+            logits=self.logits(aligned_embeds, lookup) if return_logits else None,
             aligned_embeds=aligned_embeds,
+            token_logits=token_logits if return_token_logits else None,
             **named_cache,
         )

@@ -52,7 +52,7 @@ def greedy_alignment(
     lookup: NearestToken,
     speech_states: torch.Tensor,
     speech_mask: torch.Tensor | None,
-    boa_token_id: int,
+    start_ids: list[int],
     eoa_token_id: int,
     max_new_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,18 +63,19 @@ def greedy_alignment(
 
     Args:
         speech_states, speech_mask: `(batch, speech, d_model)` and `(batch, speech)`.
-        boa_token_id, eoa_token_id: of `<BOA>`, with which the rows begin, and of `<EOA>`.
+        start_ids: with which the rows begin, the last one `<BOA>` (`token_table.start_ids`).
+        eoa_token_id: of `<EOA>`.
         max_new_tokens: length at which a row without `<EOA>` is cut.
 
     Returns:
         Token ids `(batch, tokens)` of the length of the longest row, at most `max_new_tokens`, filled up with `<EOA>`;
         and the predicted embeddings, `(batch, tokens, d_llm)`.
     """
-    steps = AlignerSteps(aligner, lookup, speech_states, speech_mask)
+    steps = AlignerSteps(aligner, lookup, speech_states, speech_mask, start_ids[:-1])
     sequences = torch.full((len(speech_states), max_new_tokens), eoa_token_id, device=lookup.table.device)
     embeds = steps.weight.new_zeros(*sequences.shape, lookup.table.shape[-1])
     rows = torch.arange(len(sequences), device=sequences.device)  # of `sequences`, that have not ended
-    tokens = torch.full_like(rows, boa_token_id)
+    tokens = torch.full_like(rows, start_ids[-1])
     for position in range(max_new_tokens):
         predicted, tokens = steps.next(tokens, position)
         sequences[rows, position], embeds[rows, position] = tokens, predicted
@@ -98,7 +99,7 @@ def verified_alignment(
     lookup: NearestToken,
     speech_states: torch.Tensor,
     speech_mask: torch.Tensor | None,
-    boa_token_id: int,
+    start_ids: list[int],
     eoa_token_id: int,
     max_new_tokens: int,
     drafts: list[list[int]],
@@ -115,7 +116,7 @@ def verified_alignment(
         The rows, whose `output` is the tokens and, unless it was cut, `<EOA>`; and for each the predicted embeddings
         `(tokens, d_llm)`.
     """
-    steps = AlignerSteps(aligner, lookup, speech_states, speech_mask)
+    steps = AlignerSteps(aligner, lookup, speech_states, speech_mask, start_ids[:-1])
     kind = steps.weight.device.type
     weights = WEIGHTS_IN_POSITIONS.get(kind, WEIGHTS_IN_POSITIONS["other"])
     batch = DraftedBatch(drafts, [[] for _ in drafts], max_new_tokens, weights)
@@ -123,7 +124,7 @@ def verified_alignment(
     own = list(embeds)  # of the batch's rows, in their order
     while batch.rows:
         proposals = batch.propose()
-        last = [row.output[-1] if row.output else boa_token_id for row in batch.rows]
+        last = [row.output[-1] if row.output else start_ids[-1] for row in batch.rows]
         given = [[token, *proposal] for token, proposal in zip(last, proposals, strict=True)]
         predicted, choices = steps.next_of_each(given, [len(row.output) for row in batch.rows])
         new, kept = batch.accept(proposals, choices, {eoa_token_id})
@@ -165,6 +166,7 @@ class AlignerSteps:
         aligner: the weights.
         lookup: the tokens.
         speech_states, speech_mask: `(batch, speech, d_model)` and `(batch, speech)`.
+        prompt: ids before `<BOA>`; positions, which count from `<BOA>`, follow them.
     """
 
     def __init__(
@@ -173,10 +175,11 @@ class AlignerSteps:
         lookup: NearestToken,
         speech_states: torch.Tensor,
         speech_mask: torch.Tensor | None,
+        prompt: list[int],
     ):
         self.aligner, self.lookup = aligner, lookup
         self.weight = aligner.embed_positions.weight
-        speech_states = speech_states.to(self.weight.device, aligner.input_projection.weight.dtype)
+        speech_states = speech_states.to(self.weight.device, aligner.layer_norm.weight.dtype)
         mask: Any = create_bidirectional_mask(
             config=aligner.config,
             inputs_embeds=speech_states[:, :1],
@@ -187,6 +190,10 @@ class AlignerSteps:
         kind = aligner.config._attn_implementation
         layers: Any = aligner.layers
         self.layers = [LayerSteps(layer, kind, speech_states) for layer in layers]
+        self.before = 0
+        if prompt:
+            self._run_all([prompt] * len(speech_states), [0] * len(speech_states))
+            self.before = len(prompt)
 
     def next(self, tokens: torch.Tensor, position: int) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -198,6 +205,7 @@ class AlignerSteps:
         Returns:
             The predicted embeddings `(rows, d_llm)`, and the nearest tokens `(rows,)`.
         """
+        position += self.before
         hidden_states = self._embed(tokens) + self.weight[position]
         predicted = self._predict(self._run(hidden_states, StepPositions(None, position + 1)))
         return predicted, self.lookup.nearest(predicted)
@@ -219,6 +227,13 @@ class AlignerSteps:
         if longest == 1 and len(set(positions)) == 1:
             predicted, nearest = self.next(torch.tensor([row[0] for row in tokens], device=device), positions[0])
             return list(predicted[:, None]), nearest[:, None].tolist()
+        predicted = self._predict(self._run_all(tokens, [position + self.before for position in positions]))
+        counts = [len(row) for row in tokens]
+        return predicted.split(counts), [row.tolist() for row in self.lookup.nearest(predicted).split(counts)]
+
+    def _run_all(self, tokens: list[list[int]], positions: list[int]) -> torch.Tensor:
+        """Run several tokens of every row, from its position on: `(tokens of all rows, d_model)`."""
+        longest, device = max(map(len, tokens)), self.lookup.table.device
         # Shorter rows are filled up, at positions that none of their own sees and that the next step overwrites.
         ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in tokens], device=device)
         own = torch.tensor([[i < len(row) for i in range(longest)] for row in tokens])
@@ -229,9 +244,7 @@ class AlignerSteps:
         mask = torch.zeros(mask.shape, dtype=self.weight.dtype, device=at.device).masked_fill_(mask, -torch.inf)
         hidden_states = (self._embed(ids.flatten()).unflatten(0, ids.shape) + self.weight[at]).flatten(0, 1)
         hidden_states = self._run(hidden_states, StepPositions(at, stop, mask))
-        predicted = self._predict(hidden_states[own.flatten().to(hidden_states.device)])
-        counts = [len(row) for row in tokens]
-        return predicted.split(counts), [row.tolist() for row in self.lookup.nearest(predicted).split(counts)]
+        return hidden_states[own.flatten().to(hidden_states.device)]
 
     def keep(self, rows: list[int]):
         """Let the i-th row be the `rows[i]`-th from now on, `rows[i] >= i`; others are no longer computed."""
@@ -241,8 +254,7 @@ class AlignerSteps:
             layer.keep(rows)
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        embeds = self.lookup.embed(tokens).to(self.weight.device, self.weight.dtype)
-        return skinny_linear(self.aligner.input_projection, embeds)
+        return self.aligner.embed_tokens(tokens, self.lookup, self._project)
 
     def _run(self, hidden_states: torch.Tensor, at: StepPositions) -> torch.Tensor:
         for layer in self.layers:
@@ -250,7 +262,10 @@ class AlignerSteps:
         return hidden_states
 
     def _predict(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return skinny_linear(self.aligner.output_projection, self.aligner.layer_norm(hidden_states))
+        return self.aligner.predict(hidden_states, self.lookup, self._project)[0]
+
+    def _project(self, layer: torch.nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        return skinny_linear(layer, states.to(self.weight.device))
 
 
 class LayerSteps:

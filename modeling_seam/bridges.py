@@ -13,6 +13,7 @@ from torch import nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from .aligner import SeamAligner
+from .token_table import TableAligner
 
 
 class LinearBridge(nn.Module):
@@ -218,6 +219,9 @@ def build_bridge(config) -> nn.Module:
     Raises:
         ValueError: for a setting in `config.bridge_config` that the bridge does not have.
     """
+    if config.bridge == "aligner" and config.token_projection == "table":
+        text_config, prompt_size = config.get_text_config(), len(config.aligner_prompt_tokens or ())
+        return TableAligner(config.aligner_config, text_config.vocab_size, prompt_size, config.mixture_size)
     if config.bridge == "aligner":
         return SeamAligner(config.aligner_config, config.get_text_config().hidden_size)
     try:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,13 +10,16 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from .backbones import StoredLLM, in_full, keep_layout, llm_options, load_backbone, load_embedding_table
 from .bridges import CTCHead, build_bridge
+from .token_table import WhisperPrompt, rewritten_table
 from .weights import backbone_folder, backbone_record, weight_files
 
 FROM_DECODER = ("embed_positions", "layers", "layer_norm")  # what the aligner and a Whisper decoder have in common
+# Above this cosine, EOA and another returnable token can hardly be distinguished by the lookup.
+EOA_COSINE_LIMIT = 0.98
 # With another number of heads the same weights compute something else.
 DECODER_SIZES = ("decoder_layers", "d_model", "decoder_ffn_dim", "decoder_attention_heads", "max_target_positions")
 
@@ -50,10 +53,14 @@ class SeamBuildingMixin(MixedInto):
         dtype: torch.dtype = torch.float32,
         llm_dtype: str | None = None,
         aligner_from_decoder: bool = False,
+        language: str | None = None,
         **config,
     ) -> Self:
         """
         Build a model around two pretrained backbones, with a fresh bridge and fresh LoRA.
+
+        With `token_projection="table"` nothing is fresh but LoRA, which begins as nothing: the aligner is Whisper's
+        decoder with its table re-written, and transcribes without training.
 
         Args:
             encoder: Hub id or folder of a Whisper-family checkpoint. Its decoder, if any, is left out, unless
@@ -63,21 +70,32 @@ class SeamBuildingMixin(MixedInto):
             dtype: of all weights, the backbones' included.
             llm_dtype: see `from_pretrained`.
             aligner_from_decoder: begin the aligner with that decoder's layers, positions and final layer norm; its two
-                projections are fresh.
+                projections are fresh. With `token_projection="table"` it always does.
+            language: which the aligner expects by default, where it is a multilingual Whisper's decoder; `"en"` if none
+                is given. Only with `token_projection="table"`.
             config: fields of [`SeamConfig`]. With `alignment_only=True` only the LLM's embedding table is read;
                 `add_llm` puts in the rest.
 
         Raises:
             ValueError: when a backbone's weights are not all found in its checkpoint, the parts do not fit, a field is
-                unknown, or `aligner_from_decoder` and the aligner has other sizes than the decoder.
+                unknown, the aligner begins as a decoder of other sizes than its own, or a vocabulary is of a kind whose
+                table cannot be re-written.
         """
         unknown = sorted(set(config) - {field.name for field in fields(cls.config_class)})
         if unknown:
             raise ValueError(f"SeamConfig has no field {unknown[0]!r}.")
         if processor is not None:
             config = _token_ids(processor, llm) | config
+        has_table = config.get("token_projection") == "table"
+        if has_table:
+            prompt = WhisperPrompt.of(GenerationConfig.from_pretrained(encoder), language)
+            # The row of the prompt's last token is that of <BOA>.
+            config |= {"aligner_prompt": prompt.default[:-1], "aligner_prompt_tokens": list(prompt.ids)}
+        elif language is not None:
+            raise ValueError("language is for token_projection='table': Eq. 2's projections begin with none.")
         # Whisper's encoder class, asked for by name on a full checkpoint, would come back random.
-        needed = rf"^(encoder|decoder\.({'|'.join(FROM_DECODER)}))\." if aligner_from_decoder else r"^encoder\."
+        from_decoder = [*FROM_DECODER] * (aligner_from_decoder or has_table) + ["embed_tokens"] * has_table
+        needed = rf"^(encoder|decoder\.({'|'.join(from_decoder)}))\." if from_decoder else r"^encoder\."
         whisper = load_backbone(AutoModel, encoder, dtype, needed)
         language_model: Any
         if config.get("alignment_only"):
@@ -91,17 +109,19 @@ class SeamBuildingMixin(MixedInto):
         records = {"encoder": backbone_record(encoder), "llm": backbone_record(llm)}
         config.setdefault("backbones", records if all(records.values()) else None)
         seam_config: Any = cls.config_class.from_backbones(whisper.config, text_config, **config)
-        if aligner_from_decoder:
+        if from_decoder:
             _check_decoder_fits(whisper.config, seam_config)
         model = cls._assemble(seam_config, whisper, language_model, dtype)
         if llm_dtype is not None and not seam_config.alignment_only:
             model._keep_stored_llm(weight_files(llm), load_embedding_table(llm, dtype).embed_tokens.weight)
-        if aligner_from_decoder:
+        if from_decoder:
             for name in FROM_DECODER:
                 weights = getattr(whisper.get_decoder(), name).state_dict()
                 getattr(model.bridge, name).load_state_dict(weights)
+        if has_table:
+            model._rewrite_token_table(whisper, encoder, llm)
         model.generation_config = GenerationConfig(
-            max_new_tokens=seam_config.aligner_config.max_target_positions - 1,
+            max_new_tokens=seam_config.max_alignment_tokens,
             num_beams=1,  # explicit: pipelines would choose 5
             do_sample=False,
             eos_token_id=language_model.generation_config.eos_token_id,
@@ -123,6 +143,23 @@ class SeamBuildingMixin(MixedInto):
         if config.draft_vocabulary is not None:
             model.add_draft_head(config.draft_vocabulary)
         return model
+
+    def _rewrite_token_table(self, whisper: Any, encoder: str, llm: str) -> None:
+        """
+        Give the aligner's tokens the rows of Whisper's (see `rewritten_table`), in place.
+
+        Args:
+            whisper: the encoder checkpoint with its decoder.
+            encoder, llm: Hub ids or folders of both backbones, which have the tokenizers.
+        """
+        table = rewritten_table(
+            whisper.get_decoder().embed_tokens.weight,
+            AutoTokenizer.from_pretrained(encoder),
+            AutoTokenizer.from_pretrained(llm),
+            self.config,
+            WhisperPrompt.of(GenerationConfig.from_pretrained(encoder), None),
+        )
+        self.bridge.token_table.weight.data.copy_(table)
 
     def _put_in(self, language_model: Any) -> None:
         """Take a loaded language model, or its embedding table, as this model's."""
@@ -214,7 +251,7 @@ class SeamBuildingMixin(MixedInto):
         config.validate_architecture()
         self.config.draft_vocabulary = config.draft_vocabulary
         head = CTCHead(config.audio_config.d_model, config.draft_vocabulary).requires_grad_(False)
-        weight = self.bridge.input_projection.weight  # as precise as what it drafts for
+        weight = self.bridge.layer_norm.weight  # as precise as what it drafts for
         self.draft_head = head.to(weight.device, weight.dtype)
         return self
 
@@ -261,6 +298,58 @@ def remove_lora(language_model: Any, fold_in: bool) -> None:
             language_model.set_submodule(name, module.get_base_layer())
     del language_model.peft_config
     language_model._hf_peft_config_loaded = False
+
+
+@dataclass(frozen=True)
+class BoundaryTokens:
+    """
+    The tokens that begin and end Stage 1.
+
+    Args:
+        boa, eoa: names of `<BOA>` and `<EOA>` in the language model's vocabulary.
+        reason: why these.
+    """
+
+    boa: str
+    eoa: str
+    reason: str
+
+
+def choose_boundary_tokens(llm: str) -> BoundaryTokens:
+    """
+    Choose `<BOA>` and `<EOA>` among the special tokens of a language model, by looking at its embedding table.
+
+    `<EOA>` is the token that ends the model's own turns, if no other embedding is nearly the same: some models were
+    hardly trained on theirs. Otherwise it is the special token that is most unlike all others.
+
+    Args:
+        llm: Hub id or folder.
+
+    Raises:
+        ValueError: when there are not two special tokens with an embedding.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    table = load_embedding_table(llm, torch.float32).embed_tokens.weight.detach()
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    special = sorted(i for i in special if i < len(table))
+    if len(special) < 2:
+        raise ValueError(f"{llm} has {len(special)} special tokens; <BOA> and <EOA> have to be two.")
+    directions = nn.functional.normalize(table, dim=-1)
+    cosines = directions[special] @ directions.T
+    cosines[range(len(special)), special] = -1
+    closest = dict(zip(special, cosines.amax(-1).tolist(), strict=True))
+    eoa, own = min(closest, key=closest.__getitem__), tokenizer.eos_token_id
+    names = tokenizer.convert_ids_to_tokens
+    if closest.get(own, 1.0) <= EOA_COSINE_LIMIT:
+        eoa = own
+        reason = f"{names(eoa)} ends the model's turns, and no other embedding is nearer than cosine {closest[eoa]:.3f}"
+    else:
+        reason = f"{names(eoa)} has no nearer neighbour than cosine {closest[eoa]:.3f}"
+        if own in closest:
+            reason += f"; {names(own)}, which ends the model's turns, has one at {closest[own]:.3f}"
+    usual = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    boa = usual if usual in closest and usual != eoa else next(i for i in special if i != eoa)
+    return BoundaryTokens(names(boa), names(eoa), reason)
 
 
 def _token_ids(processor, llm: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .llm_decoding import PromptPrefix, can_verify, is_sliding, verified_greedy
 from .nearest import NearestToken, alignment_distance
 from .prompt import splice
 from .speculative import Row
+from .token_table import start_ids
 
 
 @dataclass
@@ -186,6 +187,8 @@ class SeamGenerationMixin(GenerationMixin):
         return_distances: bool = False,
         verify: bool = True,
         generation_config: GenerationConfig | None = None,
+        language: str | None = None,
+        task: str | None = None,
         **kwargs,
     ) -> AlignmentOutput:
         """
@@ -200,20 +203,22 @@ class SeamGenerationMixin(GenerationMixin):
             return_distances: also return distances and predicted embeddings. Where the loop does not keep them, one
                 parallel pass over the tokens computes them.
             verify: use the draft head.
+            language, task: what Whisper's prompt says before `<BOA>` (see `token_table.start_ids`).
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
+        start = start_ids(self.config, language, task)
         if self.config.bridge != "aligner":
             sequences, mask = self.bridge.decode(speech_states, speech_mask)
             return AlignmentOutput(sequences=sequences, mask=mask)
-        generation_config, kwargs = self._alignment_settings(generation_config, kwargs)
+        generation_config, kwargs = self._alignment_settings(generation_config, start, kwargs)
         embeds: torch.Tensor | None
         reports: Any
         if not can_run(self.bridge, generation_config, kwargs):
-            sequences, reports = self._align_by_stock_loop(speech_states, speech_mask, generation_config, kwargs)
+            sequences, reports = self._align_by_stock_loop(speech_states, speech_mask, start, generation_config, kwargs)
             embeds = None
         elif verify and self.draft_head is not None:
             sequences, embeds, reports = self._align_by_draft(
-                self.draft_head, speech_states, speech_mask, generation_config.max_new_tokens
+                self.draft_head, speech_states, speech_mask, start, generation_config.max_new_tokens
             )
         else:
             sequences, embeds = greedy_alignment(
@@ -221,7 +226,7 @@ class SeamGenerationMixin(GenerationMixin):
                 self.lookup,
                 speech_states,
                 speech_mask,
-                self.config.boa_token_id,
+                start,
                 self.config.eoa_token_id,
                 generation_config.max_new_tokens,
             )
@@ -235,7 +240,7 @@ class SeamGenerationMixin(GenerationMixin):
             copies = len(sequences) // len(speech_states)  # num_return_sequences
             speech_states = speech_states.repeat_interleave(copies, dim=0)
             speech_mask = speech_mask.repeat_interleave(copies, dim=0) if speech_mask is not None else None
-            embeds = self.teacher_forced(speech_states, speech_mask, sequences)[:, :-1]
+            embeds = self.teacher_forced(speech_states, speech_mask, sequences, start)[:, :-1]
         return AlignmentOutput(
             sequences=sequences,
             mask=mask,
@@ -245,14 +250,14 @@ class SeamGenerationMixin(GenerationMixin):
         )
 
     def _alignment_settings(
-        self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]
+        self, generation_config: GenerationConfig | None, start: list[int], kwargs: dict[str, Any]
     ) -> tuple[GenerationConfig, dict[str, Any]]:
         """Return the config of Stage 1's loop, and the arguments that are none of its fields."""
-        limit = self.config.aligner_config.max_target_positions - 1
+        limit = self.config.max_alignment_tokens
         generation_config = copy.deepcopy(generation_config or GenerationConfig())
         generation_config.return_dict_in_generate = True
         kwargs = _update(generation_config, kwargs)
-        generation_config.decoder_start_token_id = self.config.boa_token_id
+        generation_config.decoder_start_token_id = start[0]
         generation_config.eos_token_id = generation_config.pad_token_id = self.config.eoa_token_id
         generation_config.max_new_tokens = generation_config.max_new_tokens or limit
         if generation_config.max_new_tokens > limit:
@@ -262,7 +267,12 @@ class SeamGenerationMixin(GenerationMixin):
         return generation_config, kwargs
 
     def _align_by_draft(
-        self, draft_head: CTCHead, speech_states: torch.Tensor, speech_mask: torch.Tensor | None, max_new_tokens: int
+        self,
+        draft_head: CTCHead,
+        speech_states: torch.Tensor,
+        speech_mask: torch.Tensor | None,
+        start: list[int],
+        max_new_tokens: int,
     ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """Verify the draft head's tokens: return sequences with `<EOA>`, predicted embeddings and the counts."""
         draft_ids, mask = draft_head.decode(speech_states, speech_mask)
@@ -271,7 +281,7 @@ class SeamGenerationMixin(GenerationMixin):
             self.lookup,
             speech_states,
             speech_mask,
-            self.config.boa_token_id,
+            start,
             self.config.eoa_token_id,
             max_new_tokens,
             drafts=[row[keep].tolist() for row, keep in zip(draft_ids, mask.bool(), strict=True)],
@@ -284,6 +294,7 @@ class SeamGenerationMixin(GenerationMixin):
         self,
         speech_states: torch.Tensor,
         speech_mask: torch.Tensor | None,
+        start: list[int],
         generation_config: GenerationConfig,
         kwargs: dict[str, Any],
     ) -> tuple[torch.Tensor, ModelOutput]:
@@ -292,13 +303,14 @@ class SeamGenerationMixin(GenerationMixin):
             no_guide = torch.empty(len(speech_states), 0, dtype=torch.long)
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], no_guide)
         output = self.bridge.generate(
+            decoder_input_ids=torch.tensor(start, device=speech_states.device).repeat(len(speech_states), 1),
             encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
             attention_mask=speech_mask,
             lookup=self.lookup,
             generation_config=generation_config,
             **kwargs,
         )
-        return output.sequences[:, 1:], output
+        return output.sequences[:, len(start) :], output
 
     def _distances(self, predicted: Any, sequences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compute Eq. 7 between predicted embeddings and chosen tokens, `(batch, tokens)`; 0 for padding."""
@@ -323,6 +335,8 @@ class SeamGenerationMixin(GenerationMixin):
         verify: bool = True,
         generation_config: GenerationConfig | None = None,
         labels: torch.Tensor | None = None,
+        language: str | None = None,
+        task: str | None = None,
         **kwargs,
     ) -> torch.Tensor | SeamGenerateOutput:
         """
@@ -349,12 +363,16 @@ class SeamGenerationMixin(GenerationMixin):
             generation_config, kwargs: of `GenerationMixin.generate`, for the loop that decodes the transcript: the
                 language model's, or Stage 1's with `use_llm=False`.
             labels: ignored; `Trainer` passes the whole batch.
+            language (`str`, *optional*): spoken in the audio: a code, an English name, or Whisper's token. Only an
+                aligner that begins as a multilingual Whisper's decoder takes one (`token_projection="table"`).
+            task (`str`, *optional*): `"transcribe"` or `"translate"`, of the same aligners.
 
         Returns:
             Transcript ids `(batch, tokens)` padded at the end, or a [`SeamGenerateOutput`]. Where Stage 1 finds no
             token, the transcript is empty: nothing is invented.
         """
         use_llm = self.uses_llm(use_llm)
+        start = start_ids(self.config, language, task)
         speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
         settings = generation_config or self.generation_config
         if return_dict_in_generate is None:
@@ -368,12 +386,18 @@ class SeamGenerationMixin(GenerationMixin):
             else:
                 arguments = {"generation_config": generation_config, **kwargs}
             alignment = self.align(
-                speech_states, speech_mask, return_distances=return_dict_in_generate, verify=verify, **arguments
+                speech_states,
+                speech_mask,
+                return_distances=return_dict_in_generate,
+                verify=verify,
+                language=language,
+                task=task,
+                **arguments,
             )
         pad = self._pad_token_id(generation_config)
         if use_llm:
             prompts = self.prompt_rows(len(speech_states), input_ids, prompt_attention_mask)
-            inputs = self._llm_inputs(alignment, prompts, first_token_guidance, speech_states, speech_mask)
+            inputs = self._llm_inputs(alignment, prompts, first_token_guidance, speech_states, speech_mask, start)
             output = self._transcribe(inputs, verify, generation_config, pad, kwargs)
         else:
             output = {name: alignment.get(name) for name in REPORTS}
@@ -404,6 +428,7 @@ class SeamGenerationMixin(GenerationMixin):
         first_token_guidance: bool,
         speech_states: torch.Tensor,
         speech_mask: torch.Tensor,
+        start: list[int],
     ) -> LLMInputs:
         """Gather what the language model receives, of the rows in which Stage 1 found something."""
         aligned: Any = alignment.aligned_embeds
@@ -414,7 +439,8 @@ class SeamGenerationMixin(GenerationMixin):
             guides = sequences[:, : int(first_token_guidance)]
             if self.config.llm_inputs != "continuous" or aligned is None:
                 token_ids = sequences.masked_fill(mask == 0, -100)
-                aligned = self.embed_alignment(token_ids, speech_states=speech_states, speech_mask=speech_mask)
+                speech = {"speech_states": speech_states, "speech_mask": speech_mask}
+                aligned = self.embed_alignment(token_ids, start, **speech)
         rows = mask.any(-1).nonzero().flatten().tolist()
         return LLMInputs(
             batch_size=len(mask),

@@ -183,7 +183,9 @@ class SeamLoadingMixin(SeamBuildingMixin):
         dtype = config.dtype if dtype in (None, "auto") else dtype
         config.dtype = dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
         options = {key: kwargs[key] for key in ("attn_implementation", "device_map") if kwargs.get(key) is not None}
-        whisper = load_backbone(AutoModel, folders["encoder"], dtype, r"^encoder\.", **options)
+        is_rewritten = config.token_projection == "table" and not config.token_table_trained
+        needed = r"^(encoder|decoder\.embed_tokens)\." if is_rewritten else r"^encoder\."
+        whisper = load_backbone(AutoModel, folders["encoder"], dtype, needed, **options)
         if kwargs.get("quantization_config") is not None:
             options["quantization_config"] = kwargs["quantization_config"]
         language_model: torch.nn.Module
@@ -198,11 +200,13 @@ class SeamLoadingMixin(SeamBuildingMixin):
             table = load_embedding_table(folders["llm"], dtype).embed_tokens.weight
             model._keep_stored_llm(weight_files(folders["llm"]), table.to(whisper.device))
         weights = {key: tensor.read() for key, tensor in checkpoint.stored.items()}
-        own = {key for key in model.state_dict() if is_trained_by_seam(key)}
+        own = {key for key in model.state_dict() if is_trained_by_seam(key, config)}
         if set(weights) != own:
             odd = sorted(set(weights) ^ own)
             raise ValueError(f"{name} does not fit its config: {len(odd)} missing or unexpected keys ({odd[0]}).")
         model.load_state_dict(weights, strict=False)
+        if is_rewritten:
+            model._rewrite_token_table(whisper, folders["encoder"], folders["llm"])
         model.generation_config = GenerationConfig.from_pretrained(name, **hub)
         device: Any = whisper.device
         return model.to(device).eval()

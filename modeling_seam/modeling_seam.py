@@ -18,13 +18,15 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .aligner import SeamAlignerOutput
 from .backbones import EmbeddingTable, StoredLLM
 from .bridges import CTCHead, build_bridge, require_stage_1
-from .building import with_lora
+from .building import EOA_COSINE_LIMIT, with_lora
+from .encoder_window import encode_frames, frames_with_margin
 from .generation import SeamGenerationMixin
 from .llm_decoding import PromptPrefix
 from .loading import SeamLoadingMixin
 from .nearest import NearestToken, alignment_distance
 from .prompt import last_positions, logits_at, splice
 from .saving import SeamSavingMixin
+from .token_table import start_ids
 
 # isort: split
 # Not used here. Before 5.12, transformers copies as remote code only those siblings that this very file imports.
@@ -35,9 +37,6 @@ from .speculative import DraftedBatch as DraftedBatch
 from .weights import weight_files as weight_files
 
 logger = logging.get_logger(__name__)
-
-# Above this cosine, EOA and another returnable token can hardly be distinguished by the lookup.
-EOA_COSINE_LIMIT = 0.98
 
 
 @dataclass
@@ -193,12 +192,17 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
 
         Returns:
             The states `(batch, speech, d_speech)` and the mask `(batch, speech)`, 1 for those that the bridge may
-            attend to.
+            attend to: those of the audio and of the margin after it.
         """
-        states = self.encoder(input_features.to(self.encoder.conv1.weight.dtype)).last_hidden_state
+        features = input_features.to(self.encoder.conv1.weight.dtype)
         if attention_mask is None or not self.config.mask_speech_padding:
+            states = self.encoder(features).last_hidden_state
             return states, states.new_ones(states.shape[:2], dtype=torch.long)
-        lengths = self.encoder._get_feat_extract_output_lengths(attention_mask.sum(-1))
+        frames = frames_with_margin(attention_mask.sum(-1), self.config.speech_margin, features.shape[-1])
+        if self.config.encoder_window == "audio":
+            return encode_frames(self.encoder, features, frames)
+        states = self.encoder(features).last_hidden_state
+        lengths = self.encoder._get_feat_extract_output_lengths(frames)
         longest = int(lengths.max())
         mask = (torch.arange(longest, device=states.device) < lengths[:, None]).long()
         return states[:, :longest], mask
@@ -220,40 +224,52 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         return self.encode(input_features, attention_mask)
 
     def teacher_forced(
-        self, speech_states: torch.Tensor, speech_mask: torch.Tensor | None, token_ids: torch.Tensor
+        self,
+        speech_states: torch.Tensor,
+        speech_mask: torch.Tensor | None,
+        token_ids: torch.Tensor,
+        start: list[int] | None = None,
     ) -> torch.Tensor:
         """
         Predict the embedding of every next token from `<BOA>` and the given tokens (Eq. 1).
 
         Args:
             token_ids (`torch.LongTensor` of shape `(batch, tokens)`): padded on the right with any id below 0.
+            start: see `token_table.start_ids`, whose default is the one of the config.
 
         Returns:
             `(batch, tokens + 1, d_llm)`: position t predicts token t, the last one `<EOA>`.
         """
-        return self._teacher_forced(speech_states, speech_mask, token_ids)["aligned_embeds"]
+        return self._teacher_forced(speech_states, speech_mask, token_ids, start)["aligned_embeds"]
 
-    def _teacher_forced(self, speech_states, speech_mask, token_ids, **kwargs) -> SeamAlignerOutput:
-        """Return everything that the aligner outputs for `teacher_forced`."""
-        positions = self.config.aligner_config.max_target_positions
-        if token_ids.shape[1] >= positions:
-            raise ValueError(f"{token_ids.shape[1]} tokens, but the aligner has positions for {positions - 1}.")
-        start = token_ids.new_full((len(token_ids), 1), self.config.boa_token_id)
-        inputs = torch.cat([start, token_ids.clamp_min(0)], dim=1)
-        return self.bridge(
-            inputs_embeds=self.lookup.embed(inputs),
+    def _teacher_forced(self, speech_states, speech_mask, token_ids, start=None, **kwargs) -> SeamAlignerOutput:
+        """Return everything that the aligner outputs for `teacher_forced`, from `<BOA>` on."""
+        limit = self.config.max_alignment_tokens
+        if token_ids.shape[1] > limit:
+            raise ValueError(f"{token_ids.shape[1]} tokens, but the aligner has positions for {limit}.")
+        start = token_ids.new_tensor(start or start_ids(self.config)).expand(len(token_ids), -1)
+        output = self.bridge(
+            decoder_input_ids=torch.cat([start, token_ids.clamp_min(0)], dim=1),
             encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
             attention_mask=speech_mask,
+            lookup=self.lookup,
+            return_logits=False,
             **kwargs,
         )
+        before = start.shape[1] - 1
+        for name in ("aligned_embeds", "token_logits"):
+            if output.get(name) is not None:
+                output[name] = output[name][:, before:]
+        return output
 
     @torch.no_grad()
-    def embed_alignment(self, token_ids: torch.Tensor, **speech) -> torch.Tensor:
+    def embed_alignment(self, token_ids: torch.Tensor, start: list[int] | None = None, **speech) -> torch.Tensor:
         """
         Embed Stage 1's tokens as the language model receives them.
 
         Args:
             token_ids (`torch.LongTensor` of shape `(batch, tokens)`): padded on the right with any id below 0.
+            start: see `teacher_forced`.
             speech: see `speech`; only `llm_inputs="continuous"` needs it.
 
         Returns:
@@ -261,7 +277,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         """
         if self.config.llm_inputs == "nearest":
             return self.get_input_embeddings()(token_ids.clamp_min(0))
-        return self.teacher_forced(*self.speech(**speech), token_ids)[:, :-1]
+        return self.teacher_forced(*self.speech(**speech), token_ids, start)[:, :-1]
 
     @can_return_tuple
     def forward(
@@ -280,6 +296,8 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         first_token_ids: torch.Tensor | None = None,
         use_llm: bool | None = None,
         use_draft_head: bool = False,
+        cross_entropy_weight: float = 0.0,
+        alignment_inputs: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         return_logits: bool = True,
         output_hidden_states: bool | None = None,
@@ -312,6 +330,12 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
             use_llm (`bool`, *optional*): `False` for Stage 1; by default `True` where the LLM is present.
             use_draft_head (`bool`, *optional*, defaults to `False`):
                 The loss of the draft head, which needs the speech only; neither bridge nor LLM take part.
+            cross_entropy_weight (`float`, *optional*, defaults to 0.0):
+                In Stage 1, the weight of a cross-entropy on the table's scores, which is added to Eq. 3
+                (`token_projection="table"`). A label that Stage 1 cannot return adds none.
+            alignment_inputs (`torch.LongTensor` of shape `(batch, tokens)`, *optional*):
+                In Stage 1, the tokens that the aligner is given in the place of the labels but the last, to learn from
+                mistakes of its own kind.
             num_items_in_batch (*optional*): number of labels that the summed loss is divided by; by default this
                 batch's own, so that the loss is a mean over tokens.
             return_logits (`bool`, *optional*, defaults to `True`):
@@ -338,6 +362,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         if use_draft_head:
             return SeamOutput(loss=self._ctc_loss(self.draft_head, labels, *self.speech(**speech)) / count)
         if not use_llm:
+            outputs |= {"cross_entropy_weight": cross_entropy_weight, "alignment_inputs": alignment_inputs}
             return self._stage_1_loss(labels, count, *self.speech(**speech), **outputs)
         if alignment_ids is not None:
             aligned_embeds = self.embed_alignment(alignment_ids, **speech)
@@ -392,7 +417,14 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         return self.bridge(speech_states, speech_mask)
 
     def _stage_1_loss(
-        self, labels: torch.Tensor, count, speech_states: torch.Tensor, speech_mask: torch.Tensor, **outputs
+        self,
+        labels: torch.Tensor,
+        count,
+        speech_states: torch.Tensor,
+        speech_mask: torch.Tensor,
+        cross_entropy_weight: float,
+        alignment_inputs: torch.Tensor | None,
+        **outputs,
     ) -> SeamOutput:
         """
         Compute the loss of Stage 1, the alignment distance of each prediction to its label's embedding (Eq. 3).
@@ -401,14 +433,26 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         """
         if self.config.bridge != "aligner":
             return SeamOutput(loss=self._ctc_loss(self.bridge, labels, speech_states, speech_mask) / count)
+        if cross_entropy_weight and self.config.token_projection != "table":
+            raise ValueError("cross_entropy_weight: linear projections have no scores; accepted: 0.")
         is_label = labels != -100
-        predicted = self._teacher_forced(speech_states, speech_mask, labels[:, :-1], **outputs)
-        targets = self.lookup.embed(labels.masked_fill(_is_last(is_label), self.config.eoa_token_id).clamp_min(0))
+        inputs = labels[:, :-1] if alignment_inputs is None else alignment_inputs
+        predicted = self._teacher_forced(
+            speech_states, speech_mask, inputs, return_token_logits=cross_entropy_weight > 0, **outputs
+        )
+        target_ids = labels.masked_fill(_is_last(is_label), self.config.eoa_token_id)
+        targets = self.lookup.embed(target_ids.clamp_min(0))
         distances = alignment_distance(
             predicted["aligned_embeds"], targets, self.config.alignment_lambda, self.config.alignment_reduction
         )
+        loss = (distances * is_label).sum()
+        if cross_entropy_weight:
+            logits: Any = predicted.token_logits
+            classes = self.lookup.index_of(target_ids)[is_label]
+            entropy = nn.functional.cross_entropy(logits[is_label].float(), classes, ignore_index=-1, reduction="sum")
+            loss = loss + cross_entropy_weight * entropy
         return SeamOutput(
-            loss=(distances * is_label).sum() / count,
+            loss=loss / count,
             aligned_embeds=predicted.aligned_embeds,
             hidden_states=predicted.hidden_states,
             attentions=predicted.attentions,

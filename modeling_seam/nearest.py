@@ -114,6 +114,21 @@ class NearestToken:
         return self.table if self._ids is None else self.table[self._ids]
 
     @cached_property
+    def returnable(self) -> torch.Tensor:
+        """Return the ids that can be returned, `(returnable,)`, in ascending order."""
+        if self._ids is not None:
+            return self._ids
+        keep = torch.ones(len(self.table), dtype=torch.bool, device=self.table.device)
+        keep[self._excluded] = False
+        return keep.nonzero().flatten()
+
+    def index_of(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Map ids `(...)` to their indices in `returnable`, and those that cannot be returned to -1."""
+        ids = self.returnable
+        index = torch.searchsorted(ids, token_ids.to(ids.device)).clamp_max(len(ids) - 1)
+        return torch.where(ids[index] == token_ids.to(ids.device), index, -1)
+
+    @cached_property
     def _is_small(self) -> bool:
         return self._rows.numel() <= SMALL_TABLE
 

@@ -72,7 +72,9 @@ class SeamSavingMixin(MixedInto):
                     "a light checkpoint needs LoRA (lora_rank above 0) and backbones of the Hub (config.backbones)."
                 )
             state_dict = kwargs.get("state_dict") or self.state_dict()
-            kwargs["state_dict"] = {name: value for name, value in state_dict.items() if is_trained_by_seam(name)}
+            kwargs["state_dict"] = {
+                name: value for name, value in state_dict.items() if is_trained_by_seam(name, self.config)
+            }
         target = Path(save_directory)
         staging = target / STAGING
         if is_main_process:

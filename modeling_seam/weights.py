@@ -137,8 +137,13 @@ def check_finite(model: nn.Module, stored: dict[str, StoredTensor]) -> None:
             raise ValueError(f"the weight file {file} is damaged: {name} holds NaN or infinite values.")
 
 
-def is_trained_by_seam(name: str) -> bool:
-    """Return whether a weight is one that SEAM trains, and thus part of a light checkpoint."""
+TOKEN_TABLE = "bridge.token_table.weight"
+
+
+def is_trained_by_seam(name: str, config) -> bool:
+    """Return whether a weight is one that SEAM trained, and thus part of a light checkpoint."""
+    if name == TOKEN_TABLE:
+        return config.token_table_trained  # otherwise it is made of the backbones
     return name.startswith(("bridge.", "draft_head.")) or ".lora_" in name or name == "mask_embedding"
 
 

@@ -6,9 +6,11 @@ A cache file keeps its key, and is refused where the model, the data or the sett
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from seam.configuration_seam import SeamConfig
 from seam.data.files import sha256_of
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -29,6 +31,9 @@ STAGE_1 = (
     "alignment_reduction",
     "mask_speech_padding",
 )
+# Settings of the same kind that came later.
+WINDOW = ("speech_margin", "encoder_window")
+TOKENS = ("token_projection", "mixture_size", "aligner_prompt")
 # What an error says of an entry that differs.
 DIFFERENCES = {
     "encoder": "another speech encoder",
@@ -46,9 +51,16 @@ DIFFERENCES = {
 READABLE = ("utterances", "casing", "llm_inputs", "dtype", "places")
 
 
+def _unless_default(config: SeamConfig, names: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that are not the defaults: those are in no key of the caches that were made before them."""
+    defaults = {field.name: field.default for field in fields(SeamConfig)}
+    return {name: getattr(config, name) for name in names if getattr(config, name) != defaults[name]}
+
+
 def encoder_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dict[str, str]:
     """Return digests of the speech encoder, by its weights and settings, and of the settings of its features."""
     settings = {name: getattr(model.config.audio_config, name, None) for name in ENCODER}
+    settings |= _unless_default(model.config, WINDOW)
     features = {name: getattr(processor.feature_extractor, name, None) for name in FEATURES}
     return {
         "encoder": sha256_of([[fingerprint(model.encoder.state_dict()), settings, model.config.mask_speech_padding]]),
@@ -70,6 +82,7 @@ def stage1_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dic
         {name: getattr(model.config, name) for name in STAGE_1},
         {name: getattr(model.config.aligner_config, name, None) for name in ALIGNER},
     ]
+    settings[0] |= _unless_default(model.config, TOKENS)
     return {**encoder_key(model, processor), "stage1": sha256_of([[fingerprint(tensors), settings]])}
 
 

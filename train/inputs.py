@@ -209,7 +209,7 @@ def _subsample(utterances: list[Utterance], limit: int | None) -> list[Utterance
 
 def _max_tokens(model: SeamForSpeechRecognition) -> int:
     """Return how many tokens of a transcript the aligner has positions for, beside that of `<EOA>`."""
-    return model.config.aligner_config.max_target_positions - 1
+    return model.config.max_alignment_tokens
 
 
 def _stream(

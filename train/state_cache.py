@@ -26,6 +26,7 @@ from seam.data.dataset import ENCODER_BATCH_SIZE, SpeechCollator, SpeechDataset,
 from seam.data.files import replacing
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.modeling_seam.encoder_window import frames_with_margin
 from seam.train.cache_keys import check_key, encoder_key, recordings_key, stage1_key, transcripts_key
 from seam.train.recipe import RecipeError, StageRecipe
 
@@ -290,7 +291,9 @@ def _count_states(seconds: float, model: SeamForSpeechRecognition, processor: Se
     if not model.config.mask_speech_padding:
         return model.config.audio_config.max_source_positions
     extractor = processor.feature_extractor
-    return math.ceil(seconds * extractor.sampling_rate / (2 * extractor.hop_length))
+    frames = math.ceil(seconds * extractor.sampling_rate / extractor.hop_length)
+    window = 2 * model.config.audio_config.max_source_positions
+    return int(frames_with_margin(torch.tensor(frames), model.config.speech_margin, window)) // 2
 
 
 @torch.no_grad()
