@@ -22,7 +22,7 @@ BACKBONES = Path(__file__).parents[1] / "recipes" / "backbones"
 DRAFT = "draft"  # stands in the place of a stage's number, as the draft head can be trained after any stage
 TRAINERS = {1: AlignmentTrainer, 2: InstructionTrainer, 3: RefinementTrainer, DRAFT: DraftTrainer}
 ENCODER, DECODER, PROJECTIONS, BRIDGE = "speech encoder", "alignment decoder", "projections", "bridge"
-DRAFT_HEAD = "draft head"
+DRAFT_HEAD, TOKEN_TABLE = "draft head", "token table"
 LLM, TABLE, LORA, MASK = "language model", "  of it the embedding table", "LoRA adapters", "learned mask"
 # Table 2, in millions.
 PAPER = {ENCODER: 629, DECODER: 839, PROJECTIONS: 72, LLM: 4058, TABLE: 389, LORA: 62}
@@ -129,8 +129,13 @@ def _group_parameters(model: SeamForSpeechRecognition) -> dict[str, list[nn.Para
     """Return the parameters by the components' names; the LLM's embedding table belongs to two of them."""
     lora = [parameter for name, parameter in model.language_model.named_parameters() if "lora_" in name]
     if model.config.bridge == "aligner":
-        projections = [model.bridge.input_projection.weight, model.bridge.output_projection.weight]
-        bridge = {DECODER: _without(model.bridge.parameters(), projections), PROJECTIONS: projections}
+        name, prefixes = (
+            (TOKEN_TABLE, ("token_table.",))
+            if model.config.token_projection == "table"
+            else (PROJECTIONS, ("input_projection.", "output_projection."))
+        )
+        own = [parameter for key, parameter in model.bridge.named_parameters() if key.startswith(prefixes)]
+        bridge = {DECODER: _without(model.bridge.parameters(), own), name: own}
     else:
         bridge = {f"{BRIDGE} ({model.config.bridge})": list(model.bridge.parameters())}
     return {
@@ -207,8 +212,10 @@ def _notes(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]
         ENCODER: f"the paper's is its matrices alone, {millions(matrices(model.encoder))}: without convolutions, "
         "positions, norms and biases",
         DECODER: f"the paper's is its matrices alone, {millions(matrices(model.bridge.layers))}",
+        TOKEN_TABLE: f"Whisper's of {millions(vocabulary)}, re-written for the LLM's tokens; in the place of Eq. 2's "
+        "projections. Whether a recipe trains it says train_token_table",
         PROJECTIONS: f"with Whisper's vocabulary table of {millions(vocabulary)}, which nothing here uses, it would be "
-        f"{millions(_count(groups[PROJECTIONS]) + vocabulary)}",
+        f"{millions(2 * config.audio_config.d_model * config.get_text_config().hidden_size + vocabulary)}",
         LLM: "no count of ours gives the paper's",
         LORA: f"with heads of {narrow.text_config.head_dim} instead of {config.text_config.head_dim} it would be "
         f"{millions(narrow_lora)}",

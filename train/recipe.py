@@ -25,6 +25,9 @@ T = TypeVar("T")
 # The stages (`seam train …`) that have the settings of `StageRecipe` which not all stages have.
 STAGES_WITH = {
     "aligner_from_decoder": ("alignment",),
+    "cross_entropy_weight": ("alignment",),
+    "token_noise": ("alignment",),
+    "train_token_table": ("alignment",),
     "first_token_guidance": ("instruction", "refinement"),
     "llm_dtype": ("instruction", "refinement"),
     "mask": ("refinement",),
@@ -160,6 +163,12 @@ class StageRecipe:
         processor: see `ProcessorSettings`, for a new model.
         aligner_from_decoder: whether a new aligner begins with the weights of the encoder checkpoint's own Whisper
             decoder instead of random ones (Stage 1); its two projections begin at random in any case.
+        cross_entropy_weight: weight of a cross-entropy on the scores of the aligner's table, beside Eq. 3 (Stage 1 with
+            `token_projection: table`).
+        token_noise: share of the tokens that the aligner is given which are replaced by random ones, so that it learns
+            to go on after a mistake (Stage 1).
+        train_token_table: whether the aligner's table is trained too; a light checkpoint then holds it (Stage 1 with
+            `token_projection: table`).
         llm_dtype: precision of the frozen LLM while LoRA is trained on it: `float32`, `bfloat16`, or `4bit` (QLoRA's
             NF4). An LLM that was published in bf16 loses nothing by `bfloat16`. Everything else stays in fp32, and
             checkpoints hold the LLM in the precision that it was loaded from (Stages 2 and 3).
@@ -186,6 +195,9 @@ class StageRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     processor: ProcessorSettings = field(default_factory=ProcessorSettings)
     aligner_from_decoder: bool = False
+    cross_entropy_weight: float = 0.0
+    token_noise: float = 0.0
+    train_token_table: bool = False
     llm_dtype: str = FULL
     first_token_guidance: bool = False
     masking_probability: float = 0.05
@@ -202,9 +214,11 @@ class StageRecipe:
         self._check_new_model()
 
     def _check_values(self) -> None:
-        for name in ("masking_probability", "deletion_probability"):
+        for name in ("masking_probability", "deletion_probability", "token_noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
+        if self.cross_entropy_weight < 0:
+            raise RecipeError(f"cross_entropy_weight is {self.cross_entropy_weight}; accepted: 0 and above.")
         if self.llm_dtype not in (FULL, *LLM_DTYPES):
             raise RecipeError(f"llm_dtype is {self.llm_dtype!r}; accepted: {', '.join((FULL, *LLM_DTYPES))}.")
         if (self.training.gradient_checkpointing_kwargs or {}).get("use_reentrant"):

@@ -232,7 +232,7 @@ class Utterances:
 
     def _alignment(self) -> tuple:
         config = self.model.config
-        return self.states, self.mask, config.boa_token_id, config.eoa_token_id, self.tokens
+        return self.states, self.mask, [config.boa_token_id], config.eoa_token_id, self.tokens
 
     def _drafts(self, texts: list[list[int]], agreement: float) -> list[list[int]]:
         self._drawn[agreement] += 1

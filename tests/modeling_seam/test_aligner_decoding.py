@@ -113,7 +113,7 @@ def test_a_batch_that_has_ended_stops(build_model, predict_end):
     model = build_model()
     predict_end(model)
     states, mask = speech_of(model, [5, 6], 6)
-    ids = (model.config.boa_token_id, model.config.eoa_token_id)
+    ids = ([model.config.boa_token_id], model.config.eoa_token_id)
     sequences, _ = greedy_alignment(model.bridge, model.lookup, states, mask, *ids, 20)
     assert sequences.tolist() == [[ids[1]], [ids[1]]]
     assert model.align(states, mask).sequences.shape == (2, 0)
@@ -200,7 +200,7 @@ def corrupt(tokens: list[int], how: str, rng: random.Random) -> list[int]:
 def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
     monkeypatch.setattr(aligner_decoding, "FIRST_POSITIONS", 4)  # the cache grows
     rng = random.Random(how)
-    ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
+    ids = ([ending.config.boa_token_id], ending.config.eoa_token_id)
     lengths, rejected = set(), 0
     for case in range(60):
         torch.manual_seed(case)
@@ -230,7 +230,7 @@ def test_bad_drafts_are_given_up(ending):
     """A draft in which nothing is right costs a forward or two more than none, not one for every token."""
     torch.manual_seed(1)
     states, mask = speech_of(ending, [20], 20)
-    ids = (ending.config.boa_token_id, ending.config.eoa_token_id)
+    ids = ([ending.config.boa_token_id], ending.config.eoa_token_id)
     with torch.no_grad():
         (row,), _ = verified_alignment(ending.bridge, ending.lookup, states, mask, *ids, 23, [[299] * 23])
     assert row.forwards == len(row.output) and 0 < row.rejected <= 60
@@ -247,7 +247,7 @@ def steps_of(model):
             embed=model.lookup.embed,
             nearest=lambda predicted: predictions.append(predicted) or model.lookup.nearest(predicted),
         )
-        return AlignerSteps(model.bridge, lookup, states, mask), predictions
+        return AlignerSteps(model.bridge, lookup, states, mask, []), predictions
 
     return make
 
