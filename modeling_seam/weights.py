@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -145,6 +146,16 @@ def is_trained_by_seam(name: str, config) -> bool:
     if name == TOKEN_TABLE:
         return config.token_table_trained  # otherwise it is made of the backbones
     return name.startswith(("bridge.", "draft_head.")) or ".lora_" in name or name == "mask_embedding"
+
+
+# In a folder that was converted from a package: of which repository of the Hub its weights are.
+BACKBONE_RECORD = "seam_backbone.json"
+
+
+def packaged_folder(hub_id: str) -> Path:
+    """Return where `seam backbones` lays down a backbone, in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "seam" / "backbones" / hub_id.split("/")[1]
 
 
 def backbone_record(name: str) -> dict[str, str] | None:
