@@ -124,7 +124,8 @@ def test_nothing_imports_tests_or_bench():
 
 
 def test_files_are_few_and_neither_long_nor_short():
-    assert len(SOURCES) <= 100
+    # 100 until real backbones came: packages converted, tables re-written, the encoder's window, training on people.
+    assert len(SOURCES) <= 110
     for path in SOURCES:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= 600, path
