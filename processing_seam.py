@@ -325,18 +325,13 @@ def transcript_ids(tokenizer: PreTrainedTokenizerBase, text: str, leading_space:
     Return the ids of a transcript without any end token, as in Stage 1's targets and in the assistant's reply.
 
     Args:
+        text: an empty one, of audio without speech, has no ids.
         leading_space: see [`SeamProcessor`].
-
-    Raises:
-        ValueError: the text is empty.
     """
     text = text.strip()
-    ids = tokenizer(
-        f" {text}" if leading_space else text, add_special_tokens=False, split_special_tokens=True
-    ).input_ids
-    if not ids:
-        raise ValueError("a transcript is empty.")
-    return ids
+    if leading_space and text:
+        text = f" {text}"
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
 
 
 def _decode(source: str | Path | bytes, name: str) -> tuple[np.ndarray, int]:

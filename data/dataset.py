@@ -229,7 +229,7 @@ def keep_in_memory(dataset: SpeechDataset, workers: int = 2) -> ListDataset:
 
 @torch.no_grad()
 def encode(
-    model: SpeechEncoder, dataset: SpeechDataset, batches: list[list[int]], workers: int = 2
+    model: SpeechEncoder, dataset: SpeechDataset, batches: list[list[int]], workers: int = 2, bf16: bool = False
 ) -> Iterator[list[dict[str, torch.Tensor]]]:
     """
     Encode a [`SpeechDataset`] with the frozen encoder, batch by batch.
@@ -237,6 +237,7 @@ def encode(
     Args:
         batches: indices of the items of each batch.
         workers: processes that read the data set.
+        bf16: whether the encoder computes in bf16.
 
     Yields:
         Items with `speech_states` `(speech, d_speech)`, cut to the length of the audio, instead of features.
@@ -246,7 +247,8 @@ def encode(
     for batch in loader:
         features = torch.stack([item["input_features"] for item in batch]).to(model.device)
         attention_mask = torch.stack([item["attention_mask"] for item in batch]).to(model.device)
-        speech_states, mask = model.encode(features, attention_mask)
+        with torch.autocast(features.device.type, torch.bfloat16, enabled=bf16):
+            speech_states, mask = model.encode(features, attention_mask)
         yield [
             {"speech_states": states[keep].cpu().clone(), "token_ids": item["token_ids"].clone()}
             for item, states, keep in zip(batch, speech_states, mask.bool(), strict=True)

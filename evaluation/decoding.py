@@ -218,7 +218,7 @@ def _transcribe_readable(model, processor, batch: Sequence[Item], batch_size: in
 
 
 def _reference_tokens(processor, text: str) -> list[int]:
-    return processor.transcript_ids(text) if text.strip() else []
+    return processor.transcript_ids(text)
 
 
 def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[list[Item], list[dict[str, Any]]]:

@@ -10,7 +10,6 @@ folders as the Hub has them.
 import hashlib
 import json
 import os
-import shutil
 import struct
 import subprocess
 import sys

@@ -45,10 +45,13 @@ DIFFERENCES = {
     "transcripts": "other transcripts or with another tokenizer",
     "llm_inputs": "other llm_inputs",
     "dtype": "another precision",
+    "computed_in": "an encoder in another precision",
     "places": "shards of another size",
 }
 # Entries that are not digests: an error shows their values.
-READABLE = ("utterances", "casing", "llm_inputs", "dtype", "places")
+READABLE = ("utterances", "casing", "llm_inputs", "dtype", "computed_in", "places")
+# What caches have that were made before they named it.
+UNNAMED = {"computed_in": "float32"}
 
 
 def _unless_default(config: SeamConfig, names: Sequence[str]) -> dict[str, Any]:
@@ -125,8 +128,9 @@ def check_key(path: Path, kept: dict[str, Any], key: dict[str, Any]) -> None:
         ValueError: for the first entry that differs.
     """
     for name, value in key.items():
-        if kept.get(name) != value:
-            values = f" ({kept.get(name)}, now {value})" if name in READABLE else ""
+        own = kept.get(name, UNNAMED.get(name))
+        if own != value:
+            values = f" ({own}, now {value})" if name in READABLE else ""
             raise ValueError(
                 f"{path} is stale: it was made from {DIFFERENCES[name]}{values}. Delete it or give another folder."
             )

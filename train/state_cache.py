@@ -61,9 +61,10 @@ def cached_encoder_states(
     caches = []
     for name, dataset in zip(("train", "validation"), datasets, strict=True):
         key = {**encoder, **recordings_key(dataset.utterances), "dtype": recipe.data.encoder_states_dtype}
+        key["computed_in"] = "bfloat16" if recipe.training.bf16 else "float32"
         counts = [_count_states(utterance.duration, model, processor) for utterance in dataset.utterances]
         shards = Shards(dataset, folder, name, key, counts, bytes_per_state, "speech_states")
-        caches.append((shards, partial(_encode, model, dataset, workers)))
+        caches.append((shards, partial(_encode, model, dataset, recipe.training.bf16, workers)))
     return load_or_compute(folder, "data.encoder_states", caches, dtype, recipe.training)
 
 
@@ -279,10 +280,14 @@ class CachedStates(Dataset):
 
 
 def _encode(
-    model: SeamForSpeechRecognition, dataset: SpeechDataset, workers: int, batches: list[list[int]]
+    model: SeamForSpeechRecognition,
+    dataset: SpeechDataset,
+    bf16: bool,
+    workers: int,
+    batches: list[list[int]],
 ) -> Iterator[list[torch.Tensor]]:
-    """Compute the encoder's states of batches."""
-    for items in encode(model, dataset, batches, workers):
+    """Compute the encoder's states of batches, in bf16 as a training in bf16 would."""
+    for items in encode(model, dataset, batches, workers, bf16):
         yield [item["speech_states"] for item in items]
 
 
