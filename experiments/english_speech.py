@@ -31,6 +31,7 @@ TRANSCRIBED = ("librispeech train-clean-100", "librispeech_tc")
 NATURAL = ("common_voice", "kathleen", "ljspeech", "african_storybook")
 # Never trained on: parts of the official evaluation sets.
 EVALUATION_ONLY = ("librispeech dev-clean", "librispeech test-other")
+NOTHING = ""  # in an alignment, opposite to a word that the other side lacks
 MAX_LABEL_ERROR_RATE = 60.0
 SHORT_SECONDS, JOINED_SECONDS = 8.0, 28.0
 QUESTION = re.compile(
@@ -108,15 +109,15 @@ def with_case_of(reference: str, transcript: str) -> str | None:
     hypothesis = [re.fullmatch(r"(\W*)(.*?)(\W*)", word).groups() for word in transcript.replace("-", " ").split()]
     hypothesis = [parts for parts in hypothesis if parts[1]]
     spoken = reference.lower().split()
-    pairs = kaldialign.align(spoken, [core.lower() for _, core, _ in hypothesis], None)
+    pairs = kaldialign.align(spoken, [core.lower() for _, core, _ in hypothesis], NOTHING)
     errors = sum(one != other for one, other in pairs)
     if errors > MAX_LABEL_ERROR_RATE / 100 * len(spoken):
         return None
     written: list[str] = []
     left = iter(hypothesis)
     for word, found in pairs:
-        before, core, after = next(left) if found is not None else ("", "", "")
-        if word is None:  # it was not said; where a sentence ends here, it still does
+        before, core, after = next(left) if found != NOTHING else ("", "", "")
+        if word == NOTHING:  # it was not said; where a sentence ends here, it still does
             if written and after and written[-1][-1].isalnum():
                 written[-1] += after
             continue
