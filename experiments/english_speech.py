@@ -121,8 +121,10 @@ def with_case_of(reference: str, transcript: str) -> str | None:
             if written and after and written[-1][-1].isalnum():
                 written[-1] += after
             continue
+        if found == NOTHING and written:  # the sentence did not end before it
+            written[-1] = written[-1].rstrip(".?!")
         begins = not written or written[-1][-1] in ".?!"
-        if word == found:
+        if words(word, "english") == words(core, "english"):  # the same, or "Mr" for "mister"
             own = core
         else:
             own = "I" if word == "i" else word
