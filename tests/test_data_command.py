@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from seam.__main__ import CHECKPOINT, app
+from seam.__main__ import app
 from seam.data.manifest import read_manifest
 from seam.tests.helpers import forked
+from seam.tests.helpers.shipped import TINY
 from seam.tests.helpers.sounds import tone, write
 
 
@@ -26,7 +27,7 @@ def corpus(tmp_path):
 @pytest.mark.medium
 def test_what_is_kept_and_what_is_left_out_is_printed(corpus):
     command = [sys.executable, "-m", "seam", "data", "prepare", "librispeech", "LibriSpeech", "out"]
-    done = forked.run([*command, "--tokenizer", CHECKPOINT], cwd=corpus)
+    done = forked.run([*command, "--tokenizer", TINY], cwd=corpus)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].endswith("out/manifest.jsonl: 3 utterances, 0.00 hours, speakers: 1")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 pytestmark = pytest.mark.medium
 
@@ -68,7 +68,7 @@ def audio():
 
 @pytest.fixture(scope="module")
 def expected(audio):
-    model, processor = SeamForSpeechRecognition.from_pretrained(CHECKPOINT), SeamProcessor.from_pretrained(CHECKPOINT)
+    model, processor = SeamForSpeechRecognition.from_pretrained(TINY), SeamProcessor.from_pretrained(TINY)
     return processor.batch_decode(model.generate(**processor(audio=audio)))[0].strip()
 
 
@@ -76,8 +76,8 @@ def expected(audio):
 def saved(tmp_path_factory) -> Path:
     """Return the shipped checkpoint, saved again: a folder with its code."""
     folder = tmp_path_factory.mktemp("saved") / "seam-tiny.v1"  # a dot: it becomes part of a module's name
-    SeamForSpeechRecognition.from_pretrained(CHECKPOINT).save_pretrained(folder)
-    SeamProcessor.from_pretrained(CHECKPOINT).save_pretrained(folder)
+    SeamForSpeechRecognition.from_pretrained(TINY).save_pretrained(folder)
+    SeamProcessor.from_pretrained(TINY).save_pretrained(folder)
     return folder
 
 
@@ -122,7 +122,7 @@ def test_from_a_repository_of_code_with_weights_beside_it(run, tmp_path, saved, 
 
 @pytest.mark.slow
 def test_the_shipped_folder(run, audio, expected):
-    run(EVERYTHING, CHECKPOINT, audio, expected)
+    run(EVERYTHING, TINY, audio, expected)
 
 
 @pytest.mark.oldest

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 pytestmark = pytest.mark.medium
 
@@ -36,11 +36,11 @@ def run(*arguments) -> subprocess.CompletedProcess:
         (["explain", "none.wav"], "none.wav: no such audio file."),
         (["describe", "none.yaml"], "none.yaml: no such recipe."),
         (["describe", "./no/folder"], "cannot load the checkpoint './no/folder': no such folder"),
-        (["evaluate", CHECKPOINT, "--data", "none.jsonl", "--out", "out"], "none.jsonl: no such manifest."),
+        (["evaluate", TINY, "--data", "none.jsonl", "--out", "out"], "none.jsonl: no such manifest."),
         (["score", "nowhere"], "run.json is missing"),
         (["export", __file__, "out"], "test_startup.py': it is a file; accepted: a folder or a Hub id."),
         (["merge", RECORDINGS, "out"], "the folder has no config.json."),
-        (["selfcheck", CHECKPOINT, "--recording", "none.wav"], "none.wav: no such audio file."),
+        (["selfcheck", TINY, "--recording", "none.wav"], "none.wav: no such audio file."),
         (["train", "alignment", "none.yaml"], "none.yaml: no such recipe."),
         (["compare", "none.yaml"], "none.yaml: no such recipe."),
         (["data", "prepare", "librispeech", "nowhere", "out"], "nowhere: no such folder."),
@@ -89,7 +89,7 @@ def test_a_training_prints_nothing_but_its_progress_and_result(tmp_path):
     training |= {"save_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "wer", "use_cpu": True}
     data = {"train": [manifest], "validation": [manifest]}
     recipe = tmp_path / "recipe.json"  # which is YAML, too
-    recipe.write_text(json.dumps({"model": str(CHECKPOINT), "data": data, "training": training}))
+    recipe.write_text(json.dumps({"model": str(TINY), "data": data, "training": training}))
     done = run("train", "instruction", recipe)
     assert done.returncode == 0, done.stderr
     lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]

@@ -8,19 +8,19 @@ import pytest
 import soundfile
 from transformers import WhisperForConditionalGeneration
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation import decoding
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.hypotheses import read_hypotheses
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 MANIFEST = RECORDINGS / "manifest.jsonl"
 
 
 def write(folder, manifests=(MANIFEST,), **options):
-    decode_test_sets(str(CHECKPOINT), manifests, folder, **{"batch_size": 3, **options})
+    decode_test_sets(str(TINY), manifests, folder, **{"batch_size": 3, **options})
 
 
 def without_times(path) -> list[dict]:
@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 
 def test_rows_are_the_output_of_the_model(finished):
     utterances = read_manifest(MANIFEST)
-    seam, processor = load_checkpoint(str(CHECKPOINT))
+    seam, processor = load_checkpoint(str(TINY))
     run, systems = read_hypotheses(finished)
     assert list(systems) == run["systems"] == ["stage1", "full", "full-noftg"]
     ablation = {"stage1": {"use_llm": False}, "full": {}, "full-noftg": {"first_token_guidance": False}}
@@ -117,7 +117,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(finished, tmp_path, monkeyp
 
 def test_a_checkpoint_may_be_moved_between_two_runs(tmp_path):
     write(tmp_path / "out", systems=["stage1"])
-    shutil.copytree(CHECKPOINT, tmp_path / "elsewhere")
+    shutil.copytree(TINY, tmp_path / "elsewhere")
     decode_test_sets(str(tmp_path / "elsewhere"), [MANIFEST], tmp_path / "out", ["full"], batch_size=3)
     assert list(read_hypotheses(tmp_path / "out")[1]) == ["stage1", "full"]
 
@@ -169,7 +169,7 @@ def test_casing_is_that_of_the_references_ids(tmp_path):
         + "\n"
         + json.dumps({"audio": str(read_manifest(MANIFEST)[0].audio), "text": " "})
     )
-    _, processor = load_checkpoint(str(CHECKPOINT))
+    _, processor = load_checkpoint(str(TINY))
     for casing, ids in (("lower", "set the light"), ("keep", "SET THE LIGHT")):
         write(tmp_path / casing, [tmp_path / "upper.jsonl"], systems=["stage1"], casing=casing)
         row, silent = read_hypotheses(tmp_path / casing)[1]["stage1"]
@@ -196,7 +196,7 @@ def other_settings(folder):
 
 
 def change_settings(folder, file, **changes):
-    shutil.copytree(CHECKPOINT, folder / "tiny")
+    shutil.copytree(TINY, folder / "tiny")
     settings = json.loads((folder / "tiny" / file).read_text())
     (folder / "tiny" / file).write_text(json.dumps({**settings, **changes}))
     return {"model": str(folder / "tiny")}
@@ -226,7 +226,7 @@ def other_data(folder):
 def test_another_run_is_refused_before_anything_is_loaded(finished, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr(decoding, "load_checkpoint", lambda *a, **k: pytest.fail("loaded"))
     before = {path: path.read_bytes() for path in finished.rglob("*.json*")}
-    arguments = {"model": str(CHECKPOINT), "manifests": [MANIFEST], "folder": finished, "batch_size": 3}
+    arguments = {"model": str(TINY), "manifests": [MANIFEST], "folder": finished, "batch_size": 3}
     with pytest.raises(ValueError, match=message):
         decode_test_sets(**{**arguments, **change(tmp_path)})
     assert {path: path.read_bytes() for path in finished.rglob("*.json*")} == before

@@ -10,7 +10,7 @@ import torch
 from matplotlib import image
 from typer.testing import CliRunner
 
-from seam.__main__ import CHECKPOINT, RECORDINGS, app
+from seam.__main__ import app
 from seam.evaluation.explanation import (
     EOA,
     Change,
@@ -26,13 +26,14 @@ from seam.evaluation.explanation import (
 from seam.evaluation.explanation_views import decision, plot_explanation, record, summary, table, visible
 from seam.modeling_seam import SeamForSpeechRecognition, load_checkpoint
 from seam.tests.helpers import forked
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 GIVEN, KEPT, SUBSTITUTED, INSERTED, DELETED = Change
 
 
 @pytest.fixture(scope="module")
 def shipped():
-    return load_checkpoint(str(CHECKPOINT))
+    return load_checkpoint(str(TINY))
 
 
 def recording(number: int):

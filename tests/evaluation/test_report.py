@@ -8,10 +8,10 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.report import ALL, markdown, write_report
 from seam.publishing.card import write_card
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 FILES = ["errors.md", "rates.png", "results.json", "results.md", "results.png", "results.yaml"]
 EXAMPLES = [
@@ -187,7 +187,7 @@ def test_nothing_but_unreadable_audio_has_a_report(tmp_path):
 
 
 def test_scoring_alone_gives_the_same_files(tmp_path):
-    decode_test_sets(str(CHECKPOINT), [RECORDINGS / "manifest.jsonl"], tmp_path)
+    decode_test_sets(str(TINY), [RECORDINGS / "manifest.jsonl"], tmp_path)
     results = write_report(tmp_path)
     before = {name: (tmp_path / name).read_bytes() for name in FILES}
     for name in FILES:

@@ -10,10 +10,10 @@ import transformers
 from packaging.version import Version
 from transformers import pipeline
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.pipeline import SeamPipeline
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 pytestmark = pytest.mark.oldest
 
@@ -32,7 +32,7 @@ def waveforms(files):
 
 @pytest.fixture(scope="module")
 def shipped():
-    return SeamForSpeechRecognition.from_pretrained(CHECKPOINT), SeamProcessor.from_pretrained(CHECKPOINT)
+    return SeamForSpeechRecognition.from_pretrained(TINY), SeamProcessor.from_pretrained(TINY)
 
 
 @pytest.fixture(scope="module")
@@ -242,13 +242,13 @@ def test_a_saved_pipeline_comes_back(asr, files, texts, tmp_path):
 def test_without_trust_or_the_class_it_is_refused(asr, files, texts):
     """Even where the package is installed: transformers looks at the config of the folder only."""
     with pytest.raises(ValueError, match="trust_remote_code=True"):
-        pipeline(TASK, model=str(CHECKPOINT))
-    again = pipeline(TASK, model=str(CHECKPOINT), pipeline_class=SeamPipeline)
+        pipeline(TASK, model=str(TINY))
+    again = pipeline(TASK, model=str(TINY), pipeline_class=SeamPipeline)
     assert type(again) is SeamPipeline and words(again(files[:2])) == texts[:2]
 
 
 def test_bfloat16(files, tmp_path):
-    again = pipeline(TASK, model=str(CHECKPOINT), dtype="bfloat16", pipeline_class=SeamPipeline)
+    again = pipeline(TASK, model=str(TINY), dtype="bfloat16", pipeline_class=SeamPipeline)
     assert again.model.dtype == torch.bfloat16 and all(words(again(files[:2])))
     again.save_pretrained(tmp_path)
     assert "dtype" not in (tmp_path / "tokenizer_config.json").read_text()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.data.manifest import read_manifest
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_stub import LocalHub
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 pytestmark = pytest.mark.medium
 
@@ -53,7 +53,7 @@ def hub():
 
 def test_pushed_and_transcribed_by_id(hub, tmp_path):
     audio = read_manifest(RECORDINGS / "manifest.jsonl")[0].audio
-    expected = run(PUSH, CHECKPOINT, audio, environment=hub.environment(tmp_path / "pusher"), cwd=tmp_path)
+    expected = run(PUSH, TINY, audio, environment=hub.environment(tmp_path / "pusher"), cwd=tmp_path)
     files = hub.repos["user/seam"].files
     code = {f"modeling_seam/{path.name}" for path in (ROOT / "modeling_seam").glob("*.py")}
     code -= {"modeling_seam/__init__.py"}

@@ -70,7 +70,9 @@ def in_four_bits(weights: Weights) -> tuple[Weights, Weights]:
         blocks = weight.reshape(-1, 16)
         least = blocks.amin(-1, keepdim=True).half().float()
         step = ((blocks.amax(-1, keepdim=True) - least) / 15).half().float()
-        rounded[name] = (least + step * ((blocks - least) / step.clamp(min=1e-9)).round().clamp(0, 15)).reshape(weight.shape).half()
+        rounded[name] = (
+            (least + step * ((blocks - least) / step.clamp(min=1e-9)).round().clamp(0, 15)).reshape(weight.shape).half()
+        )
         half_steps[name] = (step / 2 + blocks.abs().amax(-1, keepdim=True) / 1024).expand(-1, 16).reshape(weight.shape)
     return rounded, half_steps
 

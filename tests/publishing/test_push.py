@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from seam.__main__ import CHECKPOINT, RECORDINGS
 from seam.publishing.export import export
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_stub import LocalHub
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 RECORDING = str(RECORDINGS / "audio" / "000000.wav")
 LOAD_BY_ID = f"""
@@ -23,7 +23,7 @@ def run(arguments, hub, cache, **environment):
     return forked.run([sys.executable, *arguments], env=environment)
 
 
-def push(hub, cache, *options, model=CHECKPOINT):
+def push(hub, cache, *options, model=TINY):
     return run(["-m", "seam", "push", str(model), "user/tiny", *options], hub, cache)
 
 
@@ -45,7 +45,7 @@ def test_push_load_back_and_push_again(tmp_path):
         commits = len(repository.commits)
         before = dict(repository.files)
         hub.fail_uploads = True
-        merged = export(str(CHECKPOINT), tmp_path / "merged", merge=True)
+        merged = export(str(TINY), tmp_path / "merged", merge=True)
         failed = push(hub, tmp_path / "a", model=merged)
         assert failed.returncode == 1
         assert "error: the upload failed" in failed.stderr and "Traceback" not in failed.stderr, failed.stderr

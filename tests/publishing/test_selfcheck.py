@@ -5,15 +5,16 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
-from seam.__main__ import CHECKPOINT, RECORDINGS, app
+from seam.__main__ import app
 from seam.publishing.selfcheck import selfcheck
+from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 RECORDING = RECORDINGS / "audio" / "000000.wav"
 
 
 @pytest.mark.slow
 def test_the_shipped_checkpoint_passes():
-    result = CliRunner().invoke(app, ["selfcheck", str(CHECKPOINT)])
+    result = CliRunner().invoke(app, ["selfcheck", str(TINY)])
     assert result.exit_code == 0, result.output
     assert "light: equal logits" in result.output and "FAILED" not in result.output
 
@@ -29,5 +30,5 @@ def test_a_folder_without_its_code_fails(tmp_path, monkeypatch):
 
     module_export = module.export
     monkeypatch.setattr(module, "export", export_without_code)
-    first = next(iter(selfcheck(str(CHECKPOINT), RECORDING)))
+    first = next(iter(selfcheck(str(TINY), RECORDING)))
     assert not first.passed and "modeling_seam" in first.seen

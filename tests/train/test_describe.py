@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from seam.__main__ import CHECKPOINT, app
+from seam.__main__ import app
 from seam.modeling_seam import SeamForSpeechRecognition
+from seam.tests.helpers.shipped import TINY
 from seam.train.describe import describe
 from seam.train.recipe import RecipeError, StageRecipe, load_recipe
 
@@ -93,8 +94,8 @@ def test_another_architecture_stands_beside_nothing():
 
 
 def test_a_checkpoint():
-    description = describe(str(CHECKPOINT))
-    model = SeamForSpeechRecognition.from_pretrained(CHECKPOINT)
+    description = describe(str(TINY))
+    model = SeamForSpeechRecognition.from_pretrained(TINY)
     counts = {one.name: one.parameters for one in description.components}
     parts = ("speech encoder", "alignment decoder", "projections", "language model", "LoRA adapters")
     assert sum(counts[part] for part in parts) == sum(parameter.numel() for parameter in model.parameters())
@@ -110,7 +111,7 @@ def test_what_cannot_be_described(tmp_path):
 
 
 def test_the_command():
-    result = CliRunner().invoke(app, ["describe", str(CHECKPOINT)])
+    result = CliRunner().invoke(app, ["describe", str(TINY)])
     assert result.exit_code == 0 and "alignment decoder" in result.output and "paper" not in result.output
     result = CliRunner().invoke(app, ["describe", str(RECIPES / "paper" / "alignment.yaml"), "--json"])
     assert json.loads(result.stdout)["components"][0]["paper"] == 629
