@@ -266,12 +266,15 @@ def whisper_weights(variables: dict[str, np.ndarray]) -> dict[str, torch.Tensor]
         ValueError: when a variable is missing, or one is left.
     """
     left = {name: value for name, value in variables.items() if value.ndim > 0}  # the others are settings
-    layers = len({name.split("/")[1] for name in left if name.startswith("encoder/layer_") and name.count("/") > 2})
+    layers = {
+        side: len({name.split("/")[1] for name in left if name.startswith(f"{side}/layer_") and name.count("/") > 2})
+        for side in ("encoder", "decoder")
+    }
     names = {
         **{f"encoder/conv{i}/{kind}": [f"model.encoder.conv{i}.{kind}"] for i in (1, 2) for kind in ("weight", "bias")},
         "decoder/embeddings/weight": ["model.decoder.embed_tokens.weight"],
-        **dict(whisper_names(layers, "encoder")),
-        **dict(whisper_names(layers, "decoder")),
+        **dict(whisper_names(layers["encoder"], "encoder")),
+        **dict(whisper_names(layers["decoder"], "decoder")),
     }
     weights = {}
     left.pop("decoder/projection/weight", None)  # tied to the embeddings
@@ -500,8 +503,9 @@ def rounding_of(kind: str, values: torch.Tensor) -> torch.Tensor:
         return torch.zeros(values.shape)
     blocks = values.float().reshape(-1, GGUF_BLOCK)
     largest = blocks.abs().amax(-1)
-    step = largest / 127 if kind == "Q8_0" else (blocks.amax(-1) - blocks.amin(-1)) / 15
-    return (step / 2 + largest * 2**-10).repeat_interleave(GGUF_BLOCK).reshape(values.shape)
+    levels, width = (127, largest) if kind == "Q8_0" else (15, blocks.amax(-1) - blocks.amin(-1))
+    rounded = largest * 2**-10 + (levels + 1) * 2**-25  # the latter where the scale is as small as float16 goes
+    return (width / levels / 2 + rounded).repeat_interleave(GGUF_BLOCK).reshape(values.shape)
 
 
 def convert_smollm(wheels: list[Path], folder: Path) -> None:
