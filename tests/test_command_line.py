@@ -128,7 +128,7 @@ def test_the_shipped_checkpoint_is_small_and_its_code_is_a_link_to_ours():
 
 def test_where_stage_1_hears_nothing_the_transcript_is_empty(tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
-    done = seam("transcribe", tmp_path / "silence.wav", "--json")
+    done = seam("transcribe", tmp_path / "silence.wav", "--model", TINY, "--json")
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)
     assert row["seconds"] == 1.0

@@ -348,12 +348,12 @@ def test_the_picture_grows_with_the_tokens(explanations, tmp_path):
 def seam(tmp_path, monkeypatch):
     """Run the command in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, ["explain", *map(str, arguments)])
+    return lambda *arguments: CliRunner().invoke(app, ["explain", "--model", str(TINY), *map(str, arguments)])
 
 
 @pytest.mark.medium
 def test_command(tmp_path):
-    command = [sys.executable, "-m", "seam", "explain", str(recording(4))]
+    command = [sys.executable, "-m", "seam", "explain", "--model", str(TINY), str(recording(4))]
     done = forked.run(command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for part in ("call (given: first token guidance)", "+ ␣one (inserted)", "0.34–0.76", EOA, "000004.explain.png"):
