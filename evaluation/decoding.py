@@ -199,7 +199,7 @@ def _decode(
                 "reference": utterance.text,
                 **asdict(result),
                 "wall_seconds": wall * result.seconds / seconds if item.id in results else 0.0,
-                "reference_tokens": _reference_tokens(processor, casing(utterance.text)),
+                "reference_tokens": processor.transcript_ids(casing(utterance.text)),
             }
             rows.append({**row, "error": errors[item.id]} if item.id in errors else row)
         yield rows
@@ -215,10 +215,6 @@ def _transcribe_readable(model, processor, batch: Sequence[Item], batch_size: in
             errors[item.id] = str(error)
     results = transcribe(model, processor, list(waveforms.values()), batch_size, **arguments)
     return dict(zip(waveforms, results, strict=True)), errors
-
-
-def _reference_tokens(processor, text: str) -> list[int]:
-    return processor.transcript_ids(text)
 
 
 def _read_items(manifests: Sequence[str | Path], split: str | None) -> tuple[list[Item], list[dict[str, Any]]]:

@@ -358,7 +358,7 @@ def card_texts(speech: SpeechSettings, sizes: list[str]) -> dict[str, Any]:
 
 
 def compare_systems(
-    model, processor, whisper, whisper_processor, tests: dict[str, Sequence[Utterance]]
+    model, processor, whisper, whisper_processor, tests: dict[str, Sequence[Utterance]], normalizer: str = "basic"
 ) -> dict[str, Any]:
     """
     Transcribe the test sets with every system and score the transcripts.
@@ -368,6 +368,7 @@ def compare_systems(
         whisper: `WhisperForConditionalGeneration` whose encoder SEAM uses.
         whisper_processor: see `seam.evaluation.transcription.load_whisper`.
         tests: test sets by name.
+        normalizer: one of `seam.evaluation.scoring.NORMALIZERS`.
 
     Returns:
         `{"wer": {system: {test: percent}}, "interval": {system: {test: [low, high]}}, "words": {test: count},
@@ -388,7 +389,7 @@ def compare_systems(
             "full": [one.text for one in guided],
         }
         for system, texts in hypotheses.items():
-            counts = utterance_errors(references, texts)
+            counts = utterance_errors(references, texts, normalizer)
             wer[SYSTEMS[system].row][name] = total(counts).error_rate
             intervals[SYSTEMS[system].row][name] = list(interval(counts))
             words[name] = total(counts).length

@@ -7,22 +7,30 @@ Each step is completed before the next begins, and is not repeated when the same
 was interrupted goes on at its last checkpoint.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
 
 from seam.data.manifest import read_manifest
+from seam.evaluation.table import write_table
+from seam.evaluation.transcription import load_whisper
+from seam.experiments.demo import compare_systems
 from seam.experiments.english_speech import EnglishSpeech, make_test_speech, make_training_speech
 from seam.experiments.packaged_backbones import packaged_backbones
 from seam.experiments.steps import Steps
-from seam.modeling_seam import build_untrained, load_checkpoint
+from seam.modeling_seam import SeamProcessor, build_untrained, load_checkpoint
+from seam.publishing.card import write_card
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.recipe import StageRecipe, load_recipe
 
+CARD = Path(__file__).parents[1] / "recipes" / "english" / "card.json"
 STAGES: dict[str, Callable[[StageRecipe], dict[str, float]]] = {
     "alignment": alignment.main,
     "instruction": instruction.main,
@@ -62,14 +70,16 @@ def main(recipe: EnglishRecipe) -> dict[str, Any]:
     steps = Steps(folder)
     steps.run("untrained", recipe.config, lambda: build(folder / "untrained", recipe.config))
     settings = asdict(recipe.speech)
-    steps.run("test speech", settings, lambda: make_test_speech(recipe.speech, folder / "tests"))
     labeller = str(folder / "untrained")
+    tests = partial(make_test_speech, recipe.speech, folder / "tests")
+    steps.run("test speech", settings, lambda: tests(SeamProcessor.from_pretrained(labeller)))
     steps.run("speech", settings, lambda: make_training_speech(recipe.speech, folder / "speech", labeller))
     for name, stage in stages.items():
         steps.run(name, asdict(stage), lambda name=name, stage=stage: STAGES[name](stage))
     last = stages[list(stages)[-1]].training.output_dir if stages else labeller
     steps.run("checkpoint", last, lambda: save_checkpoint(Path(last), folder / "model"))
-    return {"checkpoint": str(folder / "model")}
+    steps.run("evaluation", last, lambda: evaluate(folder))
+    return {"checkpoint": str(folder / "model"), "wer": json.loads((folder / "table.json").read_text())["wer"]}
 
 
 def build(folder: Path, config: dict[str, Any]) -> str:
@@ -90,3 +100,15 @@ def save_checkpoint(source: Path, target: Path) -> None:
     processor.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
+
+
+def evaluate(folder: Path) -> None:
+    """Score every system on every kind of held-out speech: `table.json`, `table.md`, `table.png` and the card."""
+    model, processor = load_checkpoint(str(folder / "model"))
+    whisper, whisper_processor = load_whisper(str(packaged_backbones(print)["encoder"]), dtype=torch.float32)
+    tests = {path.stem.removeprefix("test-"): read_manifest(path) for path in (folder / "tests").glob("test-*.jsonl")}
+    write_table(compare_systems(model, processor, whisper, whisper_processor, tests, "english"), folder)
+    for name in ("table.json", "table.png"):
+        shutil.copyfile(folder / name, folder / "model" / name)
+    shutil.copyfile(CARD, folder / "model" / "card.json")
+    write_card(model, processor, folder / "model", "checkpoints/english")

@@ -56,6 +56,7 @@ class EnglishSpeech:
         joined_share: share of the short utterances that are joined, several in a window, with pauses between them.
         silent: number of recordings without speech, whose transcript is empty.
         validation: number of utterances for evaluations during the training, from all corpora.
+        test: number of utterances in a test set, at most.
         seed: of everything random.
     """
 
@@ -66,6 +67,7 @@ class EnglishSpeech:
     joined_share: float = 0.3
     silent: int = 100
     validation: int = 64
+    test: int = 60
     seed: int = 0
 
 
@@ -338,20 +340,32 @@ def make_training_speech(speech: EnglishSpeech, folder: Path, checkpoint: str) -
     return "; ".join(said)
 
 
-def make_test_speech(speech: EnglishSpeech, folder: Path) -> str:
-    """Write a manifest of each kind of held-out speech, with the published text, and `validation.jsonl` of all."""
-    folder.mkdir(parents=True, exist_ok=True)
+def make_test_speech(speech: EnglishSpeech, folder: Path, processor: SeamProcessor) -> str:
+    """
+    Write a manifest of each kind of held-out speech, with the published text, and `validation.jsonl` of all.
+
+    The kinds are the corpora, those of the first folder together ("people"), and people with noise and by telephone.
+    """
     rng = np.random.default_rng(speech.seed + 1)
     by_kind = defaultdict(list)
     for corpus in speech.corpora:
         for one in read_manifest(corpus, "dev"):
             if one.duration <= 30 and one.corpus not in ("fsdd", "ljspeech"):
                 by_kind["people" if corpus == speech.corpora[0] else one.corpus].append(one)
-    some = []
-    for utterances in by_kind.values():
-        drawn = rng.permutation(len(utterances))[: speech.validation // len(by_kind)]
-        some += [utterances[index] for index in drawn]
-    write_manifest(folder / "validation.jsonl", some)
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    some, tests = [], {}
     for kind, utterances in by_kind.items():
-        write_manifest(folder / f"{kind}.jsonl", utterances)
-    return ", ".join(f"{kind} {len(utterances)}" for kind, utterances in sorted(by_kind.items()))
+        drawn = [utterances[index] for index in rng.permutation(len(utterances))]
+        some += drawn[: speech.validation // len(by_kind)]
+        tests[kind] = drawn if kind == "people" else drawn[: speech.test]
+    for kind, change in (("noisy", lambda audio: add_noise(audio, rng, (5, 10))), ("telephone", telephone)):
+        tests[kind] = []
+        for one in tests["people"][: speech.test // 2]:
+            path = folder / "audio" / f"{kind}-{one.audio.stem}.flac"
+            audio = change(processor.load_audio(one.audio))
+            soundfile.write(path, audio / max(1.0, float(np.abs(audio).max(initial=0))), SAMPLE_RATE)
+            tests[kind].append(replace(one, audio=path))
+    write_manifest(folder / "validation.jsonl", some)
+    for kind, utterances in tests.items():
+        write_manifest(folder / f"test-{kind}.jsonl", utterances)
+    return ", ".join(f"{kind} {len(utterances)}" for kind, utterances in sorted(tests.items()))
