@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
 # Long audio is cut in the last part of a window, in the middle of the quietest interval of this length.
 CUT_SEARCH_SHARE = 0.4
 CUT_INTERVAL_SECONDS = 0.1
+# As vocabularies of SentencePiece and byte-level ones spell it.
+SPACES = ("\u2581", "\u0120")
 
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 # Also in `modeling_seam/weights.py`: remote code at the root and in `modeling_seam/` cannot import each other.
@@ -110,11 +113,13 @@ class SeamProcessor(ProcessorMixin):
         Return the ids that Stage 1 must not return.
 
         These are special tokens other than `<EOA>`, and ids of an embedding table of `vocab_size` rows that the
-        tokenizer never uses: their rows are untrained and nearly identical.
+        tokenizer never uses: their rows are untrained and nearly identical. Among these are the bytes of SentencePiece
+        whose characters are tokens.
         """
         vocabulary = self.tokenizer.get_vocab()
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.eoa_token_id}
-        returnable = set(vocabulary.values()) - special
+        twins = {i for token, i in vocabulary.items() if _character(token) in vocabulary}
+        returnable = set(vocabulary.values()) - special - twins
         return [i for i in range(vocab_size) if i not in returnable]
 
     def check_fits(self, config: Any) -> None:
@@ -329,9 +334,22 @@ def transcript_ids(tokenizer: PreTrainedTokenizerBase, text: str, leading_space:
         leading_space: see [`SeamProcessor`].
     """
     text = text.strip()
-    if leading_space and text:
+    if leading_space and text and not _writes_space(tokenizer):
         text = f" {text}"
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+
+def _writes_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer itself puts a space before a text, as most of SentencePiece's do."""
+    first = tokenizer("a", add_special_tokens=False).input_ids[:1]
+    return "".join(tokenizer.convert_ids_to_tokens(first)).startswith(SPACES)
+
+
+def _character(token: str) -> str | None:
+    """Return the character of SentencePiece's token of a byte, as that vocabulary spells it; `None` for others."""
+    if not re.fullmatch("<0x[0-7][0-9A-F]>", token):
+        return None
+    return bytes.fromhex(token[3:5]).decode().replace(" ", SPACES[0])
 
 
 def _decode(source: str | Path | bytes, name: str) -> tuple[np.ndarray, int]:

@@ -5,13 +5,15 @@ It takes the place of Eq. 2's linear projections (`token_projection="table"`), a
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate, chain
+from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from .aligner import Project, SeamAligner, apply
@@ -44,7 +46,12 @@ class TableAligner(SeamAligner):
         self.token_table = nn.Embedding(vocab_size + prompt_size, config.d_model)
         self._add_layers()
         self._finish()
-        self._rows: tuple[Any, torch.Tensor] | None = None
+        self._rows: tuple[Any, torch.Tensor, torch.Tensor] | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode as in torch, and forget the rows that were kept: training may change weights unseen."""
+        self._rows = None
+        return super().train(mode)
 
     def embed_tokens(self, token_ids: torch.Tensor, lookup: NearestToken, project: Project = apply) -> torch.Tensor:
         """Read tokens: map ids `(...)` to rows of the table, `(..., d_model)`."""
@@ -75,14 +82,13 @@ class TableAligner(SeamAligner):
 
     def _returnable_rows(self, lookup: NearestToken) -> torch.Tensor:
         """Return the rows of the tokens that can be written, `(returnable, d_model)`; kept while nothing changes."""
-        weight = self.token_table.weight
-        ids = lookup.returnable.to(weight.device)
-        if weight.requires_grad and torch.is_grad_enabled():
-            return weight[ids]
-        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device, lookup.returnable.data_ptr(), len(ids))
-        if self._rows is None or self._rows[0] != key:
-            self._rows = (key, weight.detach()[ids])
-        return self._rows[1]
+        weight, ids = self.token_table.weight, lookup.returnable
+        if (weight.requires_grad and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return weight.index_select(0, ids.to(weight.device))
+        key = (weight.data_ptr(), weight._version, weight.dtype, weight.device)
+        if self._rows is None or self._rows[0] != key or self._rows[1] is not ids:
+            self._rows = (key, ids, weight.detach().index_select(0, ids.to(weight.device)))
+        return self._rows[2]
 
 
 @dataclass(frozen=True)
@@ -101,26 +107,27 @@ class WhisperPrompt:
     end_id: int
 
     @classmethod
-    def of(cls, settings: GenerationConfig, language: str | None) -> "WhisperPrompt":
+    def of(cls, settings: Any, language: str | None) -> "WhisperPrompt":
         """
         Read the prompt from a checkpoint's generation config.
 
         Args:
-            language: of the default prompt, for a multilingual checkpoint.
+            settings (`GenerationConfig`): of a Whisper, which has fields of its own.
+            language: of the default prompt, for a multilingual checkpoint; by default English, where it has that.
 
         Raises:
             ValueError: for a language that the checkpoint does not have.
         """
-        start: Any = settings.decoder_start_token_id
-        end: Any = settings.eos_token_id
+        start, end = settings.decoder_start_token_id, settings.eos_token_id
         ids, default = {"<|startoftranscript|>": start}, ["<|startoftranscript|>"]
         languages = getattr(settings, "lang_to_id", None)
         if languages:
             tasks = {f"<|{name}|>": number for name, number in settings.task_to_id.items()}
             ids |= languages | tasks
-            default += [language_token(language or "en", list(languages)), "<|transcribe|>"]
-        elif language not in (None, "en"):
-            raise ValueError(f"language is {language!r}, but this Whisper knows one language only.")
+            usual = "en" if "<|en|>" in languages else next(iter(languages))
+            default += [language_token(language or usual, list(languages)), "<|transcribe|>"]
+        elif language is not None:
+            language_token(language, ["<|en|>"])
         without_times = getattr(settings, "no_timestamps_token_id", None)
         if without_times is not None:
             ids["<|notimestamps|>"] = without_times
@@ -180,9 +187,11 @@ def start_ids(config, language: str | None = None, task: str | None = None) -> l
 # ---- building the table ----
 
 
-def byte_strings(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
+def byte_strings(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     """
-    Return the id of every text token by the bytes that it stands for; special tokens are left out.
+    Return the bytes that every text token stands for, by its id; special tokens are left out.
+
+    Two tokens may stand for the same: SentencePiece's have bytes beside characters.
 
     Raises:
         ValueError: for a vocabulary that is neither byte-level nor SentencePiece's.
@@ -190,17 +199,19 @@ def byte_strings(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json; accepted: a fast tokenizer.")
-    parts = json.dumps([json.loads(backend.to_str()).get(name) for name in ("pre_tokenizer", "decoder", "normalizer")])
+    settings = json.loads(backend.to_str())
+    parts = json.dumps([settings[name] for name in ("pre_tokenizer", "decoder", "normalizer")], ensure_ascii=False)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     if '"ByteLevel"' in parts:
         convert = _of_byte_level
-    elif "\u2581" in parts or "\\u2581" in parts or '"Metaspace"' in parts:
+    elif SPACE in parts or '"Metaspace"' in parts:
         convert = _of_sentencepiece
     else:
         raise ValueError(
             f"the vocabulary of {type(tokenizer).__name__} is of another kind; accepted: byte-level and SentencePiece."
         )
-    return {convert(token): i for token, i in tokenizer.get_vocab().items() if i not in special}
+    texts = {i: convert(token) for token, i in tokenizer.get_vocab().items() if i not in special}
+    return {i: text for i, text in texts.items() if text is not None}
 
 
 def _byte_characters() -> dict[str, int]:
@@ -211,20 +222,25 @@ def _byte_characters() -> dict[str, int]:
 
 
 BYTES = _byte_characters()
+SPACE = "\u2581"  # in SentencePiece's vocabularies
 
 
-def _of_byte_level(token: str) -> bytes:
-    return bytes(BYTES[character] for character in token)
+def _of_byte_level(token: str) -> bytes | None:
+    return bytes(BYTES[character] for character in token) if BYTES.keys() >= set(token) else None
 
 
 def _of_sentencepiece(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("\u2581", " ").encode()
+    if re.fullmatch("<0x[0-9A-F]{2}>", token):
+        return bytes.fromhex(token[3:5])
+    return token.replace(SPACE, " ").encode()
 
 
 def pieces(text: bytes, vocabulary: Mapping[bytes, int]) -> list[int]:
-    """Return the ids that spell some bytes, the longest first from the left; bytes without a token are left out."""
+    """
+    Return the ids that spell some bytes: that of all of them, or of the longest pieces, from the left.
+
+    Bytes without a token are left out.
+    """
     found, start = [], 0
     while start < len(text):
         end = next((end for end in range(len(text), start, -1) if text[start:end] in vocabulary), None)
@@ -257,14 +273,14 @@ def rewritten_table(
         `(V_llm + prompt tokens, d_model)`, fp32.
     """
     whisper_table = whisper_table.detach().float()
-    known = byte_strings(whisper_tokenizer)
+    known = {text: i for i, text in byte_strings(whisper_tokenizer).items()}
     vocab_size = config.get_text_config().vocab_size
     table = whisper_table.new_zeros(vocab_size + len(config.aligner_prompt_tokens), whisper_table.shape[1])
-    for text, token_id in byte_strings(llm_tokenizer).items():
-        own = known.get(text)
-        found = pieces(text, known) if own is None else [own]
-        if token_id < vocab_size and found:
-            table[token_id] = whisper_table[found].mean(0)
+    spelled = {i: pieces(text, known) for i, text in byte_strings(llm_tokenizer).items() if i < vocab_size}
+    spelled = {i: found for i, found in spelled.items() if found}
+    starts = [0, *accumulate(map(len, spelled.values()))][:-1]
+    flat = torch.tensor(list(chain.from_iterable(spelled.values())))
+    table[list(spelled)] = nn.functional.embedding_bag(flat, whisper_table, torch.tensor(starts), mode="mean")
     table[config.eoa_token_id] = whisper_table[prompt.end_id]
     table[config.boa_token_id] = whisper_table[prompt.ids[prompt.default[-1]]]
     for i, name in enumerate(config.aligner_prompt_tokens):
