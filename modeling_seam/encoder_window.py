@@ -32,8 +32,8 @@ def encode_frames(
     Encode the first frames of each utterance as if there were no others.
 
     The layers are run here, for `WhisperEncoder.forward` takes nothing but full windows. An utterance has the same
-    states alone and in a batch: past its end the inputs of both convolutions are zero, as their own padding is, and
-    attention is masked.
+    states alone and in a batch: past its end the features are zero, as the convolutions' own padding is, and attention
+    is masked. The second convolution moves two frames at a time: no state of an utterance's own reaches past its end.
 
     Args:
         encoder: the weights.
@@ -46,12 +46,11 @@ def encode_frames(
     longest = int(frames.max())
     is_own = torch.arange(longest, device=features.device) < frames[:, None]
     features = features[:, :, :longest] * is_own[:, None]
-    states = nn.functional.gelu(encoder.conv1(features)) * is_own[:, None]
+    states = nn.functional.gelu(encoder.conv1(features))
     states = nn.functional.gelu(encoder.conv2(states)).transpose(1, 2)
     mask = is_own[:, ::FRAMES_PER_STATE].long()
     positions = torch.arange(states.shape[1], device=states.device)
     states = states + encoder.embed_positions(positions)
-    states = nn.functional.dropout(states, p=encoder.dropout, training=encoder.training)
     attention_mask = create_bidirectional_mask(
         config=encoder.config, inputs_embeds=states, attention_mask=mask, encoder_hidden_states=None
     )
