@@ -302,14 +302,23 @@ class SeamGenerationMixin(GenerationMixin):
         if kwargs.get("streamer") is not None:
             no_guide = torch.empty(len(speech_states), 0, dtype=torch.long)
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], no_guide)
-        output = self.bridge.generate(
-            decoder_input_ids=torch.tensor(start, device=speech_states.device).repeat(len(speech_states), 1),
-            encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
-            attention_mask=speech_mask,
-            lookup=self.lookup,
-            generation_config=generation_config,
-            **kwargs,
-        )
+        # Older versions of transformers look there for the size of the logits. It is Whisper's.
+        config, vocab_size = self.bridge.config, len(self.lookup.table)
+        before, config.vocab_size = config.vocab_size, vocab_size + len(self.config.aligner_prompt_tokens or ())
+        try:
+            output = self.bridge.generate(
+                decoder_input_ids=torch.tensor(start, device=speech_states.device).repeat(len(speech_states), 1),
+                encoder_outputs=BaseModelOutput(last_hidden_state=speech_states),
+                attention_mask=speech_mask,
+                lookup=self.lookup,
+                generation_config=generation_config,
+                **kwargs,
+            )
+        finally:
+            config.vocab_size = before
+        for name in ("scores", "logits"):
+            if output.get(name) is not None:  # without Whisper's prompt, which is no part of the vocabulary
+                output[name] = tuple(step[:, :vocab_size] for step in output[name])
         return output.sequences[:, len(start) :], output
 
     def _distances(self, predicted: Any, sequences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
