@@ -260,6 +260,9 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         for name in ("aligned_embeds", "token_logits"):
             if output.get(name) is not None:
                 output[name] = output[name][:, before:]
+        for name in ("hidden_states", "attentions", "cross_attentions"):
+            if output.get(name) is not None:
+                output[name] = tuple(layer[..., before:, :] for layer in output[name])
         return output
 
     @torch.no_grad()
@@ -353,7 +356,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
         outputs: dict[str, Any] = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         outputs = {name: value for name, value in outputs.items() if value is not None}
-        speech = {
+        speech: dict[str, Any] = {
             "input_features": input_features,
             "attention_mask": attention_mask,
             "speech_states": speech_states,
