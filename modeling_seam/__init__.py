@@ -1,5 +1,7 @@
 """The model: everything that runs at inference. Only the installed package runs this file; remote code does not."""
 
+from typing import Any
+
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor
 
 from seam.configuration_seam import SeamConfig  # registers "seam", which the model class looks up
@@ -66,6 +68,6 @@ def build_untrained(
     processor = SeamProcessor.from_backbones(
         encoder, llm, boa_token=tokens.boa, eoa_token=tokens.eoa, leading_space=True
     )
-    settings = UNTRAINED | config
+    settings: dict[str, Any] = UNTRAINED | config
     model = SeamForSpeechRecognition.from_backbones(encoder, llm, processor, language=language, **settings)
     return model.eval(), processor, tokens

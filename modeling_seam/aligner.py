@@ -56,7 +56,7 @@ class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
         attentions, cross_attentions (`tuple[torch.FloatTensor]`, *optional*): with `output_attentions`, every layer's
             weights on the tokens and on the speech states.
         token_logits (`torch.FloatTensor` of shape `(batch, seq, returnable)`, *optional*):
-            Of a [`TableAligner`], with `return_token_logits`: the table's scores of `lookup.ids`.
+            Of a [`TableAligner`], with `return_token_logits`: the table's scores of `lookup.returnable`.
     """
 
     aligned_embeds: torch.Tensor | None = None

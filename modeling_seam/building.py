@@ -330,16 +330,14 @@ def choose_boundary_tokens(llm: str) -> BoundaryTokens:
     """
     tokenizer = AutoTokenizer.from_pretrained(llm)
     table = load_embedding_table(llm, torch.float32).embed_tokens.weight.detach()
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    special = sorted(i for i in special if i < len(table))
+    special = sorted(i for i in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if i < len(table))
     if len(special) < 2:
         raise ValueError(f"{llm} has {len(special)} special tokens; <BOA> and <EOA> have to be two.")
     directions = nn.functional.normalize(table, dim=-1)
-    cosines = directions[special] @ directions.T
-    cosines[range(len(special)), special] = -1
-    closest = dict(zip(special, cosines.amax(-1).tolist(), strict=True))
+    # One by one: some vocabularies have thousands of them.
+    closest = {i: float((directions @ directions[i]).index_fill(0, torch.tensor(i), -1).amax()) for i in special}
     eoa, own = min(closest, key=closest.__getitem__), tokenizer.eos_token_id
-    names = tokenizer.convert_ids_to_tokens
+    names: Any = tokenizer.convert_ids_to_tokens
     if closest.get(own, 1.0) <= EOA_COSINE_LIMIT:
         eoa = own
         reason = f"{names(eoa)} ends the model's turns, and no other embedding is nearer than cosine {closest[eoa]:.3f}"

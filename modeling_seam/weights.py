@@ -154,6 +154,8 @@ def is_trained_by_seam(name: str, config) -> bool:
     return name.startswith(("bridge.", "draft_head.")) or ".lora_" in name or name == "mask_embedding"
 
 
+# What is read of a backbone; with the tokenizers, older ones included, of which a table is made.
+BACKBONE_FILES = ["*.json", "model*.safetensors", "merges.txt", "tokenizer.model"]
 # In a folder that was converted from a package: what `backbone_record` says of it.
 BACKBONE_RECORD = "seam_backbone.json"
 
@@ -251,7 +253,7 @@ def _find_backbone(role: str, record: dict, hub: dict[str, Any]) -> str:
     # Some versions of the client ask the Hub even in offline mode, unless this is set.
     hub["local_files_only"] = hub.get("local_files_only") or constants.HF_HUB_OFFLINE
     try:
-        return snapshot_download(record["id"], revision=commit, allow_patterns=["*.json", "model*.safetensors"], **hub)
+        return snapshot_download(record["id"], revision=commit, allow_patterns=BACKBONE_FILES, **hub)
     except OSError as error:
         if packaged:
             return str(folder)
