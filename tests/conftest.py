@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -20,7 +21,7 @@ import torch  # noqa: E402  reads the environment
 
 from seam.experiments import tiny_backbones  # noqa: E402  reads the environment
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor  # noqa: E402  reads the environment
-from seam.tests.helpers import forked  # noqa: E402  reads the environment
+from seam.tests.helpers import forked, whispers  # noqa: E402  reads the environment
 
 SENTENCES = ["turn on the light in the kitchen", "one two three", "the old goat eats the hay", "stop the music please"]
 WHISPER_SIZES = {
@@ -104,23 +105,42 @@ def processor(backbones) -> SeamProcessor:
 @pytest.fixture(scope="session")
 def build_model(backbones, processor) -> Callable[..., SeamForSpeechRecognition]:
     """Return a function that makes a model which the test may change."""
+    return partial(_built, backbones, processor)
 
-    def build(**config) -> SeamForSpeechRecognition:
-        torch.manual_seed(1)
-        model = SeamForSpeechRecognition.from_backbones(*backbones, processor, **{"lora_rank": 4, **config}).eval()
-        with torch.no_grad():  # LoRA starts as a no-op; a test must see it
-            for name, parameter in model.language_model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.05)
-        return model
 
-    return build
+def _built(folders: tuple[str, str], processor: SeamProcessor, **config) -> SeamForSpeechRecognition:
+    torch.manual_seed(1)
+    model = SeamForSpeechRecognition.from_backbones(*folders, processor, **{"lora_rank": 4, **config}).eval()
+    with torch.no_grad():  # LoRA starts as a no-op; a test must see it
+        for name, parameter in model.language_model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model
 
 
 @pytest.fixture(scope="session")
 def model(build_model) -> SeamForSpeechRecognition:
     """Shared by all tests: read only."""
     return build_model()
+
+
+@pytest.fixture(scope="session")
+def multilingual(backbones, tmp_path_factory) -> tuple[str, str]:
+    """Folders of a tiny multilingual Whisper, whose vocabulary is its own, and of the tiny Qwen3."""
+    folder = tmp_path_factory.mktemp("multilingual")
+    return whispers.save_whisper(folder, whispers.make_tokenizer(), 2, **WHISPER_SIZES), backbones[1]
+
+
+@pytest.fixture(scope="session")
+def build_table_model(multilingual, processor) -> Callable[..., SeamForSpeechRecognition]:
+    """Return a function that makes a model whose aligner is the multilingual Whisper's decoder."""
+    return partial(_built, multilingual, processor, token_projection="table")
+
+
+@pytest.fixture(scope="session")
+def table_model(build_table_model) -> SeamForSpeechRecognition:
+    """Shared by all tests: read only."""
+    return build_table_model()
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +163,9 @@ def predict_end():
         with torch.no_grad():
             model.bridge.layer_norm.weight.zero_()
             model.bridge.layer_norm.bias.fill_(1.0)
+            if model.config.token_projection == "table":
+                model.bridge.token_table.weight.zero_()[model.config.eoa_token_id] = 1.0
+                return
             eoa = model.get_input_embeddings().weight[model.config.eoa_token_id]
             width = model.bridge.output_projection.weight.shape[1]
             model.bridge.output_projection.weight.copy_(eoa[:, None].expand(-1, width) / width)

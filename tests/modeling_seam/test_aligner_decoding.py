@@ -10,11 +10,23 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from seam.modeling_seam import aligner_decoding, generation
 from seam.modeling_seam.aligner_decoding import AlignerSteps, can_run, greedy_alignment, verified_alignment
+from seam.modeling_seam.token_table import start_ids
 
 
 def speech_of(model, lengths, longest):
     states = torch.randn(len(lengths), longest, model.config.aligner_config.d_model)
     return states, (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
+
+
+@pytest.fixture(scope="module", params=["linear", "table"])
+def build_model(request, build_model, build_table_model):
+    """Make models of both ways in which the aligner reads and writes tokens."""
+    return {"linear": build_model, "table": build_table_model}[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(build_model):
+    return build_model()
 
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])
@@ -58,23 +70,23 @@ def test_is_the_stock_loop_token_for_token(ending, stock_align, monkeypatch):
     )
     monkeypatch.setattr(aligner_decoding, "FIRST_POSITIONS", 4)  # the cache grows
     generator = torch.Generator().manual_seed(1)
-    lengths = set()
+    lengths, limit = set(), ending.config.max_alignment_tokens
 
     def draw(low, high):
         return int(torch.randint(low, high + 1, (), generator=generator))
 
-    for case in range(150):
+    for case in range(75):
         torch.manual_seed(case)
         longest = draw(1, 40)
         states, mask = speech_of(ending, [draw(1, longest) for _ in range(draw(1, 16))], longest)
         if draw(0, 3) == 0:
             mask = None
-        kwargs = {"max_new_tokens": draw(1, 23)} if draw(0, 1) else {}
+        kwargs = {"max_new_tokens": draw(1, limit)} if draw(0, 1) else {}
         own, stock = ending.align(states, mask, **kwargs), stock_align(ending, states, mask, **kwargs)
         assert_same(own, stock)
         lengths |= set(own.mask.sum(-1).tolist())
-    assert len(calls) == 150
-    assert len(lengths) > 10 and 23 in lengths, "the test needs rows that end early, and some that never do"
+    assert len(calls) == 75
+    assert len(lengths) > 10 and limit in lengths, "the test needs rows that end early, and some that never do"
 
 
 @pytest.mark.oldest
@@ -113,7 +125,7 @@ def test_a_batch_that_has_ended_stops(build_model, predict_end):
     model = build_model()
     predict_end(model)
     states, mask = speech_of(model, [5, 6], 6)
-    ids = ([model.config.boa_token_id], model.config.eoa_token_id)
+    ids = (start_ids(model.config), model.config.eoa_token_id)
     sequences, _ = greedy_alignment(model.bridge, model.lookup, states, mask, *ids, 20)
     assert sequences.tolist() == [[ids[1]], [ids[1]]]
     assert model.align(states, mask).sequences.shape == (2, 0)
@@ -200,13 +212,13 @@ def corrupt(tokens: list[int], how: str, rng: random.Random) -> list[int]:
 def test_checking_a_draft_writes_what_the_loop_writes(ending, how, monkeypatch):
     monkeypatch.setattr(aligner_decoding, "FIRST_POSITIONS", 4)  # the cache grows
     rng = random.Random(how)
-    ids = ([ending.config.boa_token_id], ending.config.eoa_token_id)
+    ids = (start_ids(ending.config), ending.config.eoa_token_id)
     lengths, rejected = set(), 0
-    for case in range(60):
+    for case in range(30):
         torch.manual_seed(case)
         longest, batch_size = rng.randint(1, 40), rng.choice([1, 1, 2, 3, 5, 8, 16])
         states, mask = speech_of(ending, [rng.randint(1, longest) for _ in range(batch_size)], longest)
-        limit = rng.choice([1, 2, 7, 23])
+        limit = rng.choice([1, 2, 7, ending.config.max_alignment_tokens])
         arguments = (ending.bridge, ending.lookup, states, mask if rng.random() < 0.8 else None, *ids, limit)
         with torch.no_grad():
             plain, embeds = greedy_alignment(*arguments)
@@ -230,9 +242,10 @@ def test_bad_drafts_are_given_up(ending):
     """A draft in which nothing is right costs a forward or two more than none, not one for every token."""
     torch.manual_seed(1)
     states, mask = speech_of(ending, [20], 20)
-    ids = ([ending.config.boa_token_id], ending.config.eoa_token_id)
+    limit = ending.config.max_alignment_tokens
+    ids = (start_ids(ending.config), ending.config.eoa_token_id)
     with torch.no_grad():
-        (row,), _ = verified_alignment(ending.bridge, ending.lookup, states, mask, *ids, 23, [[299] * 23])
+        (row,), _ = verified_alignment(ending.bridge, ending.lookup, states, mask, *ids, limit, [[299] * limit])
     assert row.forwards == len(row.output) and 0 < row.rejected <= 60
 
 
@@ -245,6 +258,7 @@ def steps_of(model):
         lookup = SimpleNamespace(
             table=model.lookup.table,
             embed=model.lookup.embed,
+            returnable=model.lookup.returnable,
             nearest=lambda predicted: predictions.append(predicted) or model.lookup.nearest(predicted),
         )
         return AlignerSteps(model.bridge, lookup, states, mask, []), predictions

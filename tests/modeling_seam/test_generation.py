@@ -9,6 +9,17 @@ from seam.modeling_seam import SeamForSpeechRecognition
 pytestmark = pytest.mark.oldest
 
 
+@pytest.fixture(scope="module", params=["linear", "table"])
+def build_model(request, build_model, build_table_model):
+    """Make models of both ways in which the aligner reads and writes tokens."""
+    return {"linear": build_model, "table": build_table_model}[request.param]
+
+
+@pytest.fixture(scope="module")
+def model(build_model):
+    return build_model()
+
+
 def naive_stage1(model, states, mask, limit):
     """Algorithm 1, line by line: no cache, no stock loop, one utterance."""
     tokens = [model.config.boa_token_id]
@@ -64,16 +75,19 @@ def short_model(build_model, model, batch):
     for token in sorted({token for row in decoded for token in row}):
         lengths = {row.index(token) if token in row else len(row) for row in decoded}
         if len(lengths) > 1 and 0 not in lengths:
-            return build_model(eoa_token_id=token)
+            short = build_model()
+            short.config.eoa_token_id = token
+            return short
     pytest.fail("no token of the random model ends its rows at different places")
 
 
+@pytest.mark.usefixtures("build_model")  # of which both are made
 @pytest.mark.parametrize("which", ["model", "short_model"])
 def test_stock_greedy_search_is_algorithm_1(request, which, batch):
     model = request.getfixturevalue(which)
     states, mask = model.encode(**batch)
     alignment = model.align(states, mask)
-    limit = model.config.aligner_config.max_target_positions - 1
+    limit = model.config.max_alignment_tokens
     expected = [naive_stage1(model, states[i : i + 1], mask[i : i + 1], limit) for i in range(len(states))]
     assert rows(alignment.sequences, alignment.mask) == expected
     if which == "short_model":
@@ -96,6 +110,7 @@ def test_generate_is_algorithm_2(build_model, processor, batch, llm_inputs, guid
             assert output.sequences[i, 0] == stage1_ids[0]
 
 
+@pytest.mark.usefixtures("build_model")  # of which both are made
 @pytest.mark.parametrize("which", ["model", "short_model"])
 @pytest.mark.parametrize("kwargs", [{}, {"use_llm": False}, {"first_token_guidance": False}])
 def test_batch_equals_single(request, which, processor, waveforms, batch, kwargs):
@@ -203,7 +218,8 @@ def test_stage_1_uses_no_whisper_defaults(backbones, processor, batch):
 
 
 def test_more_tokens_than_positions_are_refused(model, batch):
-    with pytest.raises(ValueError, match="max_new_tokens is 60, but the aligner has positions for 23"):
+    limit = model.config.max_alignment_tokens
+    with pytest.raises(ValueError, match=f"max_new_tokens is 60, but the aligner has positions for {limit}"):
         model.generate(**batch, use_llm=False, max_new_tokens=60)
 
 
