@@ -16,7 +16,7 @@ from scipy import signal
 from tqdm.auto import tqdm
 
 from seam.data.augmentation import SAMPLE_RATE, add_noise, mix
-from seam.data.files import read_json_lines
+from seam.data.files import repair_json_lines
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation.scoring import words
 from seam.evaluation.transcription import transcribe
@@ -160,7 +160,7 @@ def transcribe_for_labels(utterances: Sequence[Utterance], checkpoint: str, path
         Transcripts by the names of the audio files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["audio"]: row["text"] for row in read_json_lines(path, ignore_unfinished=True)} if path.exists() else {}
+    done = {row["audio"]: row["text"] for row in repair_json_lines(path)} if path.exists() else {}
     left = [one for one in utterances if one.audio.name not in done]
     if not left:
         return done

@@ -137,12 +137,13 @@ class DataSettings:
 @strict
 @dataclass
 class ProcessorSettings:
-    """The task instruction and the special tokens of a new model, where they differ from `SeamProcessor`'s defaults."""
+    """The fields of `SeamProcessor` for a new model, where they differ from its defaults."""
 
     instruction: str | None = None
     boa_token: str | None = None
     eoa_token: str | None = None
     audio_token: str | None = None
+    leading_space: bool | None = None
 
 
 @strict
