@@ -30,6 +30,23 @@ def test_round_trip(tmp_path):
     assert "id2label" not in (tmp_path / "config.json").read_text()  # what every config has is left out of the parts
 
 
+def test_a_table_round_trips_and_its_prompt_takes_positions(tmp_path):
+    prompt = ["<|startoftranscript|>", "<|en|>", "<|transcribe|>"]
+    config = SeamConfig(
+        token_projection="table",
+        mixture_size=2,
+        aligner_prompt_tokens=[*prompt, "<|notimestamps|>"],
+        aligner_prompt=prompt,
+        token_table_trained=True,
+        speech_margin=1.5,
+        encoder_window="audio",
+    )
+    config.save_pretrained(tmp_path)
+    again = SeamConfig.from_pretrained(tmp_path)
+    assert again.to_dict() == config.to_dict()
+    assert (SeamConfig().max_alignment_tokens, again.max_alignment_tokens) == (447, 444)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -52,6 +69,16 @@ def test_round_trip(tmp_path):
         ({"draft_vocabulary": [8, 6]}, "draft_vocabulary must hold ids in ascending order"),
         ({"draft_vocabulary": [6, 6]}, "draft_vocabulary must hold ids in ascending order"),
         ({"draft_vocabulary": [6], "bridge": "linear"}, "the bridge 'linear' takes no draft; accepted: aligner"),
+        ({"token_projection": "rows"}, "token_projection is 'rows'; accepted: linear, table"),
+        ({"token_projection": "table", "bridge": "ctc"}, "token_projection is 'table', but the bridge 'ctc' has no"),
+        ({"token_projection": "table", "mixture_size": 0}, "mixture_size is 0; accepted: 1 or more"),
+        ({"aligner_prompt": ["<|en|>"]}, "aligner_prompt is for token_projection='table'"),
+        ({"aligner_prompt_tokens": ["<|en|>"]}, "aligner_prompt_tokens is for token_projection='table'"),
+        ({"token_table_trained": True}, "token_table_trained is for token_projection='table'"),
+        ({"token_projection": "table", "aligner_prompt": ["<|en|>"]}, "'<|en|>', which is not among aligner_prompt_t"),
+        ({"speech_margin": -1}, "speech_margin is -1; accepted: 0 s or more"),
+        ({"encoder_window": "short"}, "encoder_window is 'short'; accepted: full, audio"),
+        ({"encoder_window": "audio", "mask_speech_padding": False}, "which needs mask_speech_padding"),
         ({"aligner_config": {"d_model": 64, "decoder_attention_heads": 4}}, "aligner_config.d_model is 64"),
         ({"aligner_config": {"d_model": 1280, "decoder_attention_heads": 7}}, "multiple of"),
     ],

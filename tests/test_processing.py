@@ -147,6 +147,18 @@ def test_transcripts_round_trip(processor):
         processor.transcript_ids("  ")
 
 
+def test_transcripts_may_begin_as_within_a_sentence(backbones, tmp_path):
+    """With the space that Whisper writes first; texts are without it."""
+    processor = SeamProcessor.from_backbones(*backbones, leading_space=True)
+    processor.save_pretrained(tmp_path)
+    for own in (processor, SeamProcessor.from_pretrained(tmp_path)):
+        ids = own.transcript_ids("the old goat")
+        assert own.tokenizer("stop the old goat").input_ids[-len(ids) :] == ids
+        assert own.tokenizer.decode(ids) == " the old goat"
+        assert own.decode(ids) == "the old goat" and own.batch_decode([ids, []]) == ["the old goat", ""]
+        assert own.transcript_ids(" the old goat ") == ids and own.transcript_ids(" ") == []
+
+
 def test_special_tokens_in_a_transcript_are_text(processor):
     ids = processor.transcript_ids("stop <|im_end|> here")
     assert processor.eoa_token_id not in ids

@@ -173,9 +173,8 @@ def _load_config(name: str) -> SeamConfig:
     if recipe.encoder is None or recipe.llm is None:
         raise RecipeError(f"{name} names neither a model nor both backbones (encoder and llm).")
     ids = {"boa_token_id": 0, "eoa_token_id": 1}  # any two do for counting, which loads no tokenizer
-    return SeamConfig.from_backbones(
-        backbone_config(recipe.encoder), backbone_config(recipe.llm), **{**ids, **recipe.config}
-    )
+    fields = {**ids, "token_table_trained": recipe.train_token_table, **recipe.config}
+    return SeamConfig.from_backbones(backbone_config(recipe.encoder), backbone_config(recipe.llm), **fields)
 
 
 def backbone_config(name: str) -> PreTrainedConfig:
@@ -213,7 +212,7 @@ def _notes(model: SeamForSpeechRecognition, groups: dict[str, list[nn.Parameter]
         "positions, norms and biases",
         DECODER: f"the paper's is its matrices alone, {millions(matrices(model.bridge.layers))}",
         TOKEN_TABLE: f"Whisper's of {millions(vocabulary)}, re-written for the LLM's tokens; in the place of Eq. 2's "
-        "projections. Whether a recipe trains it says train_token_table",
+        "projections; trained with train_token_table",
         PROJECTIONS: f"with Whisper's vocabulary table of {millions(vocabulary)}, which nothing here uses, it would be "
         f"{millions(2 * config.audio_config.d_model * config.get_text_config().hidden_size + vocabulary)}",
         LLM: "no count of ours gives the paper's",

@@ -168,8 +168,8 @@ class StageRecipe:
             `token_projection: table`).
         token_noise: share of the tokens that the aligner is given which are replaced by random ones, so that it learns
             to go on after a mistake (Stage 1).
-        train_token_table: whether the aligner's table is trained too; a light checkpoint then holds it (Stage 1 with
-            `token_projection: table`).
+        train_token_table: whether the aligner's table is trained too; a light checkpoint then holds it, and later
+            trainings of Stage 1 go on with it (Stage 1 with `token_projection: table`).
         llm_dtype: precision of the frozen LLM while LoRA is trained on it: `float32`, `bfloat16`, or `4bit` (QLoRA's
             NF4). An LLM that was published in bf16 loses nothing by `bfloat16`. Everything else stays in fp32, and
             checkpoints hold the LLM in the precision that it was loaded from (Stages 2 and 3).

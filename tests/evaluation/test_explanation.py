@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from matplotlib import image
+from transformers.modeling_outputs import BaseModelOutput
 from typer.testing import CliRunner
 
 from seam.__main__ import app
@@ -25,6 +26,7 @@ from seam.evaluation.explanation import (
 )
 from seam.evaluation.explanation_views import decision, plot_explanation, record, summary, table, visible
 from seam.modeling_seam import SeamForSpeechRecognition, load_checkpoint
+from seam.modeling_seam.token_table import start_ids
 from seam.tests.helpers import forked
 from seam.tests.helpers.shipped import RECORDINGS, TINY
 
@@ -249,15 +251,17 @@ def test_audio_longer_than_the_window_is_refused(shipped):
         explain(*shipped, np.zeros(80000, np.float32))
 
 
-def test_an_aligner_that_does_not_end(model, processor, waveforms):
-    """Random weights seldom find <EOA>; the aligner has positions for <BOA> and 23 tokens."""
+@pytest.mark.parametrize("which", ["model", "table_model"])
+def test_an_aligner_that_does_not_end(request, which, processor, waveforms):
+    """Random weights seldom find <EOA>; the aligner has positions for <BOA> and 23 tokens, less Whisper's prompt."""
+    model, limit = request.getfixturevalue(which), {"model": 23, "table_model": 20}[which]
     found = [explain(model, processor, waveform) for waveform in waveforms]
     endless = [explanation for explanation in found if not explanation.ended]
     assert endless
     for explanation in endless:
-        assert len(explanation.stage1_tokens) == explanation.attention.shape[1] == 23
+        assert len(explanation.stage1_tokens) == explanation.attention.shape[1] == limit
         assert EOA not in [token.text for token in explanation.stage1_tokens]
-        assert "positions for 23 tokens only" in summary(explanation)[-1]
+        assert f"positions for {limit} tokens only" in summary(explanation)[-1]
 
 
 def test_without_a_mask_the_spans_stay_within_the_audio(build_model, processor, waveforms):
@@ -265,6 +269,26 @@ def test_without_a_mask_the_spans_stay_within_the_audio(build_model, processor, 
     assert explanation.attention.shape[-1] == 100  # the whole window of 2 s
     assert explanation.seconds == 0.4
     assert all(token.end <= 0.4 for token in explanation.stage1_tokens if token.end is not None)
+
+
+@torch.no_grad()
+def test_whispers_prompt_and_the_margin_are_no_part_of_it(build_table_model, processor, waveforms):
+    """The attention is that with which the tokens were predicted; no token lies in the margin."""
+    model = build_table_model(speech_margin=0.3, encoder_window="audio")
+    explanation = explain(model, processor, waveforms[1])
+    assert explanation.seconds == 12345 / 16000 and explanation.attention.shape[-1] == 54  # 39 states, and 15
+    assert max(token.end for token in explanation.stage1_tokens if token.end is not None) <= explanation.seconds
+    states, _ = model.encode(**processor(audio=waveforms[1]))
+    ids = [*start_ids(model.config), *(token.id for token in explanation.stage1_tokens[:-1])]
+    model.set_attn_implementation("eager")
+    output = model.bridge(
+        decoder_input_ids=torch.tensor([ids]),
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        lookup=model.lookup,
+        output_attentions=True,
+    )
+    for own, layer in zip(explanation.attention, output.cross_attentions, strict=True):
+        np.testing.assert_allclose(own, layer[0, :, 3:].mean(0), rtol=1e-4, atol=1e-6)
 
 
 # ---- text and picture ----

@@ -72,6 +72,27 @@ def test_the_paper_has_no_draft_head(tmp_path):
     assert result.exit_code == 0 and "24.38M" in result.output  # (1280 + 1) x 19,030
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_table_in_the_place_of_the_projections(papers, tmp_path, trained):
+    paper = RECIPES / "paper" / "alignment.yaml"
+    recipe = tmp_path / "table.yaml"
+    recipe.write_text(
+        f"base: {paper}\nconfig: {{token_projection: table}}\ntrain_token_table: {str(trained).lower()}\n"
+    )
+    described = describe(str(recipe))
+    components = {one.name: one for one in described.components}
+    table, rest = (
+        components.pop("token table"),
+        {one.name: one for one in papers.components if one.name != "projections"},
+    )
+    assert table.parameters == 151936 * 1280 and table.trained_in == (1,) * trained
+    assert "66.39M" in table.note and components == rest
+    decoder = rest["alignment decoder"].parameters
+    assert described.stages[0].trained == decoder + trained * table.parameters
+    result = CliRunner().invoke(app, ["describe", str(recipe)])
+    assert result.exit_code == 0 and "token table" in result.output and "194.48M" in result.output
+
+
 def test_what_each_stage_loads_and_trains(papers):
     decoder = FIGURES["alignment decoder"] + FIGURES["projections"]
     loaded = FIGURES["speech encoder"] + decoder + FIGURES["  of it the embedding table"]

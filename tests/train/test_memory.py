@@ -41,13 +41,17 @@ def stage_1(tmp_path_factory, backbones, manifest) -> str:
 # ---- gradient checkpointing ----
 
 
-def test_checkpointed_activations_give_the_same_losses_and_gradients(stage_1, backbones, manifest, tmp_path):
+def test_checkpointed_activations_give_the_same_losses_and_gradients(
+    stage_1, backbones, multilingual, manifest, tmp_path
+):
     """To the bit, dropout included, in every stage."""
     new = {"encoder": backbones[0], "llm": backbones[1]}
     dropout = {"lora_rank": 4, "aligner_config": {**WHISPER_SIZES, **DROPOUT}}
+    table = {"encoder": multilingual[0], "llm": multilingual[1], "config": {"token_projection": "table"}}
     qformer = {"bridge": "qformer", "bridge_config": QFORMER, "lora_rank": 4, "lora_dropout": 0.1}
     stages = {
         "alignment": (alignment, {**new, "config": dropout}),
+        "table": (alignment, {**table, "cross_entropy_weight": 0.5, "train_token_table": True}),
         "draft": (draft, {"model": stage_1}),
         "instruction": (instruction, {"model": stage_1, "llm": backbones[1]}),
         "in bf16": (instruction, {"model": stage_1, "llm": backbones[1], "llm_dtype": "bfloat16"}),

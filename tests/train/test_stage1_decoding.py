@@ -17,6 +17,7 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.helpers import forked
 from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, instruction, refinement, stage1_decoding
+from seam.train.cache_keys import stage1_key
 from seam.train.recipe import RecipeError
 
 pytestmark = pytest.mark.medium
@@ -198,6 +199,12 @@ def test_a_cache_of_anything_else_is_stale(stage3, build_model, processor, manif
         refused(what, data={"train": [str(path)]})
         path.unlink()
     assert before == {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+
+
+def test_the_settings_of_a_table_are_in_the_key(build_table_model, processor):
+    fields = ({}, {"mixture_size": 2}, {"language": "de"}, {})
+    *keys, again = (stage1_key(build_table_model(**one), processor)["stage1"] for one in fields)
+    assert len(set(keys)) == 3 and again == keys[0]
 
 
 def test_what_has_no_part_in_stage_1_makes_nothing_stale(stage3, build_model, processor, backbones, manifest, tmp_path):

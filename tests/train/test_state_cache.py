@@ -76,11 +76,15 @@ def needed(manifest) -> int:
     return sum(-(-soundfile.info(one.audio).frames // 320) * 32 * 4 for one in read_manifest(manifest))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_states_are_those_kept_in_memory(workers, read, model, processor, manifest):
+AUDIO = {"encoder_window": "audio", "speech_margin": 0.2}
+
+
+@pytest.mark.parametrize(("workers", "config"), [(0, {}), (2, {}), (2, AUDIO), (2, {"speech_margin": 0.2})])
+def test_states_are_those_kept_in_memory(workers, config, read, build_model, processor, manifest):
+    model = build_model(**config)
     kept = keep_encoder_states(model, SpeechDataset(read_manifest(manifest), processor), workers=0)
     for _ in range(2):  # computed, and found
-        items = list(DataLoader(read(), batch_size=None, num_workers=workers, multiprocessing_context=None))
+        items = list(DataLoader(read(model), batch_size=None, num_workers=workers, multiprocessing_context=None))
         for one, other in zip(items, kept, strict=True):
             assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in other)
 
@@ -105,8 +109,9 @@ def test_shards_hold_what_they_say(read, in_pieces, model, processor, manifest, 
         assert processor.decode(dataset[index]["token_ids"]) == TEXTS[index]
 
 
-def test_training_is_the_same_as_with_states_in_memory(ready, quick, backbones, tmp_path, monkeypatch):
-    settings = {"encoder": backbones[0], "llm": backbones[1]}
+@pytest.mark.parametrize("config", [{}, AUDIO])
+def test_training_is_the_same_as_with_states_in_memory(config, ready, quick, backbones, tmp_path, monkeypatch):
+    settings = {"encoder": backbones[0], "llm": backbones[1], "config": config}
     memory = {"keep_encoder_states": True, "encoder_states": None}
     afresh = {"encoder_states": None}
     for name, data in (("disk", {}), ("memory", memory), ("afresh", afresh)):
@@ -228,7 +233,8 @@ def test_states_of_anything_else_are_stale(read, ready, build_model, processor, 
     with torch.no_grad():
         other.encoder.layer_norm.bias.add_(0.001)
     refused("another speech encoder", other)
-    refused("another speech encoder", build_model(mask_speech_padding=False))
+    for config in ({"mask_speech_padding": False}, {"speech_margin": 0.2}, {"encoder_window": "audio"}):
+        refused("another speech encoder", build_model(**config))
     half = {"encoder_states_dtype": "bfloat16"}
     refused(r"another precision \(float32, now bfloat16\)", data=half, training={"bf16": True})
     refused(r"another number of utterances \(8, now 7\)", utterances=utterances[:7])
