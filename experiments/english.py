@@ -92,11 +92,12 @@ def build(folder: Path, config: dict[str, Any]) -> str:
 
 
 def save_checkpoint(source: Path, target: Path) -> None:
-    """Save a trained model without its backbones and without the other files of its training."""
+    """Save a trained model in bf16, without its backbones and without the other files of its training."""
     temporary = target.with_name(f"{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model, processor = load_checkpoint(str(source))
-    model.save_pretrained(temporary, light=True)
+    trained = {name: value.bfloat16() for name, value in model.state_dict().items() if value.is_floating_point()}
+    model.save_pretrained(temporary, light=True, state_dict=trained)
     processor.save_pretrained(temporary)
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)

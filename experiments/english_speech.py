@@ -160,7 +160,7 @@ def transcribe_for_labels(utterances: Sequence[Utterance], checkpoint: str, path
         Transcripts by the names of the audio files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {row["audio"]: row["text"] for row in repair_json_lines(path)} if path.exists() else {}
+    done = {row["audio"]: row["text"] for row in repair_json_lines(path)}
     left = [one for one in utterances if one.audio.name not in done]
     if not left:
         return done
