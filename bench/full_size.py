@@ -29,12 +29,12 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, Qwen3Config, TrainingArguments, WhisperConfig, WhisperFeatureExtractor
 
-from seam.__main__ import RECORDINGS
 from seam.bench.common import synchronize
 from seam.data.dataset import ListDataset, SpeechCollator, SpeechDataset
 from seam.data.manifest import Utterance, read_manifest
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.tests.helpers.shipped import RECORDINGS
 from seam.train.alignment import AlignmentTrainer
 from seam.train.describe import backbone_config
 from seam.train.instruction import InstructionTrainer

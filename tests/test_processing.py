@@ -143,8 +143,7 @@ def test_transcripts_round_trip(processor):
     labels = processor(text=["one two three", "one"])["labels"]
     assert labels[0].tolist() == [*processor.transcript_ids("one two three"), processor.end_of_turn_id]
     assert labels[1, -1] == -100
-    with pytest.raises(ValueError, match="empty"):
-        processor.transcript_ids("  ")
+    assert processor.transcript_ids("  ") == []
 
 
 def test_transcripts_may_begin_as_within_a_sentence(backbones, tmp_path):

@@ -19,13 +19,13 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from seam.__main__ import RECORDINGS
 from seam.bench.common import RECIPES
 from seam.configuration_seam import SeamConfig
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
+from seam.tests.helpers.shipped import RECORDINGS
 from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
