@@ -15,7 +15,7 @@ import pytest
 
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.tests.helpers import forked
+from seam.tests.helpers import forked, sounds
 from seam.tests.helpers.hub_cache import add_to_cache
 from seam.tests.helpers.shipped import RECORDINGS, TINY
 
@@ -102,6 +102,25 @@ def run(home):
 @pytest.mark.oldest
 def test_from_a_folder(run, saved, audio, expected):
     run(EVERYTHING, saved, audio, expected)
+
+
+@pytest.mark.oldest
+def test_a_table_and_its_language(run, build_table_model, processor, waveforms, tmp_path):
+    model = build_table_model(speech_margin=0.2, encoder_window="audio")
+    model.save_pretrained(tmp_path / "table")
+    processor.save_pretrained(tmp_path / "table")
+    audio = str(sounds.write(tmp_path / "audio.wav", waveforms[2]))
+    expected = processor.batch_decode(model.generate(**processor(audio=audio), language="de"))[0].strip()
+    script = """
+        import sys
+        sys.modules["seam"] = None  # any import of it fails
+        from transformers import pipeline
+        name, audio, expected = sys.argv[1:]
+        asr = pipeline("automatic-speech-recognition", model=name, trust_remote_code=True)
+        assert type(asr.model.bridge).__name__ == "TableAligner"
+        assert asr(audio, generate_kwargs={"language": "German"})["text"] == expected
+    """
+    run(script, tmp_path / "table", audio, expected)
 
 
 @pytest.mark.slow
