@@ -123,6 +123,8 @@ def _backbones(model: str, folder: Path, cache: Path) -> dict[str, str] | str:
         return "not tried: the checkpoint has no LLM"
     if not seam.config.lora_rank:
         return "not tried: the checkpoint has no LoRA"
+    if seam.config.token_projection == "table" and not seam.config.token_table_trained:
+        return "not tried: the token table is re-written from Whisper's decoder, which the checkpoint does not hold"
     whisper = WhisperModel(seam.config.audio_config)
     whisper.encoder = seam.encoder
     whisper.save_pretrained(folder / "encoder")

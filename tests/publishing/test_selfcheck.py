@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from seam.__main__ import app
-from seam.publishing.selfcheck import selfcheck
+from seam.publishing.selfcheck import _backbones, selfcheck
 from seam.tests.helpers.shipped import RECORDINGS, TINY
 
 RECORDING = RECORDINGS / "audio" / "000000.wav"
@@ -32,3 +32,10 @@ def test_a_folder_without_its_code_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "export", export_without_code)
     first = next(iter(selfcheck(str(TINY), RECORDING)))
     assert not first.passed and "modeling_seam" in first.seen
+
+
+def test_a_table_of_whispers_is_not_made_of_an_encoder_alone(table_model, processor, tmp_path):
+    table_model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    found = _backbones(str(tmp_path / "model"), tmp_path / "backbones", tmp_path / "cache")
+    assert "re-written from Whisper's decoder" in found and not (tmp_path / "backbones").exists()
