@@ -330,7 +330,8 @@ def choose_boundary_tokens(llm: str) -> BoundaryTokens:
     """
     tokenizer = AutoTokenizer.from_pretrained(llm)
     table = load_embedding_table(llm, torch.float32).embed_tokens.weight.detach()
-    special = sorted(i for i in {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} if i < len(table))
+    special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+    special = [i for i in special if i < len(table) and table[i].any()]
     if len(special) < 2:
         raise ValueError(f"{llm} has {len(special)} special tokens; <BOA> and <EOA> have to be two.")
     directions = nn.functional.normalize(table, dim=-1)

@@ -18,7 +18,7 @@ from transformers import (
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from seam.experiments import tiny_backbones
-from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, build_untrained
+from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.nearest import alignment_distance
 from seam.modeling_seam.pipeline import SeamPipeline
 from seam.modeling_seam.token_table import WhisperPrompt, byte_strings, language_token, pieces, start_ids
@@ -628,14 +628,3 @@ def test_what_does_not_go_with_a_table_is_refused(multilingual, processor):
     ):
         with pytest.raises(Exception, match=message):
             SeamForSpeechRecognition.from_backbones(*multilingual, processor, token_projection="table", **fields)
-
-
-def test_build_untrained(multilingual, waveforms):
-    model, processor, tokens = build_untrained(*multilingual, language="German", lora_rank=2)
-    config = model.config
-    assert (config.token_projection, config.speech_margin, config.encoder_window) == ("table", 1.5, "audio")
-    assert (config.llm_inputs, config.alignment_reduction, config.lora_rank) == ("continuous", "mean", 2)
-    assert config.aligner_prompt[1] == "<|de|>" and processor.leading_space and not model.training
-    assert (processor.boa_token, processor.eoa_token) == (tokens.boa, tokens.eoa) and tokens.eoa in tokens.reason
-    texts = processor.batch_decode(model.generate(**processor(audio=waveforms), use_llm=False))
-    assert all(texts) and not any(text.startswith(" ") for text in texts)
