@@ -40,7 +40,7 @@ def load_checkpoint(name: str, **kwargs) -> tuple[SeamForSpeechRecognition, Seam
 # What an aligner that begins as Whisper's decoder does best with; see docs/FINDINGS.md.
 UNTRAINED = {
     "token_projection": "table",
-    "speech_margin": 1.5,
+    "speech_margin": 4.0,
     "encoder_window": "audio",
     "alignment_reduction": "mean",
     "llm_inputs": "continuous",
