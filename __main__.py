@@ -224,6 +224,7 @@ def build(
         processor.save_pretrained(target)
     print(f"<BOA> is {tokens.boa}, <EOA> is {tokens.eoa}: {tokens.reason}.")
     print(f"{target}, in {monotonic() - start:.0f} s: seam transcribe --model {target} FILES")
+    print("Before Stage 2 the LLM is only prompted: --no-llm, Stage 1 alone, may be the better transcript.")
 
 
 @app.command()
