@@ -202,19 +202,22 @@ def choose(speech: EnglishSpeech, rng: np.random.Generator) -> list[Utterance]:
 def split_by_speaker(
     utterances: Sequence[Utterance], share: float, rng: np.random.Generator
 ) -> tuple[list[Utterance], list[Utterance]]:
-    """Split off a share of the speakers of every corpus; of a corpus of one speaker, of its utterances."""
+    """
+    Split off a share of the speakers of every corpus; of a corpus of one speaker, of its utterances.
+
+    A speaker who is in several corpora is in one part with all of them.
+    """
     speakers = defaultdict(set)
     for one in utterances:
         speakers[one.corpus].add(one.speaker)
-    later = set()
-    for corpus, names in sorted(speakers.items()):
+    later: set[str] = set()
+    for _, names in sorted(speakers.items()):
         if len(names) > 1:
-            drawn = rng.permutation(sorted(names))[: max(round(share * len(names)), 1)]
-            later |= {(corpus, name) for name in drawn}
+            later.update(rng.permutation(sorted(names))[: max(round(share * len(names)), 1)])
     parts: tuple[list[Utterance], list[Utterance]] = ([], [])
     for one in utterances:
         alone = len(speakers[one.corpus]) == 1
-        parts[rng.random() < share if alone else (one.corpus, one.speaker) in later].append(one)
+        parts[rng.random() < share if alone else one.speaker in later].append(one)
     return parts
 
 
@@ -345,8 +348,10 @@ def make_test_speech(speech: EnglishSpeech, folder: Path, processor: SeamProcess
     Write a manifest of each kind of held-out speech, with the published text, and `validation.jsonl` of all.
 
     The kinds are the corpora, those of the first folder together ("people"), and people with noise and by telephone.
+    A speaker of any `train` is in none of them: `dev` of one corpus may have readers of another's `train`.
     """
     rng = np.random.default_rng(speech.seed + 1)
+    heard = {one.speaker for corpus in speech.corpora for one in read_manifest(corpus, "train")} - {""}
     by_kind = defaultdict(list)
     for corpus in speech.corpora:
         for one in read_manifest(corpus, "dev"):
@@ -365,7 +370,8 @@ def make_test_speech(speech: EnglishSpeech, folder: Path, processor: SeamProcess
             audio = change(processor.load_audio(one.audio))
             soundfile.write(path, audio / max(1.0, float(np.abs(audio).max(initial=0))), SAMPLE_RATE)
             tests[kind].append(replace(one, audio=path))
-    write_manifest(folder / "validation.jsonl", some)
+    tests = {kind: [one for one in utterances if one.speaker not in heard] for kind, utterances in tests.items()}
+    write_manifest(folder / "validation.jsonl", [one for one in some if one.speaker not in heard])
     for kind, utterances in tests.items():
         write_manifest(folder / f"test-{kind}.jsonl", utterances)
     return ", ".join(f"{kind} {len(utterances)}" for kind, utterances in sorted(tests.items()))

@@ -87,6 +87,15 @@ def test_no_speaker_is_in_both_parts(tmp_path):
     assert 0.15 < len(later) / len(utterances) < 0.35
 
 
+def test_a_speaker_of_two_corpora_is_in_one_part(tmp_path):
+    utterances = [
+        Utterance(tmp_path / f"{corpus}{i}.flac", "a", 1.0, f"s{i % 9}", corpus) for corpus in "abc" for i in range(27)
+    ]
+    first, later = split_by_speaker(utterances, 0.25, np.random.default_rng(0))
+    assert first and later
+    assert not {one.speaker for one in first} & {one.speaker for one in later}
+
+
 def tone(frequency, seconds=1.0):
     return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(16000 * seconds)) / 16000)).astype(np.float32)
 
@@ -157,6 +166,21 @@ def test_test_speech(corpora, tmp_path, processor):
     }
     assert all(one.split == "dev" for those in kinds.values() for one in those)
     assert len(read_manifest(tmp_path / "tests" / "validation.jsonl")) == 4
+
+
+def test_nobody_is_tested_who_is_trained_on_under_another_corpus(corpora, tmp_path, processor):
+    """`dev` of the first folder and `train` of the second share two readers; who is unnamed is shared by nobody."""
+    for name, split in (("first", "dev"), ("second", "train")):
+        folder = tmp_path / name
+        changed = {0: "reader", 4: "other", 8: ""} if split == "dev" else {1: "reader", 2: "other", 3: ""}
+        rows = [replace(one, speaker=changed.get(i, one.speaker)) for i, one in enumerate(read_manifest(folder))]
+        write_manifest(folder / "metadata.jsonl", rows)
+    make_test_speech(replace(corpora, validation=8, test=12), tmp_path / "tests", processor)
+    tests = {path.stem: read_manifest(path) for path in (tmp_path / "tests").glob("*.jsonl")}
+    trained = {one.speaker for name in corpora.corpora for one in read_manifest(name, "train")} - {""}
+    assert {"reader", "other"} <= trained
+    assert not trained & {one.speaker for those in tests.values() for one in those}
+    assert len(tests["test-people"]) == 4 and "" in {one.speaker for one in tests["test-people"]}
 
 
 def test_labels_go_on_where_they_stopped(tmp_path, monkeypatch):
