@@ -95,8 +95,9 @@ class SpeechReader:
         return self.max_tokens is None or len(self.token_ids(parts)) <= self.max_tokens
 
     def token_ids(self, parts: Sequence[Utterance]) -> list[int]:
-        """Return the ids of the joined transcripts."""
-        return self.processor.transcript_ids(" ".join(self.casing(part.text).strip() for part in parts))
+        """Return the ids of the joined transcripts, of which some may be empty."""
+        texts = [self.casing(part.text).strip() for part in parts]
+        return self.processor.transcript_ids(" ".join(filter(None, texts)))
 
     def check_transcript(self, token_ids: Sequence[int]) -> None:
         """Raise `ValueError` for a transcript of more than `max_tokens`."""
@@ -119,7 +120,7 @@ class SpeechReader:
         return {
             "input_features": features["input_features"][0],
             "attention_mask": features["attention_mask"][0],
-            "token_ids": torch.tensor(token_ids),
+            "token_ids": torch.tensor(token_ids, dtype=torch.long),  # of an empty transcript, too
         }
 
 
@@ -165,7 +166,7 @@ class SpeechDataset(Dataset):
 
     def token_ids(self, index: int) -> torch.Tensor:
         """Return the ids of one transcript `(tokens,)`, without augmentation."""
-        return torch.tensor(self.reader.token_ids([self.utterances[index]]))
+        return torch.tensor(self.reader.token_ids([self.utterances[index]]), dtype=torch.long)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, torch.Tensor]]:
         """Return the items of a batch, which torch's loaders request at once."""

@@ -28,7 +28,7 @@ class Utterance:
 
     Args:
         audio: path of the recording, or something that reads it.
-        text: its transcript.
+        text: its transcript; empty where nothing is said.
         duration: in seconds.
         speaker, corpus, split: labels to select and to report by; empty where unknown.
     """
@@ -47,7 +47,8 @@ def read_manifest(
     """
     Read a manifest.
 
-    A line has the fields `audio` and `text` and may have `duration`, `speaker`, `corpus` and `split`. In the
+    A line has the fields `audio` and `text` and may have `duration`, `speaker`, `corpus` and `split`. Where nothing is
+    said, `text` is `""`: silence and noise are trained and scored as any other utterance. In the
     `metadata.jsonl` of a `datasets` audiofolder, `file_name` and `seconds` may stand for `audio` and `duration`. Audio
     paths are relative to the manifest. A duration that is not stated is read from the recording's header.
 
@@ -87,6 +88,8 @@ def iter_manifest(
                 row = json.loads(line)
                 audio = path.parent / (row["audio"] if "audio" in row else row["file_name"])
                 text = row["text"] if needs_text else row.get("text", "")
+                if needs_text and not isinstance(text, str):
+                    raise TypeError(f"text is {json.dumps(text)}; accepted: a string, empty where nothing is said")
                 duration = stated_duration(row)
                 duration = soundfile.info(audio).duration if duration is None else duration
                 utterance = Utterance(audio, text, duration, **optional_fields(row))

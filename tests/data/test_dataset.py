@@ -1,5 +1,7 @@
 """Batches: padding, end tokens, and what is kept in memory equals what is computed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -30,6 +32,17 @@ def test_items_and_batches(utterances, processor):
             *processor.transcript_ids(utterance.text.lower()),
             processor.end_of_turn_id,
         ]
+
+
+def test_where_nothing_is_said_the_labels_are_the_end_alone(utterances, processor):
+    silence = replace(utterances[1], text="")
+    dataset = SpeechDataset([silence, utterances[0]], processor)
+    batch = SpeechCollator(processor)([dataset[0], dataset[1]])
+    assert batch["labels"][0].unique().tolist() == [-100, processor.end_of_turn_id]
+    for ids in (dataset[0]["token_ids"], dataset.token_ids(0)):
+        assert ids.dtype == torch.long and ids.shape == (0,)
+    joined = dataset.reader.token_ids([utterances[0], silence, utterances[1]])
+    assert processor.decode(joined) == "one two stop"
 
 
 def test_casing_is_a_choice(utterances, processor):

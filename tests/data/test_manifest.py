@@ -42,6 +42,8 @@ def test_a_missing_duration_is_read_from_the_recording(tmp_path):
         ('{"audio": "a.wav", "text": "one", "duration": "long"}', "line 2: could not convert"),
         ('{"audio": "missing.wav", "text": "one"}', "line 2: .*missing.wav"),
         ("[1, 2]", "line 2: list indices"),
+        ('{"audio": "a.wav", "text": null, "duration": 1}', "line 2: text is null; accepted: a string, empty where"),
+        ('{"audio": "a.wav", "text": 12, "duration": 1}', "line 2: text is 12; accepted: a string"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
@@ -49,6 +51,11 @@ def test_a_broken_line_is_named(tmp_path, line, message):
     path.write_text('{"audio": "a.wav", "text": "one", "duration": 1}\n' + line)
     with pytest.raises(ValueError, match=message):
         read_manifest(path)
+
+
+def test_where_nothing_is_said_the_text_is_empty(tmp_path):
+    silence = Utterance(tmp_path / "a.wav", "", 1.0)
+    assert read_manifest(write_manifest(tmp_path / "manifest.jsonl", [silence])) == [silence]
 
 
 def test_nothing_to_read_is_said(tmp_path):
