@@ -50,7 +50,7 @@ class EnglishRecipe:
         speech: see `EnglishSpeech`.
         config: fields of `SeamConfig` that differ from those of `build_untrained`.
         stages: recipe files of the stages, by their names, in the order of `STAGES`.
-        overrides: `key=value` for all of them.
+        overrides: `key=value` for all of them. Where there is no GPU, `training.use_cpu=true` is the first.
     """
 
     output_dir: str = "runs/english"
@@ -65,7 +65,9 @@ def main(recipe: EnglishRecipe) -> dict[str, Any]:
     folder = Path(recipe.output_dir)
     for corpus in recipe.speech.corpora:
         read_manifest(corpus, "train")  # before anything is started
-    stages = {name: load_recipe(StageRecipe, path, recipe.overrides) for name, path in recipe.stages.items()}
+    # Training in bf16 without a GPU is refused unless a recipe says so: at the sizes of the paper that would be slow.
+    overrides = ["training.use_cpu=true"] * (not torch.accelerator.is_available()) + recipe.overrides
+    stages = {name: load_recipe(StageRecipe, path, overrides) for name, path in recipe.stages.items()}
     folder.mkdir(parents=True, exist_ok=True)
     steps = Steps(folder)
     steps.run("untrained", recipe.config, lambda: build(folder / "untrained", recipe.config))
