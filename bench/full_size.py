@@ -34,7 +34,6 @@ from seam.data.dataset import ListDataset, SpeechCollator, SpeechDataset
 from seam.data.manifest import Utterance, read_manifest
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.tests.helpers.shipped import RECORDINGS
 from seam.train.alignment import AlignmentTrainer
 from seam.train.describe import backbone_config
 from seam.train.instruction import InstructionTrainer
@@ -271,7 +270,7 @@ PARTS: dict[str, Callable[[Path, str], dict]] = {
 
 def recordings() -> list[Utterance]:
     """Return the shipped recordings."""
-    return read_manifest(RECORDINGS / "manifest.jsonl")
+    return read_manifest(Path(__file__).parents[1] / "checkpoints" / "recordings" / "manifest.jsonl")
 
 
 def speech(processor: SeamProcessor) -> ListDataset:

@@ -22,7 +22,8 @@ ALLOWED = {
     "train": BASE | {"data", "modeling_seam", "evaluation"},
     "publishing": BASE | {"data", "modeling_seam", "evaluation"},
     "experiments": BASE | {"data", "modeling_seam", "evaluation", "train", "publishing"},
-    "__main__": BASE | {"data", "modeling_seam", "evaluation", "train", "publishing", "experiments"},
+    "arguments": {"data"},  # of the command line
+    "__main__": BASE | {"arguments", "data", "modeling_seam", "evaluation", "train", "publishing", "experiments"},
 }
 REMOTE_CODE = ["configuration_seam.py", "processing_seam.py"]
 REMOTE_CODE += [f"modeling_seam/{path.name}" for path in (ROOT / "modeling_seam").glob("[!_]*.py")]

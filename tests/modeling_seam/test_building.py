@@ -67,7 +67,7 @@ def test_what_is_missing_is_named(multilingual, tmp_path):
 def test_build_untrained(multilingual, waveforms):
     model, processor, tokens = build_untrained(*multilingual, language="German", lora_rank=2)
     config = model.config
-    assert (config.token_projection, config.speech_margin, config.encoder_window) == ("table", 1.5, "audio")
+    assert (config.token_projection, config.speech_margin, config.encoder_window) == ("table", 4.0, "audio")
     assert (config.llm_inputs, config.alignment_reduction, config.lora_rank) == ("continuous", "mean", 2)
     assert config.aligner_prompt[1] == "<|de|>" and processor.leading_space and not model.training
     assert (processor.boa_token, processor.eoa_token) == (tokens.boa, tokens.eoa) and tokens.eoa in tokens.reason

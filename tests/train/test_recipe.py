@@ -132,8 +132,8 @@ def test_demo_recipes_are_valid(path, tmp_path):
 @pytest.mark.parametrize("path", sorted((RECIPES / "own").glob("*.yaml")), ids=lambda path: path.name)
 def test_own_recipes_are_valid(path):
     read = load_recipe(StageRecipe, path, ["training.bf16=false", "training.use_cpu=true"])
-    assert read.training.learning_rate == (2e-3 if path.stem == "draft" else 5e-4)
-    assert (read.model is None) == (path.stem == "alignment")
+    assert read.training.learning_rate == {"draft": 2e-3, "rewritten_decoder": 2e-5}.get(path.stem, 5e-4)
+    assert (read.model is None) == (path.stem in ("alignment", "rewritten_decoder"))
 
 
 def test_a_recipe_can_build_on_another(tmp_path):

@@ -1,0 +1,100 @@
+"""Arguments of the `seam` command: what they are called, and checks that name mistakes before anything heavy begins."""
+
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from huggingface_hub.errors import StrictDataclassError
+
+from seam.data.files import one_line
+
+
+@contextmanager
+def one_sentence_errors():
+    """End the command with one sentence on standard error and exit status 1 when its input is bad."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError, StrictDataclassError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def checked(check: Callable) -> Callable:
+    """Return a callback that checks an argument, so that mistakes are named before anything heavy is imported."""
+
+    def callback(value):
+        with one_sentence_errors():
+            for one in value if isinstance(value, list) else [value]:
+                if one is not None:
+                    check(one)
+        return value
+
+    return callback
+
+
+def check_audio(path: Path) -> None:
+    """Raise an error unless `path` is an audio file."""
+    import soundfile
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file.")
+    try:
+        soundfile.info(str(path))
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be read as audio: {error.error_string}") from error
+
+
+def check_recipe(path: Path) -> None:
+    """Raise an error unless `path` is a file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe.")
+
+
+def check_manifest(path: Path) -> None:
+    """Raise an error unless `path` is a manifest or an audiofolder."""
+    from seam.data.manifest import manifest_file
+
+    manifest_file(path)
+
+
+def check_checkpoint(name: str) -> None:
+    """Raise an error unless `name` is a folder with a config or a repository of the Hub."""
+    if Path(name).is_file():
+        raise ValueError(f"cannot load the checkpoint {name!r}: it is a file; accepted: a folder or a Hub id.")
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise FileNotFoundError(f"cannot load the checkpoint {name!r}: the folder has no config.json.")
+        return
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise OSError(f"cannot load the checkpoint {name!r}: no such folder, and the Hub says: {error}") from error
+
+
+def check_recipe_or_checkpoint(name: str) -> None:
+    """Raise an error unless `name` is a recipe or a checkpoint."""
+    if Path(name).suffix in (".yaml", ".yml"):
+        check_recipe(Path(name))
+    else:
+        check_checkpoint(name)
+
+
+Files = Annotated[
+    list[Path], typer.Argument(help="Audio files, of any length and sample rate.", callback=checked(check_audio))
+]
+Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.", callback=checked(check_checkpoint))]
+BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at once.")]
+Recipe = Annotated[Path, typer.Argument(help="YAML recipe.", callback=checked(check_recipe))]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, with dots between nested keys.")]
+
+Light = Annotated[bool, typer.Option("--light", help="Only what was trained; backbones by Hub id.")]
+Backbone = Annotated[str | None, typer.Option(help="Hub id, for a light folder of a checkpoint trained from folders.")]
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Checkpoint: a folder or a Hub id.", callback=checked(check_checkpoint))
+]
+Target = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; an older checkpoint is replaced.")]
