@@ -33,6 +33,7 @@ NATURAL = ("common_voice", "kathleen", "ljspeech", "african_storybook")
 EVALUATION_ONLY = ("librispeech dev-clean", "librispeech test-other")
 NOTHING = ""  # in an alignment, opposite to a word that the other side lacks
 MAX_LABEL_ERROR_RATE = 60.0
+SHORT_WORD = 3  # letters of words that are hardly ever names
 SHORT_SECONDS, JOINED_SECONDS = 8.0, 28.0
 QUESTION = re.compile(
     r"(who|what|when|where|why|how|which|whose|do|does|did|is|are|was|were|can|could|will|would|shall|should|may|have|"
@@ -130,7 +131,12 @@ def with_case_of(reference: str, transcript: str) -> str | None:
             own = core
         else:
             own = "I" if word == "i" else word
-            own = own[:1].upper() + own[1:] if begins and (core[:1].isupper() or not written) else own
+            # Within a sentence, capitals of words that were misheard are nearly always those of names.
+            is_name = core[:1].isupper() and len(word) > SHORT_WORD
+            if is_name or (begins and (core[:1].isupper() or not written)):
+                own = own[:1].upper() + own[1:]
+            if "'" in own:  # "Carras'" for "Kara's"
+                after = after.removeprefix("'")
         written.append(before + own + after)
     return " ".join(written)
 

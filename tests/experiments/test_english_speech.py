@@ -52,6 +52,8 @@ def test_quotes_of_a_table_are_undone():
         ("MISTER DARCY HAD TWENTY", "Mr. Darcy had 20.", "Mr. Darcy had 20."),
         ("I SAW MISTER DARCY LEAVE TODAY", "I saw Mr. Darcy live today.", "I saw Mr. Darcy leave today."),
         ("THEY LEFT HE STAYED AT HOME", "They left. We stayed at home.", "They left. He stayed at home."),
+        ("HE SAW LADY YORKE'S SON AND LEFT", "He saw Lady Yorks' son and left.", "He saw Lady Yorke's son and left."),
+        ("HE WENT TO THE SEA WITH ALL", "He went to the C with all.", "He went to the sea with all."),
         ("THE OLD MAN CAME IN AND SAT", "The old man came. And sat.", "The old man came in And sat."),
         ("HE LEFT THE HOUSE AT ONCE", "He left the the house at once.", "He left the house at once."),
         ("ALL OF IT IS ANOTHER THING", "Nothing here.", None),
