@@ -25,7 +25,6 @@ from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.processing_seam import DEFAULT_INSTRUCTION
-from seam.tests.helpers.shipped import RECORDINGS
 from seam.train.describe import backbone_config
 from seam.train.recipe import StageRecipe, load_recipe
 
@@ -33,7 +32,7 @@ SIZES = ("tiny", "base", "small", "paper")
 STATES_PER_SECOND = 50  # of the encoder
 TOKENIZER_VOCABULARY = 400  # smaller than the models' vocabularies, which are as large as those of published models
 
-SHIPPED = read_manifest(RECORDINGS / "manifest.jsonl")
+SHIPPED = read_manifest((Path(__file__).parents[2] / "checkpoints" / "recordings") / "manifest.jsonl")
 TEXTS = [utterance.text for utterance in SHIPPED]
 
 
