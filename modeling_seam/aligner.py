@@ -170,6 +170,7 @@ class SeamAligner(PreTrainedModel, GenerationMixin):
         cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = EncoderDecoderCache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        # The encoder and the language model may be kept in half precision beside an fp32 aligner.
         speech_states = encoder_outputs.last_hidden_state.to(self.layer_norm.weight.dtype)
 
         hidden_states = self.embed_tokens(decoder_input_ids, lookup)
