@@ -97,6 +97,7 @@ def write_card(model, processor, folder: Path, model_id: str) -> None:
         title=title,
         model_id=model_id,
         parameters={name: f"{_parameters(component) / 1e6:.2f}" for name, component in components.items()},
+        alignment_only=model.config.alignment_only,
         window_seconds=f"{processor.max_seconds:g}",
         results="\n".join(tables).strip() or "Not stated.",
         system=texts.system if table else None,
