@@ -272,8 +272,8 @@ def _is_commit(revision: str) -> bool:
 # ---- the same weights in another precision ----
 
 # Values of a backbone that its record holds, evenly spread over its tensors, and the share of them that may differ by
-# more than the precisions explain. Of weights that were trained on more do: of Whisper-base's in float16 74 % when moved
-# by a thousandth of their spread; of SmolLM2's layers in 4 bits 6 % when moved by three hundredths, 0.5 % by one.
+# more than the precisions explain. Of weights that were trained on more do: of Whisper-base's in float16 74 % when
+# moved by a thousandth of their spread; of SmolLM2's layers in 4 bits 6 % when moved by three hundredths, 0.5 % by one.
 VALUES, MAY_DIFFER = 2000, 0.02
 ALLOWANCE = 1.01  # for the arithmetic of conversions
 # A copy of the embedding table that some files hold and others do without.
