@@ -64,6 +64,7 @@ def test_it_transcribes_people():
 
 
 @needs_backbones
+@pytest.mark.timeout(900)  # it writes and reads half a gigabyte several times
 @pytest.mark.slow
 def test_exported_whole_it_needs_neither_this_package_nor_the_backbones(tmp_path):
     done = forked.run([sys.executable, "-m", "seam", "export", str(CHECKPOINT), str(tmp_path / "full")])

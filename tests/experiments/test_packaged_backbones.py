@@ -645,10 +645,9 @@ if child:
 
 @pytest.fixture(scope="module")
 def real() -> dict[str, Path]:
-    try:
-        return module.packaged_backbones()
-    except OSError as error:
-        pytest.skip(f"neither in the cache nor to be had: {error}")
+    if not all(packaged_folder(hub_id).is_dir() for hub_id in module.IDS.values()):
+        pytest.skip("not in the cache: seam backbones")
+    return module.packaged_backbones()
 
 
 @pytest.mark.slow
