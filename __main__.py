@@ -360,7 +360,7 @@ def selfcheck(
     model: Checkpoint,
     recording: Annotated[
         Path, typer.Option(help="A short one, at the model's sampling rate.", callback=checked(check_audio))
-    ] = RECORDINGS / "audio" / "soul.flac",
+    ] = RECORDINGS / "audio" / "king.flac",
 ):
     """Export a checkpoint and use it as users do, in fresh processes without this package."""
     from rich.table import Table

@@ -257,12 +257,14 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
             **kwargs,
         )
         before = start.shape[1] - 1
+        if before == 0:  # what a user retains gradients of stays what it is
+            return output
         for name in ("aligned_embeds", "token_logits"):
             if output.get(name) is not None:
                 output[name] = output[name][:, before:]
         for name in ("hidden_states", "attentions", "cross_attentions"):
             if output.get(name) is not None:
-                output[name] = tuple(layer[..., before:, :] for layer in output[name])
+                output[name] = tuple(None if one is None else one[..., before:, :] for one in output[name])
         return output
 
     @torch.no_grad()
