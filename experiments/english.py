@@ -23,12 +23,13 @@ from seam.evaluation.table import write_table
 from seam.evaluation.transcription import load_whisper
 from seam.experiments.demo import compare_systems
 from seam.experiments.english_speech import EnglishSpeech, make_test_speech, make_training_speech
+from seam.experiments.english_text import EnglishText, make_training_text
 from seam.experiments.packaged_backbones import packaged_backbones
 from seam.experiments.steps import Steps
 from seam.modeling_seam import SeamProcessor, build_untrained, load_checkpoint
 from seam.publishing.card import write_card
-from seam.train import alignment, draft, instruction, refinement
-from seam.train.recipe import StageRecipe, load_recipe
+from seam.train import alignment, draft, instruction, refinement, stage1_decoding
+from seam.train.recipe import RecipeError, StageRecipe, load_recipe
 
 CARD = Path(__file__).parents[1] / "recipes" / "english" / "card.json"
 STAGES: dict[str, Callable[[StageRecipe], dict[str, float]]] = {
@@ -48,6 +49,7 @@ class EnglishRecipe:
     Args:
         output_dir: everything is written here; the checkpoint is in `model/`.
         speech: see `EnglishSpeech`.
+        text: see `EnglishText`; without files none is made.
         config: fields of `SeamConfig` that differ from those of `build_untrained`.
         stages: recipe files of the stages, by their names, in the order of `STAGES`.
         overrides: `key=value` for all of them. Where there is no GPU, `training.use_cpu=true` is the first.
@@ -55,6 +57,7 @@ class EnglishRecipe:
 
     output_dir: str = "runs/english"
     speech: EnglishSpeech = field(default_factory=EnglishSpeech)
+    text: EnglishText = field(default_factory=EnglishText)
     config: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -65,6 +68,9 @@ def main(recipe: EnglishRecipe) -> dict[str, Any]:
     folder = Path(recipe.output_dir)
     for corpus in recipe.speech.corpora:
         read_manifest(corpus, "train")  # before anything is started
+    for path in recipe.text.files:
+        if not Path(path).is_file():
+            raise RecipeError(f"text.files: {path}: no such file.")
     # Training in bf16 without a GPU is refused unless a recipe says so: at the sizes of the paper that would be slow.
     overrides = ["training.use_cpu=true"] * (not torch.accelerator.is_available()) + recipe.overrides
     stages = {name: load_recipe(StageRecipe, path, overrides) for name, path in recipe.stages.items()}
@@ -76,7 +82,12 @@ def main(recipe: EnglishRecipe) -> dict[str, Any]:
     tests = partial(make_test_speech, recipe.speech, folder / "tests")
     steps.run("test speech", settings, lambda: tests(SeamProcessor.from_pretrained(labeller)))
     steps.run("speech", settings, lambda: make_training_speech(recipe.speech, folder / "speech", labeller))
+    if recipe.text.files:
+        held_out = sorted((folder / "tests").glob("*.jsonl"))
+        steps.run("text", asdict(recipe.text), lambda: make_training_text(recipe.text, folder / "text.txt", held_out))
     for name, stage in stages.items():
+        if stage.alignment_cache is not None:
+            steps.run(f"Stage 1 for {name}", asdict(stage), lambda stage=stage: stage1_decoding.main(stage))
         steps.run(name, asdict(stage), lambda name=name, stage=stage: STAGES[name](stage))
     last = stages[list(stages)[-1]].training.output_dir if stages else labeller
     steps.run("checkpoint", last, lambda: save_checkpoint(Path(last), folder / "model"))

@@ -13,7 +13,7 @@ from seam.modeling_seam.bridges import require_stage_1
 from seam.train.inputs import new_model
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
-from seam.train.trainer import StageTrainer
+from seam.train.trainer import StageTrainer, replace_at_random
 
 
 class AlignmentTrainer(StageTrainer):
@@ -48,15 +48,10 @@ class AlignmentTrainer(StageTrainer):
         if self.cross_entropy_weight:
             inputs = {**inputs, "cross_entropy_weight": self.cross_entropy_weight}
         if model.training and self.token_noise:
-            inputs = {**inputs, "alignment_inputs": self._with_noise(inputs["labels"][:, :-1])}
+            returnable = self.accelerator.unwrap_model(self.model).lookup.returnable
+            given = replace_at_random(inputs["labels"][:, :-1], returnable, self.token_noise)
+            inputs = {**inputs, "alignment_inputs": given}
         return super().compute_loss(model, inputs, *args, **kwargs)
-
-    def _with_noise(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Replace a share of the ids `(batch, tokens)` by random ones that Stage 1 could return."""
-        returnable = self.accelerator.unwrap_model(self.model).lookup.returnable.to(token_ids.device)
-        drawn = returnable[torch.randint(len(returnable), token_ids.shape, device=token_ids.device)]
-        is_replaced = torch.rand(token_ids.shape, device=token_ids.device) < self.token_noise
-        return torch.where(is_replaced & (token_ids >= 0), drawn, token_ids)
 
 
 def main(recipe: StageRecipe) -> dict[str, float]:

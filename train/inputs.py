@@ -15,6 +15,7 @@ from seam.data.dataset import SpeechDataset, SpeechReader, keep_encoder_states
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.data.samplers import LengthBatchSampler, budget_shares
 from seam.data.streaming import SpeechStream
+from seam.data.text import TextDataset, read_passages
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.train.recipe import FULL, DataSettings, RecipeError, StageRecipe
 from seam.train.state_cache import cached_encoder_states
@@ -24,13 +25,16 @@ def read_utterances(data: DataSettings) -> tuple[list[Utterance], list[Utterance
     """
     Return the training and the validation utterances of a recipe; of a stream no training utterances.
 
+    Passages of `data.text` are utterances without audio.
+
     Raises:
         RecipeError: when the recipe names no manifest for one of the two.
     """
     for name in ("train", "validation"):
-        if not getattr(data, name):
+        if not getattr(data, name) and not (name == "train" and data.text):
             raise RecipeError(f"the recipe names no data.{name} manifest.")
     train = [] if data.streaming else [u for path in data.train for u in read_manifest(path, data.train_split)]
+    train += [passage for path in data.text for passage in read_passages(path)]
     validation = [u for path in data.validation for u in read_manifest(path, data.validation_split)]
     return _subsample(train, data.train_limit), _subsample(validation, data.validation_limit)
 
@@ -92,6 +96,12 @@ def build_datasets(
         "augmentation": recipe.data.augmentation,
         "max_tokens": _max_tokens(model),
     }
+    training_set: Dataset
+    if recipe.data.text:
+        validation_set = SpeechDataset(validation, processor, casing)
+        if recipe.data.keep_encoder_states:
+            validation_set = keep_encoder_states(model, validation_set)
+        return [TextDataset(train, processor, casing), validation_set]
     if recipe.data.streaming:
         training_set = _stream(recipe, processor, SpeechReader(**reading), skipped)
     else:

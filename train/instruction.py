@@ -18,7 +18,7 @@ from seam.train.inputs import load_previous_stage, lora_parameters, new_model
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
 from seam.train.run import run
 from seam.train.state_cache import cached_aligned_embeds
-from seam.train.trainer import StageTrainer
+from seam.train.trainer import StageTrainer, replace_at_random
 
 
 class InstructionTrainer(StageTrainer):
@@ -27,12 +27,14 @@ class InstructionTrainer(StageTrainer):
 
     Args:
         first_token_guidance: the transcript's first token is given, not learned.
+        token_noise: see `StageRecipe`.
     """
 
     use_llm = True
 
-    def __init__(self, *, first_token_guidance: bool = False, **kwargs):
+    def __init__(self, *, first_token_guidance: bool = False, token_noise: float = 0.0, **kwargs):
         self.first_token_guidance = first_token_guidance
+        self.token_noise = token_noise
         super().__init__(**kwargs)
 
     @staticmethod
@@ -44,12 +46,18 @@ class InstructionTrainer(StageTrainer):
         return [*model.bridge.parameters(), *adapters]
 
     @staticmethod
-    def settings(recipe: StageRecipe) -> dict[str, bool]:
-        """Return whether the first token is given."""
-        return {"first_token_guidance": recipe.first_token_guidance}
+    def settings(recipe: StageRecipe) -> dict[str, bool | float]:
+        """Return whether the first token is given, and the share of random tokens."""
+        return {"first_token_guidance": recipe.first_token_guidance, "token_noise": recipe.token_noise}
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        """Return the loss of a batch."""
+        """Return the loss of a batch; in training on text, some of the tokens are random, read and written alike."""
+        if model.training and self.token_noise:
+            returnable = self.accelerator.unwrap_model(self.model).lookup.returnable
+            read = replace_at_random(inputs["alignment_ids"], returnable, self.token_noise)
+            labels = inputs["labels"].clone()
+            labels[:, :-1] = torch.where(read >= 0, read, labels[:, :-1])
+            inputs = {**inputs, "alignment_ids": read, "labels": labels}
         if self.first_token_guidance:
             inputs = {**inputs, "first_token_ids": inputs["labels"][:, 0]}
         return super().compute_loss(model, inputs, *args, **kwargs)
@@ -68,6 +76,13 @@ def main(recipe: StageRecipe) -> dict[str, float]:
         model, processor = load_previous_stage(recipe)
     if recipe.first_token_guidance:
         require_stage_1(model.config, "first_token_guidance")
+    if recipe.data.text:
+        require_stage_1(model.config, "data.text")
+        if model.config.llm_inputs != "nearest":
+            raise RecipeError(
+                f"data.text: this model's LLM reads {model.config.llm_inputs} predictions, which text does not have; "
+                "accepted: config.llm_inputs nearest."
+            )
     if recipe.aligned_embeds is None:
         return run(recipe, InstructionTrainer, model, processor)
     require_stage_1(model.config, "aligned_embeds")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 STAGES_WITH = {
     "aligner_from_decoder": ("alignment",),
     "cross_entropy_weight": ("alignment",),
-    "token_noise": ("alignment",),
+    "token_noise": ("alignment", "instruction"),
     "train_token_table": ("alignment",),
     "first_token_guidance": ("instruction", "refinement"),
     "llm_dtype": ("instruction", "refinement"),
@@ -53,6 +53,8 @@ class DataSettings:
     Args:
         train, validation: manifests (see `seam.data.manifest.read_manifest`). Of a stream `train` may be WebDataset
             shards, by name or pattern (`shards/*.tar`), or data sets of `datasets` (`datasets:PATH[:CONFIGURATION]`).
+        text: files of plain text, one passage a line, in the place of `train` (Stage 2 with `llm_inputs: nearest`,
+            where tokens that Stage 1 hears without a mistake are text to the LLM). No audio takes part.
         train_split, validation_split: keep only the utterances of this split.
         casing: of the transcripts: `lower`, `upper`, or `keep`, as they are. LibriSpeech's upper case takes 46 % more
             tokens than lower case.
@@ -78,6 +80,7 @@ class DataSettings:
 
     train: list[str] = field(default_factory=list)
     validation: list[str] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
     train_split: str | None = None
     validation_split: str | None = None
     casing: str = "lower"
@@ -125,8 +128,23 @@ class DataSettings:
             raise RecipeError(f"data.streaming reads the audio during the training, but data.{cache} before it.")
         if self.streaming and self.train_limit is not None:
             raise RecipeError("data.train_limit chooses among all utterances, which data.streaming does not know.")
+        if self.text:
+            self._check_text()
         if self.shuffle_buffer < 1:
             raise RecipeError(f"data.shuffle_buffer is {self.shuffle_buffer}; accepted: 1 and above.")
+
+    def _check_text(self) -> None:
+        audio = {
+            "train": self.train,
+            "streaming": self.streaming,
+            "augmentation": self.augmentation,
+            "encoder_states": self.encoder_states,
+            "batch_seconds": self.batch_seconds,
+            "on_bad_audio=skip": self.on_bad_audio == "skip",
+        }
+        for name, given in audio.items():
+            if given:
+                raise RecipeError(f"data.{name} is about training audio, but with data.text there is none.")
 
     @property
     def has_budget(self) -> bool:
@@ -166,8 +184,9 @@ class StageRecipe:
             decoder instead of random ones (Stage 1); its two projections begin at random in any case.
         cross_entropy_weight: weight of a cross-entropy on the scores of the aligner's table, beside Eq. 3 (Stage 1 with
             `token_projection: table`).
-        token_noise: share of the tokens that the aligner is given which are replaced by random ones, so that it learns
-            to go on after a mistake (Stage 1).
+        token_noise: share of tokens that are replaced by random ones: of those that the aligner is given, so that it
+            learns to go on after a mistake (Stage 1); of those of `data.text`, read and written alike, so that the LLM
+            learns to copy what it does not expect (Stage 2).
         train_token_table: whether the aligner's table is trained too; a light checkpoint then holds it, and later
             trainings of Stage 1 go on with it (Stage 1 with `token_projection: table`).
         llm_dtype: precision of the frozen LLM while LoRA is trained on it: `float32`, `bfloat16`, or `4bit` (QLoRA's
@@ -260,6 +279,8 @@ class StageRecipe:
                 "aligned_embeds are computed once from all audio, before the training: leave out data.augmentation and "
                 "data.on_bad_audio=skip."
             )
+        if self.aligned_embeds is not None and self.data.text:
+            raise RecipeError("aligned_embeds keeps what the aligner hears, but data.text is not heard: leave one out.")
         if self.aligned_embeds is not None and self.data.streaming:
             raise RecipeError(
                 "aligned_embeds are computed for a whole data set, which data.streaming does not read at once."
@@ -288,6 +309,10 @@ def check_stage(recipe: StageRecipe, stage: str) -> None:
     for name, stages in STAGES_WITH.items():
         if stage not in stages and getattr(recipe, name) != defaults[name]:
             raise RecipeError(f"{name} is no setting of seam train {stage}, but of: {', '.join(stages)}.")
+    if stage == "instruction" and recipe.token_noise and not recipe.data.text:
+        raise RecipeError("token_noise: Stage 2 replaces tokens of data.text only, which is not given.")
+    if stage != "instruction" and recipe.data.text:
+        raise RecipeError(f"data.text is no setting of seam train {stage}, but of: instruction.")
     if stage in ("refinement", "draft") and recipe.data.streaming:
         raise RecipeError(f"data.streaming: seam train {stage} reads all training data before it trains.")
     if stage == "refinement" and recipe.data.augmentation:

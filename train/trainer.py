@@ -266,6 +266,14 @@ class StartStream(TrainerCallback):
         self.stream.skip_batches(0 if args.ignore_data_skip else state.global_step * args.gradient_accumulation_steps)
 
 
+def replace_at_random(token_ids: torch.Tensor, choices: torch.Tensor, share: float) -> torch.Tensor:
+    """Replace a share of the ids `(batch, tokens)`, but none below 0, by ids drawn from `choices` `(n,)`."""
+    choices = choices.to(token_ids.device)
+    drawn = choices[torch.randint(len(choices), token_ids.shape, device=token_ids.device)]
+    is_replaced = torch.rand(token_ids.shape, device=token_ids.device) < share
+    return torch.where(is_replaced & (token_ids >= 0), drawn, token_ids)
+
+
 def _rename_old_weights(module, state_dict, *_) -> None:
     """Rename the weights of a checkpoint with old names, which the `Trainer` would skip with a warning."""
     for name in list(state_dict):

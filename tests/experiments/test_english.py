@@ -37,10 +37,13 @@ def test_each_stage_begins_with_the_one_before_and_reads_what_the_steps_write(sh
     for name, path in shipped.stages.items():
         stage = load_recipe(StageRecipe, path, ["training.use_cpu=true"])
         assert (stage.model, stage.training.output_dir) == (before, f"{folder}/{name}")
-        part = "later" if name in ("instruction", "refinement") else "alignment"
-        assert stage.data.train == [f"{folder}/speech/{part}.jsonl"]
-        assert stage.data.validation == [f"{folder}/tests/validation.jsonl"]
-        assert stage.data.encoder_states == f"{folder}/states/{part}" and stage.data.casing == "keep"
+        assert stage.data.validation == [f"{folder}/tests/validation.jsonl"] and stage.data.casing == "keep"
+        if name == "instruction":
+            assert stage.data.text == [f"{folder}/text.txt"] and shipped.config["llm_inputs"] == "nearest"
+        else:
+            part = "later" if name == "refinement" else "alignment"
+            assert stage.data.train == [f"{folder}/speech/{part}.jsonl"]
+            assert stage.data.encoder_states == f"{folder}/states/{part}"
         before = stage.training.output_dir
 
 
@@ -103,10 +106,14 @@ def recipe(tmp_path, monkeypatch):
     def recipe(**stage) -> EnglishRecipe:
         before, paths = "out/untrained", {}
         for name in ORDER:
-            part = "later" if name in ("instruction", "refinement") else "alignment"
-            data = {"train": [f"out/speech/{part}.jsonl"], "validation": ["out/tests/validation.jsonl"]}
+            part = "later" if name == "refinement" else "alignment"
+            data = {"train": [f"out/speech/{part}.jsonl"], "encoder_states": f"out/states/{part}"}
+            data = {"text": ["out/text.txt"]} if name == "instruction" else data
             training = {"max_steps": 2, "save_strategy": "no", "bf16": True, "report_to": "none"}
-            values = {"model": before, "data": {**data, "casing": "keep", "encoder_states": f"out/states/{part}"}}
+            validation = {"validation": ["out/tests/validation.jsonl"], "casing": "keep"}
+            values = {"model": before, "data": {**data, **validation}}
+            if name == "refinement":
+                values["alignment_cache"] = "out/stage1"
             values["training"] = {**training, "output_dir": f"out/{name}", "disable_tqdm": True}
             paths[name] = f"{name}.yaml"
             Path(paths[name]).write_text(yaml.safe_dump({**values, **stage.get(name, {})}))
@@ -114,7 +121,9 @@ def recipe(tmp_path, monkeypatch):
         # Nothing longer than the tiny encoder's window of 2 s.
         speech = {"corpora": ["first", "second"], "varied_share": 0.0, "joined_share": 0.0, "silent": 0}
         speech |= {"validation": 4, "test": 2}
-        values = {"output_dir": "out", "speech": speech, "config": {"lora_rank": 2, "speech_margin": 0.2}}
+        Path("book.txt").write_text("The old goat eats hay.\n\nTurn the light on!\n")
+        config = {"lora_rank": 2, "speech_margin": 0.2, "llm_inputs": "nearest"}
+        values = {"output_dir": "out", "speech": speech, "text": {"files": ["book.txt"]}, "config": config}
         return build(EnglishRecipe, {**values, "stages": paths})
 
     return recipe
@@ -128,12 +137,13 @@ def test_an_interrupted_command_goes_on(recipe, backbones_from_packages, monkeyp
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(english.STAGES, "instruction", interrupted)
         english.main(recipe())
-    assert set(json.loads(Path("out/parts.json").read_text())) == {"untrained", "test speech", "speech", "alignment"}
+    done = {"untrained", "test speech", "speech", "text", "alignment"}
+    assert set(json.loads(Path("out/parts.json").read_text())) == done
     capsys.readouterr()
 
     result = english.main(recipe())
     said = capsys.readouterr().out
-    assert all(f"{step}: done before" in said for step in ("untrained", "test speech", "speech", "alignment"))
+    assert all(f"{step}: done before" in said for step in done)
     assert "instruction: done before" not in said
 
     folder = Path("out/model")
@@ -151,6 +161,10 @@ def test_an_interrupted_command_goes_on(recipe, backbones_from_packages, monkeyp
 def test_what_is_wrong_is_found_before_anything_is_made(recipe):
     with pytest.raises(RecipeError, match="max_stepz"):
         english.main(recipe(refinement={"training": {"max_stepz": 1, "output_dir": "out/refinement"}}))
+    without_text = recipe()
+    Path("book.txt").unlink()
+    with pytest.raises(RecipeError, match=r"text.files: book.txt: no such file"):
+        english.main(without_text)
     shutil.rmtree("second")
     with pytest.raises(FileNotFoundError, match="no such manifest"):
         english.main(recipe())

@@ -10,6 +10,7 @@ from seam.tests.helpers.training_sounds import TEXTS, Killed, changed, recipe, w
 from seam.train import alignment, draft, instruction
 from seam.train.alignment import AlignmentTrainer
 from seam.train.recipe import RecipeError
+from seam.train.trainer import replace_at_random
 
 pytestmark = pytest.mark.medium
 
@@ -132,7 +133,7 @@ def test_noise_replaces_a_share_of_what_the_aligner_is_given(
     labels = torch.full((40, 51), 7)
     labels[5:, 30:] = -100
     torch.manual_seed(0)
-    noisy = trainer._with_noise(labels[:, :-1])
+    noisy = replace_at_random(labels[:, :-1], model.lookup.returnable, trainer.token_noise)
     is_token = labels[:, :-1] >= 0
     assert (noisy[~is_token] == -100).all()
     is_replaced = (noisy != 7)[is_token]
