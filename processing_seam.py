@@ -313,13 +313,17 @@ class SeamProcessor(ProcessorMixin):
         return self(audio=audio, prompt=self.instruction if prompt is None else prompt, **kwargs)
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
-        """Turn ids `(batch, tokens)` into texts."""
-        texts = self.tokenizer.batch_decode(sequences, **{"skip_special_tokens": True, **kwargs})
-        return [self._without_leading_space(text) for text in texts]
+        """Turn ids `(batch, tokens)` into texts; ids below 0 are padding, as in labels."""
+        return [self.decode(ids, **kwargs) for ids in sequences]
 
-    def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """Turn ids `(tokens,)` into text."""
-        return self._without_leading_space(self.tokenizer.decode(token_ids, **{"skip_special_tokens": True, **kwargs}))
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
+        """Turn ids `(tokens,)` into text, or `(batch, tokens)` into texts; ids below 0 are padding, as in labels."""
+        ids = token_ids.tolist() if hasattr(token_ids, "tolist") else token_ids
+        if isinstance(ids, (list, tuple)):
+            if any(hasattr(one, "__len__") for one in ids):
+                return self.batch_decode(ids, **kwargs)
+            ids = [one for one in ids if one >= 0]
+        return self._without_leading_space(self.tokenizer.decode(ids, **{"skip_special_tokens": True, **kwargs}))
 
     def _without_leading_space(self, text: str) -> str:
         return text.removeprefix(" ") if self.leading_space else text

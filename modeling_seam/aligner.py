@@ -62,6 +62,16 @@ class SeamAlignerOutput(CausalLMOutputWithCrossAttentions):
     aligned_embeds: torch.Tensor | None = None
     token_logits: torch.Tensor | None = None
 
+    @property
+    def decoder_hidden_states(self):
+        """Return `hidden_states` by the name that the loop of an encoder-decoder looks for."""
+        return self.hidden_states
+
+    @property
+    def decoder_attentions(self):
+        """Return `attentions` by the name that the loop of an encoder-decoder looks for."""
+        return self.attentions
+
 
 class SeamAligner(PreTrainedModel, GenerationMixin):
     """

@@ -10,88 +10,16 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
 
 from .aligner_decoding import can_run, greedy_alignment, verified_alignment
 from .bridges import CTCHead
+from .generation_arguments import check_arguments, put_into
+from .generation_outputs import ALIGNMENT_COUNTS, LLM_COUNTS, REPORTS, AlignmentOutput, SeamGenerateOutput
 from .llm_decoding import PromptPrefix, can_verify, is_sliding, verified_greedy
 from .nearest import NearestToken, alignment_distance
 from .prompt import splice
 from .speculative import Row
 from .token_table import start_ids
-
-
-@dataclass
-class AlignmentOutput(ModelOutput):
-    """
-    Output of Stage 1.
-
-    Args:
-        sequences (`torch.LongTensor` of shape `(batch, tokens)`): ids without `<BOA>` and `<EOA>`, padded at the end.
-        mask (`torch.LongTensor` of shape `(batch, tokens)`): 1 for tokens, 0 for padding.
-        aligned_embeds (`torch.FloatTensor` of shape `(batch, tokens, d_llm)`, *optional*): predicted embeddings;
-            zeros for padding.
-        distances (`torch.FloatTensor` of shape `(batch, tokens)`, *optional*): Eq. 7 to the chosen tokens; 0 for
-            padding.
-        forwards, accepted_tokens, rejected_tokens (`torch.LongTensor` of shape `(batch,)`, *optional*):
-            When the draft head's tokens were verified (`verify`): the aligner's passes in which the row took part, and
-            the draft tokens that it agreed with and did not. A token that was proposed again counts again.
-        sequences_scores, scores, logits, beam_indices (*optional*): see [`SeamGenerateOutput`].
-    """
-
-    sequences: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    aligned_embeds: torch.Tensor | None = None
-    distances: torch.Tensor | None = None
-    forwards: torch.Tensor | None = None
-    accepted_tokens: torch.Tensor | None = None
-    rejected_tokens: torch.Tensor | None = None
-    sequences_scores: torch.Tensor | None = None
-    scores: tuple[torch.Tensor, ...] | None = None
-    logits: tuple[torch.Tensor, ...] | None = None
-    beam_indices: torch.Tensor | None = None
-
-
-@dataclass
-class SeamGenerateOutput(ModelOutput):
-    """
-    Output of `generate`: the transcript, and what Stage 1 found.
-
-    Args:
-        sequences (`torch.LongTensor` of shape `(batch, tokens)`): transcript ids, padded at the end.
-        sequences_scores, scores, logits, beam_indices (*optional*):
-            As `GenerationMixin.generate` returns them when asked to (`output_scores`, `output_logits`, beams), of the
-            loop that decoded the transcript. The guiding first token was not chosen by it and has none; in rows where
-            Stage 1 found no token they are minus infinity.
-        alignment_sequences, alignment_mask, alignment_distances, aligned_embeds: see [`AlignmentOutput`]. Of a bridge
-            without a Stage 1, its embeddings and their mask.
-        llm_forwards, accepted_tokens, rejected_tokens (`torch.LongTensor` of shape `(batch,)`, *optional*):
-            As those of [`AlignmentOutput`], when the language model verified Stage 1's tokens: of its own forwards.
-        alignment_forwards, alignment_accepted_tokens, alignment_rejected_tokens (*optional*): see [`AlignmentOutput`].
-    """
-
-    sequences: torch.Tensor | None = None
-    sequences_scores: torch.Tensor | None = None
-    scores: tuple[torch.Tensor, ...] | None = None
-    logits: tuple[torch.Tensor, ...] | None = None
-    beam_indices: torch.Tensor | None = None
-    alignment_sequences: torch.Tensor | None = None
-    alignment_mask: torch.Tensor | None = None
-    alignment_distances: torch.Tensor | None = None
-    aligned_embeds: torch.Tensor | None = None
-    llm_forwards: torch.Tensor | None = None
-    accepted_tokens: torch.Tensor | None = None
-    rejected_tokens: torch.Tensor | None = None
-    alignment_forwards: torch.Tensor | None = None
-    alignment_accepted_tokens: torch.Tensor | None = None
-    alignment_rejected_tokens: torch.Tensor | None = None
-
-
-# What a loop reports about its choices, each with the value where it made none.
-REPORTS = {"sequences_scores": -torch.inf, "scores": -torch.inf, "logits": -torch.inf, "beam_indices": -1}
-# What verifying a draft reports, of Stage 1 and of the language model.
-ALIGNMENT_COUNTS = ("forwards", "accepted_tokens", "rejected_tokens")
-LLM_COUNTS = ("llm_forwards", "accepted_tokens", "rejected_tokens")
 
 
 class TranscriptStreamer:
@@ -206,6 +134,7 @@ class SeamGenerationMixin(GenerationMixin):
             language, task: what Whisper's prompt says before `<BOA>` (see `token_table.start_ids`).
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
+        check_arguments(generation_config, kwargs)
         start = start_ids(self.config, language, task)
         if self.config.bridge != "aligner":
             sequences, mask = self.bridge.decode(speech_states, speech_mask)
@@ -256,7 +185,7 @@ class SeamGenerationMixin(GenerationMixin):
         limit = self.config.max_alignment_tokens
         generation_config = copy.deepcopy(generation_config or GenerationConfig())
         generation_config.return_dict_in_generate = True
-        kwargs = _update(generation_config, kwargs)
+        kwargs = put_into(generation_config, kwargs)
         generation_config.decoder_start_token_id = start[0]
         generation_config.eos_token_id = generation_config.pad_token_id = self.config.eoa_token_id
         generation_config.max_new_tokens = generation_config.max_new_tokens or limit
@@ -297,8 +226,8 @@ class SeamGenerationMixin(GenerationMixin):
         start: list[int],
         generation_config: GenerationConfig,
         kwargs: dict[str, Any],
-    ) -> tuple[torch.Tensor, ModelOutput]:
-        """Run `GenerationMixin.generate` on the aligner: return sequences with `<EOA>`, and all of its output."""
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Run `GenerationMixin.generate` on the aligner: return sequences with `<EOA>`, and what it reports."""
         if kwargs.get("streamer") is not None:
             no_guide = torch.empty(len(speech_states), 0, dtype=torch.long)
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], no_guide)
@@ -316,10 +245,11 @@ class SeamGenerationMixin(GenerationMixin):
             )
         finally:
             config.vocab_size = before
+        reports = {**output, **{name: output.get(f"decoder_{name}") for name in ("hidden_states", "attentions")}}
         for name in ("scores", "logits"):
-            if output.get(name) is not None:  # without Whisper's prompt, which is no part of the vocabulary
-                output[name] = tuple(step[:, :vocab_size] for step in output[name])
-        return output.sequences[:, len(start) :], output
+            if reports.get(name) is not None:  # without Whisper's prompt, which is no part of the vocabulary
+                reports[name] = tuple(step[:, :vocab_size] for step in reports[name])
+        return output.sequences[:, len(start) :], reports
 
     def _distances(self, predicted: Any, sequences: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Compute Eq. 7 between predicted embeddings and chosen tokens, `(batch, tokens)`; 0 for padding."""
@@ -380,6 +310,7 @@ class SeamGenerationMixin(GenerationMixin):
             Transcript ids `(batch, tokens)` padded at the end, or a [`SeamGenerateOutput`]. Where Stage 1 finds no
             token, the transcript is empty: nothing is invented.
         """
+        check_arguments(generation_config, kwargs)
         use_llm = self.uses_llm(use_llm)
         start = start_ids(self.config, language, task)
         speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
@@ -508,7 +439,7 @@ class SeamGenerationMixin(GenerationMixin):
         generation_config.return_dict_in_generate = True
         if generation_config.use_cache is None:
             generation_config.use_cache = True  # a language model that was trained says False, which is about training
-        kwargs = _update(generation_config, kwargs)
+        kwargs = put_into(generation_config, kwargs)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = TranscriptStreamer(kwargs["streamer"], inputs.guides)
         if inputs.guides.shape[1] and generation_config.max_new_tokens is not None:
@@ -580,17 +511,3 @@ def _counts(rows: Sequence[Row], device: torch.device) -> tuple[torch.Tensor, ..
     """Return the rows' forwards, accepted and rejected draft tokens, `(batch,)` each."""
     counts = torch.tensor([[row.forwards, row.accepted, row.rejected] for row in rows], device=device)
     return counts.unbind(-1)
-
-
-def _update(generation_config: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """
-    Put the arguments of `generate` into the config and return those that are none of its fields.
-
-    `max_length` is the length of the output, as for any encoder-decoder; the prompt does not count.
-    """
-    if "max_length" in kwargs:
-        kwargs = {"max_new_tokens": kwargs["max_length"], **kwargs, "max_length": None}
-    kwargs = generation_config.update(**kwargs)
-    generation_config.max_new_tokens = generation_config.max_new_tokens or generation_config.max_length
-    generation_config.max_length = None
-    return kwargs

@@ -32,6 +32,8 @@ from .token_table import start_ids
 # Not used here. Before 5.12, transformers copies as remote code only those siblings that this very file imports.
 from .aligner_decoding import greedy_alignment as greedy_alignment
 from .fast_matmul import skinny_matmul as skinny_matmul
+from .generation_arguments import check_arguments as check_arguments
+from .generation_outputs import SeamGenerateOutput as SeamGenerateOutput
 from .pipeline import SeamPipeline as SeamPipeline
 from .speculative import DraftedBatch as DraftedBatch
 from .weights import weight_files as weight_files

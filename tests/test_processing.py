@@ -146,6 +146,18 @@ def test_transcripts_round_trip(processor):
     assert processor.transcript_ids("  ") == []
 
 
+@pytest.mark.parametrize("leading_space", [False, True])
+def test_labels_are_decoded_without_their_padding(backbones, leading_space):
+    processor = SeamProcessor.from_backbones(*backbones, leading_space=leading_space)
+    texts = ["one two three", "one"]
+    labels = processor(text=texts)["labels"]
+    for given in (labels, labels.numpy(), labels.tolist(), list(labels)):
+        assert processor.batch_decode(given) == processor.decode(given) == texts
+    assert processor.decode(labels[1]) == processor.decode(labels[1].tolist()) == "one"
+    assert processor.decode(labels[1], skip_special_tokens=False).strip() == "one<|im_end|>"
+    assert processor.decode(labels[:, :0]) == ["", ""] and processor.batch_decode(labels[:, -1:]) == ["", ""]
+
+
 def test_transcripts_may_begin_as_within_a_sentence(backbones, tmp_path):
     """With the space that Whisper writes first; texts are without it."""
     processor = SeamProcessor.from_backbones(*backbones, leading_space=True)
