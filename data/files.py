@@ -1,13 +1,21 @@
-"""Write files atomically, read JSON Lines, digest contents, and put an error's message into one line."""
+"""Write files atomically, one process at a time; read JSON Lines, digest contents, put an error into one line."""
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+# How long to wait for another process: the workers of a killed one keep its lock for a few seconds.
+LOCK_SECONDS = 10
 
 
 @contextmanager
@@ -31,6 +39,30 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def locked(lock: Path, what: str, advice: str) -> Iterator[None]:
+    """
+    Hold a lock, so that no other process does the same meanwhile.
+
+    Args:
+        lock: the file that carries it, which stays.
+        what: is being written, for the error.
+        advice: what to do instead, for the error.
+
+    Raises:
+        OSError: while another process holds it.
+    """
+    holding = FileLock(lock, timeout=LOCK_SECONDS)
+    try:
+        holding.acquire()
+    except Timeout as error:
+        raise OSError(f"{what} is being written by another process; {advice}.") from error
+    try:
+        yield
+    finally:
+        holding.release()
+
+
 def read_json_lines(path: Path, ignore_unfinished: bool = False) -> list[dict[str, Any]]:
     """
     Return the rows of a JSON Lines file.
@@ -39,7 +71,7 @@ def read_json_lines(path: Path, ignore_unfinished: bool = False) -> list[dict[st
         ignore_unfinished: ignore a last line without a line end: its writer is still at work, or was interrupted.
 
     Raises:
-        ValueError: a line is not JSON; the message has its number.
+        ValueError: a line is not a JSON object; the message has its number.
     """
     *lines, last = path.read_bytes().split(b"\n")
     if last and not ignore_unfinished:
@@ -50,6 +82,8 @@ def read_json_lines(path: Path, ignore_unfinished: bool = False) -> list[dict[st
             rows.append(json.loads(line))
         except ValueError as error:
             raise ValueError(f"{path}, line {number} is damaged: {error}.") from error
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"{path}, line {number} is damaged: it is no object.")
     return rows
 
 
@@ -63,6 +97,40 @@ def repair_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return read_json_lines(path)
+
+
+def mend_json_lines(path: Path, is_right: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """
+    Take out of a JSON Lines file what is damaged, and return the rows that are left.
+
+    An unfinished last line is what an interruption leaves; a warning names the number of other lines that go.
+
+    Args:
+        path: of a file that nobody else writes; a missing one has no rows.
+        is_right: whether a row belongs into the file. It is asked once for each, in order.
+    """
+    if not path.is_file():
+        return []
+    content = path.read_bytes()
+    *lines, unfinished = content.split(b"\n")
+    kept, rows = [], []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if is_right(row):
+            kept.append(line + b"\n")
+            rows.append(row)
+    if len(kept) < len(lines):
+        logger.warning(
+            "%s: %s of %s lines were damaged, twice or of something else, and are taken out.",
+            *(path, len(lines) - len(kept), len(lines)),
+        )
+    if unfinished or len(kept) < len(lines):
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"".join(kept))
+    return rows
 
 
 def sha256_of(parts: Iterable[Any]) -> str:

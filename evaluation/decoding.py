@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from seam.data.dataset import batches_by_length
-from seam.data.files import repair_json_lines, sha256_of, write_text
+from seam.data.files import locked, mend_json_lines, sha256_of, write_text
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
 from seam.evaluation.transcription import Transcription, load_whisper, transcribe
@@ -32,6 +32,8 @@ from seam.processing_seam import PROCESSOR_FILES
 
 # What runs in one folder must have in common. The batch size is among it because speed depends on it.
 IDENTITY = ("model", "data", "casing", "batch_size")
+# What a row of hypotheses must have beside the fields of its `Transcription`.
+ROW = ("id", "audio", "test_set", "reference", "wall_seconds", "reference_tokens")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def decode_test_sets(
 
     Every system decodes by itself. A batch holds utterances of one test set, and the longest utterances come first:
     they need little padding, and what does not fit into memory fails at once. Rows are written after each batch, and
-    what has been written is not decoded again.
+    what has been written is not decoded again. One process writes to a folder at a time; rows that are damaged, twice
+    or of no utterance of this run are taken out and decoded again.
 
     Args:
         model: folder or Hub id of the checkpoint.
@@ -92,7 +95,7 @@ def decode_test_sets(
     Raises:
         ValueError: for unknown systems or casings, and for a folder that holds another run; FileNotFoundError: for a
             missing manifest. Both are raised before the model is loaded. ValueError: for systems that the checkpoint
-            does not support.
+            does not support. OSError: while another process writes to the folder.
     """
     for system in systems or ():
         if system not in SYSTEMS:
@@ -107,6 +110,16 @@ def decode_test_sets(
         raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
     systems = _choose_systems(model, config, systems)
     run = {"data": data, "casing": casing, "batch_size": batch_size, "model": _identify(model)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", str(folder), "wait for it, or give another folder"):
+        _complete(folder, run, model, config.model_type, items, systems, progress)
+
+
+def _complete(
+    folder: Path, run: dict[str, Any], model: str, kind: str, items: list[Item], systems: Sequence[str], progress: bool
+) -> None:
+    """Decode what a folder lacks of a run, of which `run` holds what `IDENTITY` names."""
+    batch_size, casing = run["batch_size"], run["casing"]
     earlier = {"systems": [], "hardware": []}
     if any((folder / "hypotheses").glob("*.jsonl")):
         earlier = read_run(folder)
@@ -115,7 +128,7 @@ def decode_test_sets(
     if not any(pending.values()):
         return
 
-    load = load_whisper if config.model_type == "whisper" else load_checkpoint
+    load = load_whisper if kind == "whisper" else load_checkpoint
     seam, processor = load(model, device_map="auto")
     run |= {
         "dtype": str(seam.dtype).removeprefix("torch."),
@@ -133,8 +146,22 @@ def decode_test_sets(
 
 
 def _pending_batches(folder: Path, system: str, items: Sequence[Item], batch_size: int) -> list[list[Item]]:
-    """Return the batches of a system without the utterances that an earlier run decoded."""
-    done = {row["id"] for row in repair_json_lines(rows_path(folder, system))}
+    """Return the batches of a system without the utterances that an earlier run decoded; mend what it has left."""
+    done: set[int] = set()
+
+    def is_right(row: Any) -> bool:
+        """Return whether a row is of an utterance of this run, and the first of it."""
+        if not isinstance(row, dict) or not {*ROW, *(field.name for field in fields(Transcription))} <= row.keys():
+            return False
+        position = row["id"]
+        if type(position) is not int or not 0 <= position < len(items) or position in done:
+            return False
+        if (row["audio"], row["reference"]) != (items[position].audio, items[position].utterance.text):
+            return False
+        done.add(position)
+        return True
+
+    mend_json_lines(rows_path(folder, system), is_right)
     remaining = [[item for item in batch if item.id not in done] for batch in _batches(items, batch_size)]
     return [batch for batch in remaining if batch]
 

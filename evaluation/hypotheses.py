@@ -80,7 +80,10 @@ def read_hypotheses(folder: str | Path) -> tuple[dict[str, Any], dict[str, list[
                 raise ValueError(
                     f"{path} holds {count} of {utterances} utterances; the same `seam evaluate` finishes it."
                 )
-            raise ValueError(f"{path} holds other utterances than the {utterances} of run.json, or some of them twice.")
+            raise ValueError(
+                f"{path} holds other utterances than the {utterances} of run.json, or some of them twice; the same "
+                "`seam evaluate` mends it."
+            )
         systems[system] = rows
     return run, systems
 

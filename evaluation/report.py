@@ -14,7 +14,7 @@ import numpy as np
 from huggingface_hub import EvalResult, ModelCardData
 from tqdm.auto import tqdm
 
-from seam.data.files import write_text
+from seam.data.files import locked, write_text
 from seam.evaluation import plots, scoring
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1, read_hypotheses
 from seam.evaluation.scoring import has_loop
@@ -70,17 +70,19 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
     }
     results = _rounded(results)
     card_data = ModelCardData(model_name=run["model"]["name"], eval_results=eval_results(results))
-    for name, text in (
+    files = (
         ("results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n"),
         ("results.md", f"# Results of {run['model']['name']}\n\n{markdown(results)}"),
         ("results.yaml", card_data.to_yaml() + "\n"),
         ("errors.md", worst_utterances(systems)),
-    ):
-        write_text(folder / name, text)
+    )
     wer, intervals = _error_rates(results, "english")
-    plots.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
-    if readable:
-        _plot_rates(readable, results["rates"], folder / "rates.png")
+    with locked(folder / ".lock", str(folder), "wait for it"):
+        for name, text in files:
+            write_text(folder / name, text)
+        plots.plot_error_rates(wer, intervals, list(results["test_sets"]), folder / "results.png")
+        if readable:
+            _plot_rates(readable, results["rates"], folder / "rates.png")
     return results
 
 

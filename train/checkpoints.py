@@ -11,15 +11,16 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from seam.data.files import sha256_of, write_text
+from seam.data.files import locked, sha256_of, write_text
 from seam.data.manifest import Utterance
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.train.recipe import RecipeError, StageRecipe
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 RESUME_STATE = "resume.json"
 # A name that the Trainer neither takes for a checkpoint of its own nor uploads with the folder.
 UNFINISHED = "checkpoint-unfinished"
+LOCK = "_lock"  # which it does not upload either
 
 # Settings that may change when a run resumes: where it runs, what it reports and keeps. They do not change what it
 # learns. Manifests may change their names because their utterances are compared.
@@ -94,6 +96,15 @@ def run_record(recipe: StageRecipe, model: torch.nn.Module, *data: Iterable[Utte
     if recipe.model is not None:
         settings["weights of the model"] = _weights_digest(model)
     return json.loads(json.dumps(settings, default=str))
+
+
+def only_training_in(training: TrainingArguments) -> AbstractContextManager[None]:
+    """Keep other trainings out of the output folder, on behalf of all ranks; see `seam.data.files.locked`."""
+    if training.process_index != 0:
+        return nullcontext()
+    folder = Path(training.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return locked(folder / LOCK, str(folder), "wait for it, or give another training.output_dir")
 
 
 def find_checkpoint(recipe: StageRecipe, record: dict[str, Any]) -> Path | None:

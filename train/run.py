@@ -8,7 +8,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from seam.data.dataset import SpeechCollator
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.checkpoints import find_checkpoint, run_record, staging_folder
+from seam.train.checkpoints import find_checkpoint, only_training_in, run_record, staging_folder
 from seam.train.inputs import build_datasets, check_lengths, length_batches, read_utterances, skipped_recordings
 from seam.train.monitoring import plot_training_curves
 from seam.train.recipe import RecipeError, StageRecipe
@@ -38,6 +38,17 @@ def run(
     Returns:
         The metrics of the last evaluation.
     """
+    with only_training_in(recipe.training):
+        return _run(recipe, trainer_class, model, processor, prepare)
+
+
+def _run(
+    recipe: StageRecipe,
+    trainer_class: type[StageTrainer],
+    model: SeamForSpeechRecognition,
+    processor: SeamProcessor,
+    prepare: Callable,
+) -> dict[str, float]:
     check_best_metric(recipe.training, ["loss", *trainer_class.metric_names(model)])
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import torch
-from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from seam.data.dataset import SpeechCollator, SpeechDataset, batches_by_length
-from seam.data.files import read_json_lines, repair_json_lines
+from seam.data.files import locked, read_json_lines, repair_json_lines
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.modeling_seam.backbones import EmbeddingTable
@@ -31,9 +30,6 @@ from seam.train.cache_keys import check_key, recordings_key, stage1_key, transcr
 from seam.train.distributed import map_over_ranks
 from seam.train.inputs import check_lengths, read_utterances
 from seam.train.recipe import RecipeError, StageRecipe, check_stage
-
-# How long to wait for a file's writer: the workers of a killed process keep its lock for a few seconds.
-LOCK_SECONDS = 10
 
 
 class DecodedUtterance(NamedTuple):
@@ -219,15 +215,10 @@ def _write_rows(file: TextIO, batch: list[DecodedUtterance], utterances: list[Ut
 @contextmanager
 def _open_to_append(path: Path, key: dict[str, Any]) -> Iterator[TextIO]:
     """Open a file to write rows after those that it has. Raises `OSError` while another process writes to it."""
-    try:
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
-            is_new = not repair_json_lines(path)
-            with path.open("a", encoding="utf-8") as file:
-                if is_new:
-                    file.write(json.dumps({"made_from": key}) + "\n")
-                    file.flush()
-                yield file
-    except Timeout as error:
-        raise OSError(
-            f"{path} is being written by another process; torchrun and `accelerate launch` give each its own RANK."
-        ) from error
+    with locked(Path(f"{path}.lock"), str(path), "torchrun and `accelerate launch` give each its own RANK"):
+        is_new = not repair_json_lines(path)
+        with path.open("a", encoding="utf-8") as file:
+            if is_new:
+                file.write(json.dumps({"made_from": key}) + "\n")
+                file.flush()
+            yield file

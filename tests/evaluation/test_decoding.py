@@ -2,16 +2,21 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock
 from transformers import WhisperForConditionalGeneration
 
+from seam.data import files
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation import decoding
 from seam.evaluation.decoding import decode_test_sets
 from seam.evaluation.hypotheses import read_hypotheses
+from seam.evaluation.report import write_report
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.tests.helpers.shipped import RECORDINGS, TINY
@@ -245,19 +250,74 @@ def test_missing_and_ambiguous_manifests_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_line_and_rows_of_no_run_are_named(finished, tmp_path):
+def twice(lines):
+    return [*lines, lines[0]]
+
+
+def two_writers_in_one_line(lines):
+    return [*lines[:3], lines[3][:40] + lines[4], *lines[5:]]
+
+
+def of_another_run(lines):
+    return [*lines[:9], json.dumps({**json.loads(lines[9]), "reference": "other words"}) + "\n"]
+
+
+def beyond_the_manifest(lines):
+    return [json.dumps({**json.loads(lines[0]), "id": 10}) + "\n", "3\n", *lines]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message", "lost"),
+    [
+        (twice, "holds other utterances than the 10 of run.json, or some of them twice; the same", 1),
+        (two_writers_in_one_line, "full.jsonl, line 4 is damaged", 1),
+        (of_another_run, None, 1),
+        (beyond_the_manifest, "full.jsonl, line 2 is damaged: it is no object", 2),
+    ],
+)
+def test_a_spoilt_folder_is_named_and_the_same_command_mends_it(finished, tmp_path, caplog, spoil, message, lost):
     shutil.copytree(finished, tmp_path / "out")
     path = tmp_path / "out" / "hypotheses" / "full.jsonl"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([lines[0], "{\n", *lines[1:]]))
-    with pytest.raises(ValueError, match="full.jsonl, line 2 is damaged"):
-        write(tmp_path / "out")
-    path.write_text("".join([*lines, lines[0]]))
-    with pytest.raises(ValueError, match="full.jsonl holds other utterances than the 10"):
-        read_hypotheses(tmp_path / "out")
+    path.write_text("".join(spoil(lines)))
+    if message is not None:
+        with pytest.raises(ValueError, match=message):
+            read_hypotheses(tmp_path / "out")
+    write(tmp_path / "out", systems=["full"])
+    assert f"{path}: {lost} of {len(spoil(lines))} lines were damaged" in caplog.text
+    rows, whole = (read_hypotheses(folder)[1]["full"] for folder in (tmp_path / "out", finished))
+    assert [{**row, "wall_seconds": 0} for row in rows] == [{**row, "wall_seconds": 0} for row in whole]
+
+
+def test_hypotheses_of_no_run_are_named(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
     (tmp_path / "out" / "run.json").unlink()
     with pytest.raises(FileNotFoundError, match="run.json is missing"):
         write(tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", [write, write_report])
+def test_a_folder_has_one_writer(finished, tmp_path, monkeypatch, command):
+    shutil.copytree(finished, tmp_path / "out")
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0)
+    with (
+        FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(OSError, match=r"out is being written by another process; wait for it"),
+    ):
+        command(tmp_path / "out")
+    command(tmp_path / "out")
+
+
+@pytest.mark.medium
+def test_two_evaluations_at_once_decode_every_utterance_once(finished, tmp_path):
+    arguments = [str(TINY), "--data", str(MANIFEST), "--out", str(tmp_path), "--systems", "full", "--batch-size", "3"]
+    command = [sys.executable, "-m", "seam", "evaluate", *arguments]
+    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in both]
+    # The second waits a while, and ends with a sentence if that is not enough.
+    assert all(one.returncode == 0 or "is being written by another" in e for one, e in zip(both, errors, strict=True))
+    again, once = (folder / "hypotheses" / "full.jsonl" for folder in (tmp_path, finished))
+    assert without_times(again) == without_times(once)
 
 
 def test_a_whisper_goes_the_same_way(backbones, manifest_of_tones, tmp_path):

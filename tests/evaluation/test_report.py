@@ -100,7 +100,7 @@ def test_figures_by_hand(by_hand):
 
 def test_files(by_hand):
     results = write_report(by_hand)
-    assert sorted(path.name for path in by_hand.iterdir()) == sorted([*FILES, "hypotheses", "run.json"])
+    assert sorted(path.name for path in by_hand.iterdir()) == sorted([*FILES, ".lock", "hypotheses", "run.json"])
     assert json.loads((by_hand / "results.json").read_text(encoding="utf-8")) == results
     text = (by_hand / "results.md").read_text(encoding="utf-8")
     assert text.startswith("# Results of by-hand\n") and text.endswith(markdown(results))

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
+from seam.data import files
 from seam.tests.helpers import forked, training_sounds
 from seam.tests.helpers.training_sounds import Killed, changed, weights, write_sounds
 from seam.train import alignment, draft, instruction, refinement
 from seam.train.checkpoints import (
+    LOCK,
     RESUME_STATE,
     UNFINISHED,
     is_complete,
@@ -350,7 +353,7 @@ def test_no_checkpoint_is_made_of_weights_that_are_no_numbers(before, manifest, 
     monkeypatch.setattr(Trainer, "training_step", spoiled)
     with pytest.raises(RecipeError, match="after step 4 bridge.* is not finite any more.* checkpoint is .*-2\\."):
         alignment.main(again(tmp_path, manifest, before))
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", LOCK}
 
 
 def test_a_full_disk_ends_the_training(before, manifest, tmp_path, dies_after):
@@ -368,7 +371,7 @@ def test_a_full_disk_ends_the_training(before, manifest, tmp_path, dies_after):
             alignment.main(again(tmp_path / "full", manifest, before))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {path.name for path in (tmp_path / "full").iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    assert {path.name for path in (tmp_path / "full").iterdir()} == {"checkpoint-2", "checkpoint-4", LOCK}
     alignment.main(again(tmp_path / "full", manifest, before))
     check_same(tmp_path / "uninterrupted", tmp_path / "full")
 
@@ -440,3 +443,15 @@ def test_killed_at_random_steps_and_started_again_with_the_same_command(stage, b
     assert run("resumed", -1, 1) == 0
     check_same(tmp_path / "uninterrupted", tmp_path / "resumed")
     assert {path.name for path in (tmp_path / "resumed").glob("checkpoint-*")} == {"checkpoint-9", "checkpoint-11"}
+
+
+def test_an_output_folder_has_one_training(backbones, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0)
+    recipe = training_sounds.recipe(tmp_path / "out", manifest, 1, encoder=backbones[0], llm=backbones[1])
+    (tmp_path / "out").mkdir()
+    with (
+        FileLock(tmp_path / "out" / LOCK),
+        pytest.raises(OSError, match="out is being written by another process; wait for it, or give another training"),
+    ):
+        alignment.main(recipe)
+    alignment.main(recipe)

@@ -11,6 +11,7 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from seam.__main__ import app
+from seam.data import files
 from seam.data.dataset import batches_by_length
 from seam.data.manifest import read_manifest, write_manifest
 from seam.modeling_seam import SeamForSpeechRecognition
@@ -134,7 +135,7 @@ def test_processes_share_the_work_and_take_over_what_one_left(stage3, tmp_path, 
 
 
 def test_a_file_has_one_writer(stage3, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage1_decoding, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0)
     (tmp_path / "cache").mkdir()
     with (
         FileLock(tmp_path / "cache" / "train-0.jsonl.lock"),
