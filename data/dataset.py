@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from seam.data.augmentation import Augmentation
 from seam.data.bad_audio import SkippedAudio, read_batch
-from seam.data.manifest import AudioBytes, Utterance
+from seam.data.manifest import AudioBytes, Utterance, check_duration
 
 if TYPE_CHECKING:
     from seam.processing_seam import SeamProcessor
@@ -113,6 +113,8 @@ class SpeechReader:
         try:
             waveforms = [self._load(part.audio) for part in parts]
             features = self.processor(audio=change(np.concatenate(waveforms)))
+            for part, waveform in zip(parts, waveforms, strict=True):
+                check_duration(part, len(waveform) / self.processor.sampling_rate)
             token_ids = self.token_ids(parts)
             self.check_transcript(token_ids)
         except ValueError as error:

@@ -1,8 +1,9 @@
 """Read and write manifests: JSON Lines files with one utterance a line."""
 
+import codecs
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,14 @@ import soundfile
 from seam.data.files import replacing
 
 CASINGS: dict[str, Callable[[str], str]] = {"lower": str.lower, "upper": str.upper, "keep": str}
+# Names of one field, in the order in which messages give them: ours, NeMo's, and those of a `datasets` audiofolder.
+NEMO_AUDIO = "audio_filepath"
+AUDIO_NAMES = ("audio", NEMO_AUDIO, "file_name")
+DURATION_NAMES = ("duration", "seconds")
+DURATION_TOLERANCE_SECONDS = 1.0
+DURATION_TOLERANCE = 0.1
+MAX_DURATION_SECONDS = 1e9  # 30 years: what is above is no duration
+MAX_SHOWN = 60
 
 
 class AudioBytes(Protocol):
@@ -48,9 +57,10 @@ def read_manifest(
     Read a manifest.
 
     A line has the fields `audio` and `text` and may have `duration`, `speaker`, `corpus` and `split`. Where nothing is
-    said, `text` is `""`: silence and noise are trained and scored as any other utterance. In the
-    `metadata.jsonl` of a `datasets` audiofolder, `file_name` and `seconds` may stand for `audio` and `duration`. Audio
-    paths are relative to the manifest. A duration that is not stated is read from the recording's header.
+    said, `text` is `""`: silence and noise are trained and scored as any other utterance. `file_name` and `seconds`, as
+    in the `metadata.jsonl` of a `datasets` audiofolder, may stand for `audio` and `duration`, and so may NeMo's
+    `audio_filepath` for `audio`. Audio paths are relative to the manifest. A duration that is not stated is read from
+    the recording's header.
 
     Args:
         path: the manifest, or a folder with a `metadata.jsonl`.
@@ -59,7 +69,8 @@ def read_manifest(
 
     Raises:
         FileNotFoundError: no such manifest.
-        ValueError: a line is not JSON or lacks a field (the message has its number), or no utterance is left.
+        ValueError: a line is not JSON in UTF-8, or a field is missing or not what it must be (the message names line
+            and field), or no utterance is left.
     """
     utterances = list(iter_manifest(path, split, corpus, needs_text))
     if not utterances:
@@ -82,35 +93,131 @@ def iter_manifest(
     """Yield what `read_manifest` returns, one by one; a manifest without utterances is no error here."""
     path = manifest_file(path)
     # Lines end with \n only: a JSON string may contain characters that `splitlines` splits at, such as U+2028.
-    with path.open(encoding="utf-8", newline="\n") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
-                audio = path.parent / (row["audio"] if "audio" in row else row["file_name"])
-                text = row["text"] if needs_text else row.get("text", "")
-                if needs_text and not isinstance(text, str):
-                    raise TypeError(f"text is {json.dumps(text)}; accepted: a string, empty where nothing is said")
-                duration = stated_duration(row)
+                row = parse_row(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                audio = path.parent / _audio_name(row)
+                fields = utterance_fields(row, needs_text)
+                duration = fields.pop("duration")
                 duration = soundfile.info(audio).duration if duration is None else duration
-                utterance = Utterance(audio, text, duration, **optional_fields(row))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error}.") from error
-            except KeyError as error:
-                raise ValueError(f"{path}, line {number} lacks the field {error}.") from error
             except (TypeError, ValueError, soundfile.LibsndfileError) as error:
-                raise ValueError(f"{path}, line {number}: {error}.") from error
+                raise ValueError(f"{path}, line {number}: {str(error).rstrip('.')}.") from error
+            utterance = Utterance(audio, duration=duration, **fields)
             if split in (None, utterance.split) and corpus in (None, utterance.corpus):
                 yield utterance
 
 
-def stated_duration(row: dict[str, Any]) -> float | None:
-    """Return the duration in seconds that a line states, or `None`."""
-    return next((float(row[name]) for name in ("duration", "seconds") if name in row), None)
+def parse_row(content: bytes) -> dict[str, Any]:
+    """Parse a JSON object in UTF-8, or raise a `ValueError` that says what is wrong with it."""
+    try:
+        row = json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8, which is the only encoding that is read") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: it is nested too deeply") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{_shown(row)} is no JSON object; accepted: one object with the fields of an utterance")
+    return row
 
 
-def optional_fields(row: dict[str, Any]) -> dict[str, str]:
-    """Return the labels of an utterance, empty where a line has none."""
-    return {name: row.get(name, "") for name in ("speaker", "corpus", "split")}
+def utterance_fields(row: dict[str, Any], needs_text: bool = True) -> dict[str, Any]:
+    """
+    Return what a row states of an utterance beside its audio, checked.
+
+    Args:
+        row: a JSON object, of a manifest or beside the audio in a shard.
+        needs_text: see `read_manifest`.
+
+    Returns:
+        `text`, `duration` (`None` where none is stated), `speaker`, `corpus` and `split`. A label that is a whole
+        number, as ids of speakers often are, is returned as its digits, one that is `null` as an empty string.
+
+    Raises:
+        ValueError: a field is missing or not what it must be; the message names it and what is accepted.
+    """
+    fields: dict[str, Any] = {"text": "", "duration": _duration(row)}
+    if needs_text:
+        if "text" not in row:
+            raise ValueError("it lacks the field 'text'")
+        fields["text"] = check_text("text", row["text"], "a string, empty where nothing is said")
+    for name in ("speaker", "corpus", "split"):
+        value = row.get(name)
+        if value is None:
+            value = ""
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        fields[name] = check_text(name, value, "a string")
+    return fields
+
+
+def check_text(name: str, value: Any, accepted: str) -> str:
+    """Return a string that can be tokenized and written, or raise a `ValueError` that names the field."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_shown(value)}; accepted: {accepted}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(value[error.start]):04X}"
+        raise ValueError(
+            f"{name} has {half} as character {error.start + 1}, half of a surrogate pair; accepted: whole characters"
+        ) from error
+    return value
+
+
+def check_duration(utterance: Utterance, seconds: float) -> None:
+    """
+    Raise `ValueError` for a recording that is not as long as its utterance says, as where a row means a part of a file.
+
+    Batches, budgets and the encoder's window are planned by what is stated. Stated durations are often rounded, and 0
+    where they are unknown: they may be off by a second, or by a tenth.
+    """
+    off = abs(seconds - utterance.duration)
+    if utterance.duration and off > max(DURATION_TOLERANCE_SECONDS, DURATION_TOLERANCE * utterance.duration):
+        raise ValueError(
+            f"the recording has {seconds:.2f} s, but its duration is stated as {utterance.duration:.2f} s; accepted: "
+            "the duration of the whole file, or none."
+        )
+
+
+def _audio_name(row: dict[str, Any]) -> str:
+    name, value = _only(row, AUDIO_NAMES)
+    if name is None:
+        raise ValueError(f"it lacks the field 'audio' (or {', '.join(map(repr, AUDIO_NAMES[1:]))})")
+    audio = check_text(name, value, "the path of a recording")
+    if not audio.strip() or "\0" in audio:
+        raise ValueError(f"{name} is {_shown(audio)}; accepted: the path of a recording")
+    if name == NEMO_AUDIO and row.get("offset"):  # without it, the transcript of a part would be that of the whole file
+        raise ValueError(f"offset is {_shown(row['offset'])}; accepted: 0, for only whole recordings are read")
+    return audio
+
+
+def _duration(row: dict[str, Any]) -> float | None:
+    name, value = _only(row, DURATION_NAMES)
+    if name is None:
+        return None
+    accepted = isinstance(value, int | float) and not isinstance(value, bool)
+    if not accepted or not 0 < value <= MAX_DURATION_SECONDS:  # NaN compares with nothing
+        raise ValueError(f"{name} is {_shown(value)}; accepted: a number of seconds above 0")
+    return float(value)
+
+
+def _only(row: dict[str, Any], names: Sequence[str]) -> tuple[str | None, Any]:
+    """Return the one of some equivalent fields that a row has, with its value; raise for two that differ."""
+    given = [name for name in names if row.get(name) is not None]
+    for name in given[1:]:
+        if row[name] != row[given[0]]:
+            values = f"{_shown(row[given[0]])} and {_shown(row[name])}"
+            raise ValueError(f"{given[0]} and {name} are {values}; accepted: one of them")
+    return (given[0], row[given[0]]) if given else (None, None)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON, cut where it is long."""
+    shown = json.dumps(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> Path:

@@ -1,14 +1,13 @@
 """Stream training data from manifests, tar shards and `datasets` while training goes on."""
 
 import glob
-import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count, groupby, islice
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -17,12 +16,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
-from seam.data.manifest import Utterance, iter_manifest, optional_fields, stated_duration
+from seam.data.manifest import Utterance, check_text, iter_manifest, parse_row, utterance_fields
 from seam.data.samplers import LengthBatchSampler
 
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
 # The first of these columns in a row of `datasets` is its transcript; the last two are those of WebDataset shards.
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "txt", "json")
+SPEAKER_COLUMNS = ("speaker", "speaker_id")
 DATASETS_PREFIX = "datasets:"
 
 
@@ -120,33 +120,38 @@ def _key(member: tarfile.TarInfo) -> PurePosixPath:
 def _read_utterance(
     tar: tarfile.TarFile, path: Path, key: PurePosixPath, members: Iterable[tarfile.TarInfo]
 ) -> Utterance:
-    texts: dict[str, str] = {}
+    texts: dict[str, bytes] = {}
     audio: tarfile.TarInfo | None = None
     for member in members:
         suffix = "." + PurePosixPath(member.name).name.partition(".")[2].lower()
         if suffix in (".txt", ".json"):
-            try:
-                texts[suffix] = _open(tar, member).read().decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}/{member.name} is not UTF-8: {error}.") from error
+            texts[suffix] = _open(tar, member).read()
         elif suffix in AUDIO_SUFFIXES:
             audio = member
     if audio is None:
         raise ValueError(f"{path}/{key} has no audio.")
     if not texts:
         raise ValueError(f"{path}/{key} has neither a .txt nor a .json beside its audio.")
+    fields = _fields(texts, f"{path}/{key}")
+    if fields["duration"] is None:
+        fields["duration"] = read_duration(_open(tar, audio))
+    return Utterance(TarredAudio(path, audio.name, audio.offset_data, audio.size), **fields)
+
+
+def _fields(texts: dict[str, bytes], name: str) -> dict[str, Any]:
+    """Return what the .txt and the .json beside a recording say of it."""
+    row: dict[str, Any] = {}
     try:
-        row = {"text": texts.get(".txt"), **json.loads(texts.get(".json", "{}"))}
-        duration = stated_duration(row)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}/{key}.json: {error}.") from error
-    if row["text"] is None:
-        raise ValueError(f"{path}/{key}.json lacks the field 'text'.")
-    if duration is None:
-        duration = read_duration(_open(tar, audio))
-    return Utterance(
-        TarredAudio(path, audio.name, audio.offset_data, audio.size), row["text"], duration, **optional_fields(row)
-    )
+        text = texts[".txt"].decode("utf-8") if ".txt" in texts else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}.txt is not UTF-8: {error}.") from error
+    try:
+        row = parse_row(texts.get(".json", b"{}"))
+        if text is not None and row.setdefault("text", text) != text:
+            raise ValueError("its text is another than that of the .txt; accepted: one of them")
+        return utterance_fields(row)
+    except ValueError as error:
+        raise ValueError(f"{name}.json: {str(error).rstrip('.')}.") from error
 
 
 def _open(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -192,12 +197,12 @@ def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterato
             raise ValueError(f"{name} has no column of text; accepted: {', '.join(TEXT_COLUMNS)}.")
         label = audio["path"] or f"row {number} of process {rank}"
         content = audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes()
-        yield Utterance(
-            AudioInMemory(f"{name}/{label}", content),
-            text,
-            read_duration(BytesIO(content)),
-            str(row.get("speaker") or row.get("speaker_id") or ""),
-        )
+        try:
+            text = check_text("text", text, "a string, empty where nothing is said")
+        except ValueError as error:
+            raise ValueError(f"{name}/{label}: {error}.") from error
+        speaker = next((row[one] for one in SPEAKER_COLUMNS if row.get(one) is not None), "")
+        yield Utterance(AudioInMemory(f"{name}/{label}", content), text, read_duration(BytesIO(content)), str(speaker))
 
 
 Batch = list[dict[str, torch.Tensor]]

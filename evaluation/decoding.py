@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from seam.data.dataset import batches_by_length
 from seam.data.files import locked, mend_json_lines, sha256_of, write_text
-from seam.data.manifest import CASINGS, Utterance, read_manifest
+from seam.data.manifest import CASINGS, Utterance, check_duration, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
 from seam.evaluation.transcription import Transcription, load_whisper, transcribe
 from seam.modeling_seam import SeamConfig, load_checkpoint
@@ -237,9 +237,11 @@ def _transcribe_readable(model, processor, batch: Sequence[Item], batch_size: in
     waveforms, errors = {}, {}
     for item in batch:
         try:
-            waveforms[item.id] = processor.load_audio(item.utterance.audio)
+            waveform = processor.load_audio(item.utterance.audio)
+            check_duration(item.utterance, len(waveform) / processor.sampling_rate)
+            waveforms[item.id] = waveform
         except (ValueError, OSError) as error:
-            errors[item.id] = str(error)
+            errors[item.id] = str(error) if item.audio in str(error) else f"{item.audio}: {error}"
     results = transcribe(model, processor, list(waveforms.values()), batch_size, **arguments)
     return dict(zip(waveforms, results, strict=True)), errors
 

@@ -74,3 +74,6 @@ def test_a_bad_file_is_named(utterances, processor, tmp_path):
     soundfile.write(tmp_path / "3.wav", np.zeros(50000), 16000)
     with pytest.raises(ValueError, match="3.wav: audio of 3.1 s is longer"):
         SpeechDataset(utterances, processor)[3]
+    untrue = replace(utterances[0], duration=20.0)  # as of a row that means another file, or a part of one
+    with pytest.raises(ValueError, match=r"0.wav: the recording has .* but its duration is stated as 20.00 s"):
+        SpeechDataset([untrue], processor)[0]

@@ -1,12 +1,13 @@
 """The manifest format, and the errors of damaged manifests."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import soundfile
 
-from seam.data.manifest import Utterance, read_manifest, write_manifest
+from seam.data.manifest import Utterance, check_duration, read_manifest, write_manifest
 from seam.data.streaming import AudioInMemory
 
 
@@ -33,24 +34,94 @@ def test_a_missing_duration_is_read_from_the_recording(tmp_path):
     assert read_manifest(tmp_path / "manifest.jsonl")[0].duration == 0.5
 
 
+def refusal(tmp_path, line: str | bytes) -> str:
+    """Return the message about a manifest whose second line is `line`."""
+    path = tmp_path / "manifest.jsonl"
+    good = b'{"audio": "a.wav", "text": "one", "duration": 1}\n'
+    path.write_bytes(good + (line if isinstance(line, bytes) else line.encode()))
+    with pytest.raises(ValueError) as raised:
+        read_manifest(path)
+    assert str(raised.value).startswith(f"{path}, line 2: ")
+    return str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is not JSON"),
-        ('{"audio": "a.wav", "duration": 1}', "line 2 lacks the field 'text'"),
-        ('{"text": "one", "duration": 1}', "line 2 lacks the field 'file_name'"),
-        ('{"audio": "a.wav", "text": "one", "duration": "long"}', "line 2: could not convert"),
-        ('{"audio": "missing.wav", "text": "one"}', "line 2: .*missing.wav"),
-        ("[1, 2]", "line 2: list indices"),
-        ('{"audio": "a.wav", "text": null, "duration": 1}', "line 2: text is null; accepted: a string, empty where"),
-        ('{"audio": "a.wav", "text": 12, "duration": 1}', "line 2: text is 12; accepted: a string"),
+        ("{", "not JSON"),
+        ("[1, 2]", r"\[1, 2\] is no JSON object"),
+        ("7", "7 is no JSON object"),
+        ("[" * 100000, "nested too deeply"),
+        ('{"audio": "a.wav", "text": "one", "duration": ' + "1" * 5000 + "}", "digits"),
+        ('{"audio": "a.wav", "text": "café", "duration": 1}'.encode("latin-1"), "byte 32 is not UTF-8"),
+        ('{"audio": "a.wav"}'.encode("utf-16"), "byte 1 is not UTF-8"),
+        ('{"audio": "a.wav", "duration": 1}', "lacks the field 'text'"),
+        ('{"text": "one", "duration": 1}', r"lacks the field 'audio' \(or 'audio_filepath', 'file_name'\)"),
+        ('{"audio": "missing.wav", "text": "one"}', ".*missing.wav"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path, line, message):
-    path = tmp_path / "manifest.jsonl"
-    path.write_text('{"audio": "a.wav", "text": "one", "duration": 1}\n' + line)
-    with pytest.raises(ValueError, match=message):
-        read_manifest(path)
+    assert re.search(message, refusal(tmp_path, line))
+
+
+HALF = chr(0xD800)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "accepted"),
+    [
+        *(("text", value, "a string, empty where nothing is said") for value in (None, 12, 0.5, True, ["a"], {"a": 1})),
+        *((name, value, "a string") for name in ("speaker", "corpus", "split") for value in (["a"], {}, 1.5, False)),
+        *(("audio", value, "the path of a recording") for value in (5, ["a.wav", "b.wav"], "", " ", "a\0.wav")),
+        *(
+            ("duration", value, "a number of seconds above 0")
+            for value in (float("nan"), float("inf"), -1, 0, 0.0, -0.0, "1.5", "long", True, [1], 10**400)
+        ),
+        *((name, f"a{HALF}", "whole characters") for name in ("text", "speaker", "corpus", "split", "audio")),
+    ],
+)
+def test_a_field_that_is_not_what_it_must_be_is_named(tmp_path, field, value, accepted):
+    row = {"audio": "a.wav", "text": "one", "duration": 1, field: value}
+    message = refusal(tmp_path, json.dumps(row))
+    assert f"line 2: {field} " in message and f"accepted: {accepted}" in message
+    assert len(message) < 300 and "\n" not in message
+
+
+@pytest.mark.parametrize(("field", "other"), [("audio", "audio_filepath"), ("duration", "seconds")])
+def test_two_names_of_a_field_must_not_differ(tmp_path, field, other):
+    row = {"audio": "a.wav", "text": "one", "duration": 1}
+    assert f"{field} and {other} are" in refusal(tmp_path, json.dumps({**row, other: row[field] * 2}))
+    (tmp_path / "manifest.jsonl").write_text(json.dumps({**row, other: row[field]}))
+    assert read_manifest(tmp_path / "manifest.jsonl") == [Utterance(tmp_path / "a.wav", "one", 1.0)]
+
+
+def test_a_manifest_of_nemo(tmp_path):
+    row = {"audio_filepath": "a.wav", "text": "one", "duration": 1.5, "offset": 0.0}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
+    assert read_manifest(tmp_path / "manifest.jsonl") == [Utterance(tmp_path / "a.wav", "one", 1.5)]
+    assert "offset is 3.5; accepted: 0" in refusal(tmp_path, json.dumps({**row, "offset": 3.5}))
+
+
+def test_labels_may_be_whole_numbers_or_unknown(tmp_path):
+    row = {"audio": "a.wav", "text": "one", "duration": 1, "speaker": 0, "corpus": 7, "split": None}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
+    assert read_manifest(tmp_path / "manifest.jsonl") == [Utterance(tmp_path / "a.wav", "one", 1.0, "0", "7", "")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
+    (tmp_path / "manifest.jsonl").write_text('{"audio": "a.wav", "text": "é", "duration": 1}', encoding="utf-8-sig")
+    assert read_manifest(tmp_path / "manifest.jsonl")[0].text == "é"
+
+
+@pytest.mark.parametrize(("stated", "actual"), [(2.0, 60.0), (60.0, 2.0), (1.0, 2.2), (30.0, 26.0)])
+def test_an_untrue_duration_is_refused(tmp_path, stated, actual):
+    with pytest.raises(ValueError, match=rf"has {actual:.2f} s, but its duration is stated as {stated:.2f} s"):
+        check_duration(Utterance(tmp_path / "a.wav", "one", stated), actual)
+
+
+@pytest.mark.parametrize(("stated", "actual"), [(2.0, 2.4), (1.0, 0.3), (0.0, 9.0), (30.0, 28.0)])
+def test_a_rounded_or_unknown_duration_is_accepted(tmp_path, stated, actual):
+    check_duration(Utterance(tmp_path / "a.wav", "one", stated), actual)
 
 
 def test_where_nothing_is_said_the_text_is_empty(tmp_path):

@@ -35,7 +35,7 @@ def test_a_manifest_is_read_line_by_line(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "one", "duration": 1}\nbroken\n')
     lines = iter_utterances(tmp_path / "m.jsonl")
     assert next(lines).text == "one"
-    with pytest.raises(ValueError, match="m.jsonl, line 2 is not JSON"):
+    with pytest.raises(ValueError, match="m.jsonl, line 2: not JSON"):
         next(lines)
 
 
@@ -52,7 +52,14 @@ def test_an_unreadable_header_is_left_to_the_reader(tmp_path):
         ({"a.flac": flac(tone(0)), "b.txt": b"one"}, "bad.tar/a has neither"),
         ({"a.flac": flac(tone(0)), "a.json": b"{"}, "bad.tar/a.json: "),
         ({"a.flac": flac(tone(0)), "a.json": b"[1]"}, "bad.tar/a.json: "),
-        ({"a.flac": flac(tone(0)), "a.json": b'{"duration": 1}'}, "bad.tar/a.json lacks the field 'text'"),
+        ({"a.flac": flac(tone(0)), "a.json": b'{"duration": 1}'}, "bad.tar/a.json: it lacks the field 'text'"),
+        ({"a.flac": flac(tone(0)), "a.json": b'{"text": null}'}, "bad.tar/a.json: text is null; accepted: a string"),
+        ({"a.flac": flac(tone(0)), "a.json": b'{"text": "", "duration": NaN}'}, "bad.tar/a.json: duration is NaN"),
+        ({"a.flac": flac(tone(0)), "a.json": b'{"text": "", "split": ["a"]}'}, "bad.tar/a.json: split is"),
+        (
+            {"a.flac": flac(tone(0)), "a.json": b'{"text": "two"}', "a.txt": b"one"},
+            "bad.tar/a.json: its text is another",
+        ),
         ({"a.flac": flac(tone(0)), "a.txt": b"\xff"}, "bad.tar/a.txt is not UTF-8"),
     ],
 )

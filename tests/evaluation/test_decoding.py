@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,18 @@ def test_long_audio_is_decoded_to_its_end(tmp_path):
     (row,) = read_hypotheses(tmp_path / "out")[1]["full"]
     assert row["test_set"] == "long" and row["seconds"] > 30
     assert len(row["text"].split()) > 0.7 * len(text.split()) and len(row["tokens"]) > 0.7 * len(text.split())
+
+
+def test_a_recording_of_another_duration_than_stated_is_named_not_decoded(tmp_path):
+    """Such a row means a part of the recording, whose words are not those of the whole."""
+    audio = str(read_manifest(MANIFEST)[0].audio)
+    rows = [{"audio": audio, "text": "set", **more} for more in ({}, {"duration": 0.5})]
+    (tmp_path / "parts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write(tmp_path / "out", [tmp_path / "parts.jsonl"], systems=["stage1"])
+    whole, part = read_hypotheses(tmp_path / "out")[1]["stage1"]
+    assert whole["text"] and "error" not in whole
+    assert part["text"] == "" and "its duration is stated as 0.50 s" in part["error"]
+    assert Path(audio).name in part["error"]
 
 
 def test_casing_is_that_of_the_references_ids(tmp_path):
