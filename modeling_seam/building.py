@@ -29,8 +29,41 @@ else:
     MixedInto = object
 
 
+class OwnAdapters(dict):
+    """
+    The configs of a model's own LoRA, `peft_config`, which PEFT reads before it adds an adapter.
+
+    It is refused there, before a layer is touched: under the name of the first one it would overwrite trained weights,
+    under any other it would switch them off.
+    """
+
+    def __setitem__(self, name, adapter):
+        """Add the first adapter, and refuse a second one."""
+        if self:
+            raise ValueError(
+                f"adapter {name!r}: the model has LoRA of its own, which another adapter would overwrite or switch "
+                "off; fold it into the weights first (merge_lora), then add yours."
+            )
+        super().__setitem__(name, adapter)
+
+    def update(self, adapters):
+        """Add adapters as `__setitem__` does."""
+        for name, adapter in adapters.items():
+            self[name] = adapter
+
+
+class LanguageModelsAdapters:
+    """The attribute `peft_config`, if the language model has LoRA: PEFT looks at the model that it is given."""
+
+    def __get__(self, model, owner=None):
+        """Return the language model's; whatever PEFT sets on the model itself comes before it."""
+        return self if model is None else model.language_model.peft_config
+
+
 class SeamBuildingMixin(MixedInto):
     """Building of [`SeamForSpeechRecognition`] from its parts."""
+
+    peft_config = LanguageModelsAdapters()
 
     if TYPE_CHECKING:  # what that class has
         config: Any
@@ -42,6 +75,7 @@ class SeamBuildingMixin(MixedInto):
         draft_head: CTCHead | None
         stored_llm: StoredLLM | None
         full_table: torch.Tensor | None
+        freeze: Callable[[], None]
         warn_if_eoa_is_ambiguous: Callable[[], None]
 
     @classmethod
@@ -285,6 +319,7 @@ def with_lora(language_model: PreTrainedModel, config) -> PreTrainedModel:
         # As `language_model.add_adapter` does, which refuses any peft older than the newest: transformers 5.24 one that
         # is not released.
         inject_adapter_in_model(adapter, language_model)
+        language_model.peft_config = OwnAdapters(language_model.peft_config)
         language_model._hf_peft_config_loaded = True
     return language_model
 

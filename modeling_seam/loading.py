@@ -87,9 +87,11 @@ class SeamLoadingMixin(SeamBuildingMixin):
         name = pretrained_model_name_or_path
         kwargs.pop("ignore_mismatched_sizes", None)
         if name is None:  # weights given as `state_dict`
-            return super().from_pretrained(
+            loaded: Any = super().from_pretrained(
                 name, *args, config=config, output_loading_info=output_loading_info, **kwargs
             )
+            (loaded[0] if output_loading_info else loaded).freeze()
+            return loaded
         if kwargs.get("quantization_config") is not None:
             if llm_dtype is not None:
                 raise ValueError("llm_dtype and quantization_config: give one of the two.")
@@ -113,6 +115,7 @@ class SeamLoadingMixin(SeamBuildingMixin):
             check_nothing_lost(info, f"{name} does not fit its config")
         check_finite(model, stored)
         checkpoint.check_fingerprint()
+        model.freeze()  # transformers puts parameters of its own in the place of those that were frozen
         # As in transformers, whose signature, too, says nothing of the pair.
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
 

@@ -104,18 +104,24 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         # What masking puts in the place of an embedding in Stage 3, `(d_llm,)`; not used at inference.
         self.mask_embedding: nn.Parameter | None = None
         if config.learned_mask:
-            self.mask_embedding = nn.Parameter(torch.zeros(text_config.hidden_size), requires_grad=False)
+            self.mask_embedding = nn.Parameter(torch.zeros(text_config.hidden_size))
         self.draft_head: CTCHead | None = None  # drafts Stage 1's tokens, which the aligner verifies
         if config.draft_vocabulary is not None:
-            self.draft_head = CTCHead(config.audio_config.d_model, config.draft_vocabulary).requires_grad_(False)
+            self.draft_head = CTCHead(config.audio_config.d_model, config.draft_vocabulary)
         self.stored_llm: StoredLLM | None = None  # the LLM as its files have it, when it is here in less precision
         self.register_buffer("full_table", None, persistent=False)  # its embedding table, where that differs
         self._lookup: tuple | None = None
         self._prefix = PromptPrefix()
         self.post_init()
-        # The backbones are frozen throughout; what a stage trains, its trainer switches on.
-        self.encoder.requires_grad_(False)
-        self.language_model.requires_grad_(False)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Freeze all but the bridge, in place; what else a stage trains, its trainer switches on."""
+        for part in (self.encoder, self.language_model, self.draft_head):
+            if part is not None:
+                part.requires_grad_(False)
+        if self.mask_embedding is not None:
+            self.mask_embedding.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode as in torch, but keep parts without trained parameters in evaluation mode: frozen is frozen."""

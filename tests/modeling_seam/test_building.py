@@ -1,9 +1,11 @@
 """A model that is built of its backbones and transcribes without training: its tokens are chosen, its fields set."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seam.modeling_seam import build_untrained
@@ -73,3 +75,38 @@ def test_build_untrained(multilingual, waveforms):
     assert (processor.boa_token, processor.eoa_token) == (tokens.boa, tokens.eoa) and tokens.eoa in tokens.reason
     texts = processor.batch_decode(model.generate(**processor(audio=waveforms), use_llm=False))
     assert all(texts) and not any(text.startswith(" ") for text in texts)
+
+
+ADAPTER = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda model: get_peft_model(model, LoraConfig(**ADAPTER)),
+        lambda model: get_peft_model(model, LoraConfig(**ADAPTER), adapter_name="another"),
+        lambda model: get_peft_model(model, LoraConfig(**ADAPTER), mixed=True),
+        lambda model: get_peft_model(model, IA3Config(target_modules=["q_proj"], feedforward_modules=[])),
+        lambda model: get_peft_model(model.language_model, LoraConfig(**ADAPTER)),
+        lambda model: inject_adapter_in_model(LoraConfig(**ADAPTER), model),
+        lambda model: get_peft_model(copy.deepcopy(model), LoraConfig(**ADAPTER)),
+    ],
+)
+def test_another_adapter_does_not_wipe_the_models_own(model, add):
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the model has LoRA of its own, .* fold it into the weights first"):
+        add(model)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert list(model.language_model.peft_config) == ["default"]
+
+
+def test_once_it_is_folded_in_another_may_come(build_model, processor, waveforms):
+    inputs = processor(audio=waveforms[:2], text=["one", "one two three"])
+    for model in (build_model().merge_lora(), build_model(lora_rank=0)):
+        with torch.no_grad():
+            expected = model(**inputs).logits
+            wrapped = get_peft_model(model, LoraConfig(**ADAPTER))
+            assert isinstance(wrapped, PeftModel) and list(wrapped.peft_config) == ["default"]
+            torch.testing.assert_close(wrapped(**inputs).logits, expected)
+        assert any(parameter.requires_grad for parameter in wrapped.parameters())
