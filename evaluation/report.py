@@ -41,7 +41,8 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
         - `test_sets`: the `utterances` of each, and the `seconds` of those that could be read; if there are several
           test sets, also `ALL` of them together;
         - `systems`: by system and test set, what `score_system` returns;
-        - `rates`: by test set, what `unit_rates` returns.
+        - `rates`: by test set, what `unit_rates` returns;
+        - `not_english`: the test sets, if any, whose words the English normaliser does not keep apart.
 
     Raises:
         FileNotFoundError: when there is no run; ValueError: when it is unfinished or damaged.
@@ -68,6 +69,11 @@ def write_report(folder: str | Path, progress: bool = False) -> dict[str, Any]:
         "systems": scored,
         "rates": {name: unit_rates(rows) for name, rows in readable.items()},
     }
+    unfit = [
+        name for name, rows in first.items() if name != ALL and not scoring.fits_english(r["reference"] for r in rows)
+    ]
+    if unfit:
+        results["not_english"] = unfit
     results = _rounded(results)
     card_data = ModelCardData(model_name=run["model"]["name"], eval_results=eval_results(results))
     files = (
@@ -177,7 +183,11 @@ def unit_rates(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def eval_results(results: dict[str, Any]) -> list[EvalResult]:
-    """Return the Hub's metadata of `results.json`: WER and CER of the model's own system, by test set."""
+    """
+    Return the Hub's metadata of `results.json`: WER and CER of the model's own system, by test set.
+
+    Figures of the English normaliser are left out where it does not fit.
+    """
     system = _own_system(results)
     return [
         eval_result(name, metric, f"{metric.upper()}, {description}", scores[metric][normalizer]["rate"])
@@ -185,6 +195,7 @@ def eval_results(results: dict[str, Any]) -> list[EvalResult]:
         if name != ALL
         for metric in ("wer", "cer")
         for normalizer, description in NORMALIZERS.items()
+        if normalizer != "english" or name not in results.get("not_english", ())
     ]
 
 
@@ -224,6 +235,12 @@ def _error_rate_lines(results: dict[str, Any]) -> list[str]:
         wer, intervals = _error_rates(results, normalizer)
         words = {name: scores["wer"][normalizer]["words"] for name, scores in systems[_own_system(results)].items()}
         lines += [*error_rate_table(f"WER %, {description}", wer, intervals, words), ""]
+    if unfit := results.get("not_english"):
+        lines += [
+            f"{NORMALIZERS['english']} does not fit {', '.join(unfit)}: it drops vowels and other marks of their "
+            "script, so that different words count as equal. Read these under the basic one.",
+            "",
+        ]
     return [*lines, INTERVALS, "; ".join(f"{system}: {SYSTEMS[system].description}" for system in systems) + ".", ""]
 
 

@@ -1,6 +1,7 @@
 """Score transcripts: two normalisers, one alignment, a bootstrap confidence interval, and repetition loops."""
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import kaldialign
@@ -8,13 +9,19 @@ import numpy as np
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
 
-NORMALIZERS = {"english": EnglishTextNormalizer(), "basic": BasicTextNormalizer()}
+NORMALIZERS = {"english": EnglishTextNormalizer(), "basic": BasicTextNormalizer(preserve_marks=True)}
 """
 Whisper's two (Radford et al. 2022, Appendix C), by the names under which results quote them. "basic": lower case, no
-punctuation. "english", the paper's (Table 1): also numbers as digits, contractions in full, American spelling (by a
-table in its package), no fillers. It turns a string of spoken digits into one word ("three one four" becomes "314");
-for such speech use "basic", which counts each digit.
+punctuation. Whisper's puts a space in the place of every combining mark, which are the vowels of Indic scripts: here
+they stay; a text without them gives the same words. "english", the paper's (Table 1): also numbers as digits,
+contractions in full, American spelling (by a table in its package), no fillers, no diacritics: it does not fit other
+scripts that have them (see `fits_english`). It turns a string of spoken digits into one word ("three one four" becomes
+"314"); for such speech use "basic", which counts each digit.
 """
+# They choose a glyph of the character before, such as an emoji's, and are no part of a word.
+VARIATION_SELECTORS = dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)])
+# The block of accents that are written after a letter: where the letter is Latin, they are what the normaliser is for.
+LATIN_MARKS = frozenset(map(chr, range(0x300, 0x370)))
 LONGEST_PHRASE = 8
 REPETITIONS = 4
 
@@ -61,7 +68,30 @@ def words(text: str, normalizer: str = "basic") -> list[str]:
     """
     if normalizer not in NORMALIZERS:
         raise ValueError(f"normalizer is {normalizer!r}; accepted: {', '.join(NORMALIZERS)}.")
-    return NORMALIZERS[normalizer](text).split()
+    found = NORMALIZERS[normalizer](text.translate(VARIATION_SELECTORS)).split()
+    return found if text.isascii() else [word for word in found if not all(_is_mark(one) for one in word)]
+
+
+def fits_english(texts: Iterable[str]) -> bool:
+    """
+    Return whether the English normaliser keeps the words of texts apart.
+
+    It drops the marks that NFKD separates from a letter. On Latin letters those are accents, but in other scripts they
+    are vowels (all of Hindi's and Thai's that are no letters) or make other letters (the Russian short i, Japanese ga).
+    """
+    characters = set().union(*(unicodedata.normalize("NFC", text) for text in texts if not text.isascii()))
+    return not any(map(_loses_marks, characters))
+
+
+def _loses_marks(character: str) -> bool:
+    parts = unicodedata.normalize("NFKD", character.translate(VARIATION_SELECTORS))
+    if character in LATIN_MARKS or not any(_is_mark(part) for part in parts):
+        return False
+    return not unicodedata.name(parts[0], "").startswith("LATIN ")
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
 
 
 def utterance_errors(

@@ -23,6 +23,7 @@ try:
     metric.compute(**pairs, normalizer="french")
 except ValueError as error:
     results.append(str(error))
+metric.compute(predictions=["\\u0915\\u093f"], references=["\\u0915\\u0940"])
 print(json.dumps(results))
 """
 
@@ -38,4 +39,5 @@ def test_it_loads_offline_and_counts(tmp_path):
     # 25 -> twenty, five put in, colors -> colours, world -> word, uh left out
     counts = {key: basic[key] for key in ("insertions", "deletions", "substitutions", "words")}
     assert counts == {"insertions": 1, "deletions": 1, "substitutions": 3, "words": 5} and basic["wer"] == 100
+    assert "drops vowels and other marks of these references' script" in done.stderr
     assert "normalizer is 'french'; accepted: english, basic" in refused

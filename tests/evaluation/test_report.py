@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from seam.evaluation.decoding import decode_test_sets
-from seam.evaluation.report import ALL, markdown, write_report
+from seam.evaluation.report import ALL, eval_results, markdown, write_report
 from seam.publishing.card import write_card
 from seam.tests.helpers.shipped import RECORDINGS, TINY
 
@@ -178,6 +178,22 @@ def test_what_could_not_be_read_is_counted_as_empty_and_named(tmp_path):
     assert "Audio that full could not read: 1 of other, 1 of all test sets; scored as empty" in text
     assert "| all test sets | 4 | 0.1 |" in text and "| 0.0 | 0.0 | 0.0 | 100.0 | – |" in text
     assert "- 4.wav (other) was not read: 4.wav: no such audio file." in (tmp_path / "errors.md").read_text()
+
+
+def test_a_test_set_whose_script_the_english_normaliser_spoils_is_named(tmp_path):
+    rows = [
+        row(0, "hindi", 1.0, 0.1, "\u0915\u093f", [1], [1], "\u0915\u0940", [1]),
+        row(1, "plain", 1.0, 0.1, "one", [1], [1], "one", [1]),
+    ]
+    write_run(tmp_path, full=rows)
+    results = write_report(tmp_path)
+    assert results["not_english"] == ["hindi"]
+    assert results["systems"]["full"]["hindi"]["wer"]["basic"]["rate"] == 100
+    assert "Whisper's English normaliser does not fit hindi: it drops vowels" in (tmp_path / "results.md").read_text()
+    named = [(one.dataset_name, one.metric_name) for one in eval_results(results)]
+    assert ("plain", "WER, Whisper's English normaliser") in named
+    assert ("hindi", "WER, Whisper's basic normaliser") in named
+    assert ("hindi", "WER, Whisper's English normaliser") not in named
 
 
 def test_nothing_but_unreadable_audio_has_a_report(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import random
+import unicodedata
 
 import jiwer
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from seam.evaluation.scoring import (
     ErrorCount,
     character_errors,
+    fits_english,
     has_loop,
     interval,
     repetitions,
@@ -43,6 +45,43 @@ def test_characters_are_those_of_the_normalised_text_with_its_spaces():
     assert character_errors(["The  cat."], ["the hats"]) == ErrorCount(1, 0, 1, 7)
     assert character_errors(["colour"], ["color"], "english") == ErrorCount(0, 0, 0, 5)
     assert character_errors(["colour"], ["color"], "basic") == ErrorCount(0, 1, 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("\u0915\u093f", "\u0915\u0940"),  # Hindi ki and kii, told apart by a vowel sign
+        ("\u0e2b\u0e32", "\u0e2b\u0e49\u0e32"),  # Thai for to seek, and five: a tone mark
+        ("\u043c\u043e\u0439", "\u043c\u043e\u0438"),  # Russian my, of one thing and of several
+        ("\u304b", "\u304c"),  # Japanese ka and ga
+        ("\u0643\u064e\u062a\u064e\u0628", "\u0643\u064f\u062a\u0650\u0628"),  # Arabic wrote, and was written
+    ],
+)
+def test_marks_of_other_scripts_are_part_of_their_words(one, other):
+    assert word_errors([one], [other]) == ErrorCount(0, 0, 1, 1)
+    assert word_errors([f"{one} {other}"], [f"{one} {other}"]) == ErrorCount(0, 0, 0, 2)
+    assert character_errors([one], [other]).errors > 0
+    for form in ("NFC", "NFD"):  # either way of writing the same
+        assert word_errors([unicodedata.normalize(form, one)], [one]).errors == 0
+    assert not fits_english([f"{one} {other}"])
+
+
+def test_the_english_normaliser_fits_latin_letters():
+    texts = [
+        "plain",
+        "caf\u00e9",
+        "cafe\u0301",
+        "na\u00efve \u2013 \u2018so\u2019",
+        "\u2764\ufe0f",
+        "\u4e2d\u6587",
+        "\ud55c",
+    ]
+    assert fits_english(texts) and fits_english([])
+    assert word_errors(["caf\u00e9"], ["cafe"], "english").errors == 0
+
+
+def test_a_mark_alone_is_no_word():
+    assert words("I \u2764\ufe0f you \u0301 \u0130zmir") == ["i", "you", "i\u0307zmir"]
 
 
 ENGLISH = {

@@ -5,10 +5,12 @@ Compute word and character error rates as `seam evaluate` does, for the `evaluat
     metric.compute(predictions=["hello word"], references=["Hello, world!"])  # {"wer": 50.0, ...}
 """
 
+import warnings
+
 import datasets
 import evaluate
 
-from seam.evaluation.scoring import character_errors, word_errors
+from seam.evaluation.scoring import character_errors, fits_english, word_errors
 
 DESCRIPTION = """\
 Word error rate over a corpus: insertions, deletions and substitutions over the words of the references, both sides
@@ -45,6 +47,12 @@ class SeamWer(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[str], normalizer: str = "english") -> dict[str, float]:
+        if normalizer == "english" and not fits_english(references):
+            warnings.warn(
+                "the normalizer 'english' drops vowels and other marks of these references' script, so that different "
+                "words count as equal: use normalizer='basic'.",
+                stacklevel=2,
+            )
         words = word_errors(references, predictions, normalizer)
         return {
             "wer": words.error_rate,
