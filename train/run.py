@@ -1,5 +1,6 @@
 """Run one stage, from its recipe to its checkpoint."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +8,11 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import SaveStrategy
 
 from seam.data.dataset import SpeechCollator
+from seam.data.files import write_text
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.train.checkpoints import find_checkpoint, only_training_in, run_record, staging_folder
 from seam.train.inputs import build_datasets, check_lengths, length_batches, read_utterances, skipped_recordings
+from seam.train.lineage import CARD, inherited_card
 from seam.train.monitoring import plot_training_curves
 from seam.train.recipe import RecipeError, StageRecipe
 from seam.train.trainer import StageTrainer
@@ -53,6 +56,7 @@ def _run(
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)
     check_lengths((*train, *validation), recipe, model, processor)
+    card = inherited_card(recipe, train)
     record = run_record(recipe, model, train, validation)
     checkpoint = find_checkpoint(recipe, record)
     model.to(recipe.training.device)
@@ -79,6 +83,9 @@ def _run(
     if skipped is not None:
         metrics["skipped_audio"] = len(skipped)
     save_result(trainer, metrics)
+    card_file = Path(recipe.training.output_dir, CARD)
+    if card is not None and trainer.args.should_save and not card_file.exists():  # or the user wrote one
+        write_text(card_file, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     return {**metrics, "output_dir": str(Path(recipe.training.output_dir))}
 
 

@@ -1,10 +1,20 @@
 import hashlib
+import os
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from seam.data.files import one_line, read_json_lines, repair_json_lines, replacing, sha256_of, write_text
+from seam.data.files import (
+    one_line,
+    read_json_lines,
+    recipe_file,
+    repair_json_lines,
+    replacing,
+    sha256_of,
+    write_text,
+)
 
 
 def test_an_older_file_is_replaced_at_once(tmp_path):
@@ -15,6 +25,27 @@ def test_an_older_file_is_replaced_at_once(tmp_path):
         assert path.read_text(encoding="utf-8") == "älter\n"
     assert path.read_bytes() == b"newer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_what_a_library_writes_for_its_owner_alone_is_as_readable_as_other_files(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        with replacing(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": np.zeros(2)}, temporary)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_recipe_of_the_package_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert recipe_file("recipes/own/alignment.yaml").is_file()
+    assert not recipe_file("recipes/own/none.yaml").is_file()
+    own = tmp_path / "recipes" / "own"
+    own.mkdir(parents=True)
+    (own / "alignment.yaml").write_text("seed: 1")
+    assert recipe_file("recipes/own/alignment.yaml").read_text() == "seed: 1"  # the one that is here comes first
 
 
 def test_a_failed_write_leaves_the_older_file(tmp_path):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSpeechSeq2Seq
 
 from seam.modeling_seam import SeamForSpeechRecognition
-from seam.modeling_seam.saving import STAGING
+from seam.modeling_seam.saving import STAGING, save_lora
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.tests.helpers import forked
 from seam.tests.helpers.hub_cache import add_to_cache
@@ -49,6 +49,19 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 # ---- whole ----
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_weights_are_as_readable_as_the_config(build_model, tmp_path, mask):
+    model = build_model()
+    before = os.umask(mask)
+    try:
+        model.save_pretrained(tmp_path / "whole", max_shard_size="100KB")
+        save_lora(model.language_model, tmp_path / "adapter")
+    finally:
+        os.umask(before)
+    files = [*tmp_path.rglob("*.safetensors")]
+    assert len(files) > 2 and {file.stat().st_mode & 0o777 for file in files} == {0o666 & ~mask}
 
 
 def test_saved_twice_it_is_the_same_in_every_byte(model, logits, tmp_path):
