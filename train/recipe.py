@@ -20,6 +20,8 @@ from seam.data.augmentation import Augmentation
 from seam.data.files import recipe_file
 from seam.data.manifest import CASINGS
 from seam.modeling_seam.backbones import LLM_DTYPES
+from seam.train import yaml_settings
+from seam.train.yaml_settings import as_booleans
 
 T = TypeVar("T")
 
@@ -366,6 +368,9 @@ def build(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     # Of `X | None` the dataclass X is the kind, so that a value given for an optional field is built too.
     hints = get_type_hints(cls)
     kinds = {name: next(filter(dataclasses.is_dataclass, get_args(hint)), hint) for name, hint in hints.items()}
+    values = as_booleans(values, hints)
+    if isinstance(values.get("config"), dict) and cls is StageRecipe:
+        values["config"] = as_booleans(values["config"], SeamConfig.__annotations__)
     if cls is TrainingArguments:
         return _parse_training_arguments(values, where)
     nested = {
@@ -388,7 +393,7 @@ def _parse_training_arguments(values: dict[str, Any], where: str) -> TrainingArg
     """Parse values as a command line of transformers would, which converts and checks them."""
     values = {"report_to": "none", **values}
     best = values.get("metric_for_best_model")
-    if best is not None:  # transformers takes every metric but a loss to be better when it is greater
+    if isinstance(best, str):  # transformers takes every metric but a loss to be better when it is greater
         values = {"greater_is_better": not best.endswith(("loss", "wer")), **values}
     arguments = []
     for key, value in values.items():
@@ -421,8 +426,13 @@ def load_recipe(cls: type[T], path: str | Path, overrides: list[str]) -> T:
         *parents, last = key.split(".")
         parent = values
         for name in parents:
-            parent = parent.setdefault(name, {})
-        parent[last] = yaml.safe_load(value)
+            parent = parent.setdefault(name, {}) if isinstance(parent, dict) else parent
+        if not isinstance(parent, dict):
+            raise RecipeError(f"{override!r}: {'.'.join(parents) or path} is {parent!r}, which has no keys.")
+        try:
+            parent[last] = yaml_settings.parse(value)
+        except (yaml.YAMLError, ValueError) as error:
+            raise RecipeError(f"{override!r}: the value is not YAML: {' '.join(str(error).split())}.") from error
     return build(cls, values)
 
 
@@ -431,8 +441,8 @@ def _read_recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        values = yaml_settings.parse(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(values, dict) or "base" not in values:
         return values

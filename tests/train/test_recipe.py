@@ -75,6 +75,65 @@ def test_mistakes_are_named(recipe, override, message):
         load_recipe(StageRecipe, recipe, [override])
 
 
+WORDS = ["no", "off", "yes", "on", "y", "N", "0x", "010", "1:30", "2024-01-01", "1_000"]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_stay_words(recipe, word):
+    """YAML 1.1 reads booleans, octal and sexagesimal numbers and dates out of them."""
+    overrides = [f"training.run_name={word}", f"data.train=[{word}]", f"data.train_split={word}"]
+    read = load_recipe(StageRecipe, recipe, overrides)
+    assert (read.training.run_name, read.data.train, read.data.train_split) == (word, [word], word)
+
+
+def test_a_setting_of_words_takes_no_and_off(recipe, tmp_path):
+    assert load_recipe(StageRecipe, recipe, ["training.eval_strategy=no"]).training.eval_strategy == "no"
+    (tmp_path / "other.yaml").write_text(f"base: {recipe}\ntraining:\n  save_strategy: no\n")
+    assert load_recipe(StageRecipe, tmp_path / "other.yaml", []).training.save_strategy == "no"
+    with pytest.raises(RecipeError, match="training: .*eval_strategy.*: invalid choice: 'off'"):
+        load_recipe(StageRecipe, recipe, ["training.eval_strategy=off"])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("true", True), ("on", True), ("Yes", True), ("off", False), ("no", False)]
+)
+def test_settings_that_are_true_or_false_take_the_old_words(recipe, word, value):
+    names = ("training.eval_on_start", "data.streaming", "config.learned_mask", "first_token_guidance")
+    read = load_recipe(StageRecipe, recipe, [*(f"{name}={word}" for name in names), "training.eval_strategy=steps"])
+    assert (read.training.eval_on_start, read.data.streaming, read.first_token_guidance) == (value,) * 3
+    assert read.config["learned_mask"] is value
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1e-4", 1e-4), ("1E3", 1e3), ("2.5e-3", 2.5e-3), (".5", 0.5), ("3.", 3.0), ("0", 0.0), ("7", 7.0)],
+)
+def test_numbers(recipe, text, number):
+    read = load_recipe(StageRecipe, recipe, [f"cross_entropy_weight={text}", f"training.learning_rate={text}"])
+    assert (read.cross_entropy_weight, read.training.learning_rate) == (number, number)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train=[a"], r"'data.train=\[a': the value is not YAML"),
+        (["model=x", "model.name=y"], "'model.name=y': model is 'x', which has no keys"),
+        (["data.train=[a]", "data.train.first.name=y"], "data.train.first is .'a'., which has no keys"),
+        (["config={lora_rank: 4, lora_rank: 8}"], "the key 'lora_rank' comes twice"),
+    ],
+)
+def test_overrides_that_say_nothing_are_named(recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(StageRecipe, recipe, overrides)
+
+
+@pytest.mark.parametrize("content", ["seed: caf\u00e9".encode("latin-1"), b"a: 1\na: 2\n", b"a: \x00"])
+def test_a_recipe_that_cannot_be_read_is_named(tmp_path, content):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(RecipeError, match="bad.yaml is not YAML"):
+        load_recipe(StageRecipe, tmp_path / "bad.yaml", [])
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
