@@ -61,7 +61,7 @@ train-demo: $(INSTALLED)
 train-english: $(INSTALLED)
 	$(BIN)/seam train english recipes/english/english.yaml
 	rm -rf checkpoints/english && cp -r runs/english/model checkpoints/english
-	for code in modeling_seam configuration_seam.py processing_seam.py; do \
+	for code in modeling_seam configuration_seam.py processing_seam.py audio_files.py; do \
 		rm -r checkpoints/english/$$code && ln -s ../../$$code checkpoints/english/$$code || exit 1; done
 
 # The tiny checkpoint of the tests: the same with recordings of people, a folder with a metadata.jsonl (an audiofolder).
@@ -70,7 +70,7 @@ train-shipped: $(INSTALLED)
 	$(BIN)/seam train demo recipes/demo/shipped.yaml speech.people=$(PEOPLE) second_round.speech.people=$(PEOPLE)
 	rm -rf checkpoints/tiny checkpoints/recordings
 	cp -r runs/shipped/model checkpoints/tiny
-	for code in modeling_seam configuration_seam.py processing_seam.py; do \
+	for code in modeling_seam configuration_seam.py processing_seam.py audio_files.py; do \
 		rm -r checkpoints/tiny/$$code && ln -s ../../$$code checkpoints/tiny/$$code || exit 1; done
 	cp -r runs/shipped/tests/recordings checkpoints/recordings
 

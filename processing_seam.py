@@ -1,31 +1,43 @@
 """Turn waveforms into log-mel features, instructions into prompt ids, and transcripts into ids and back."""
 
-import io
+import difflib
 import json
+import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import librosa
 import numpy as np
-import soundfile
 import torch
+from huggingface_hub.utils import get_session
 from transformers import AutoFeatureExtractor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
+
+from .audio_files import checked_rate, content_of, decode, waveform_of
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
 # Long audio is cut in the last part of a window, in the middle of the quietest interval of this length.
 CUT_SEARCH_SHARE = 0.4
 CUT_INTERVAL_SECONDS = 0.1
+DOWNLOAD_SECONDS = 30
 # As vocabularies of SentencePiece and byte-level ones spell it.
 SPACES = ("\u2581", "\u0120")
+
+# Options that other processors have, of which every value gives the same result here: audio is always padded to the
+# window, never truncated, and has a mask.
+ALIASES = {"sr": "sampling_rate", "rate": "sampling_rate", "transcript": "text", "raw_speech": "audio"}
+IGNORED_KEYWORDS = ("padding", "truncation", "return_attention_mask", "pad_to_multiple_of", "device")
 
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 # Also in `modeling_seam/weights.py`: remote code at the root and in `modeling_seam/` cannot import each other.
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 
-AudioSource = str | Path | bytes | np.ndarray | torch.Tensor | list[float] | dict[str, Any]
+# Also file objects, and what `datasets` decodes.
+AudioSource = Any
 
 
 class SeamProcessor(ProcessorMixin):
@@ -143,35 +155,48 @@ class SeamProcessor(ProcessorMixin):
 
     # ---- audio ----
 
-    def load_audio(self, source: AudioSource, sampling_rate: int | None = None) -> np.ndarray:
+    def load_audio(self, source: AudioSource, sampling_rate: int | None = None, allow_cut: bool = True) -> np.ndarray:
         """
         Decode audio, mix it down to mono and resample it.
 
         Args:
-            source: a path, the bytes of an audio file, a waveform of shape `(samples,)` or `(channels, samples)`, or a
-                dict with `array` (or `raw`) and `sampling_rate`, as `datasets` and the ASR pipeline make them.
+            source: a path, a URL, the bytes of an audio file, a file object, a waveform of shape `(samples,)` or
+                `(samples, channels)`, or a dict as `datasets` and the ASR pipeline make them: with `array` (or `raw`)
+                and `sampling_rate`, or with `bytes` or `path`. Anything that gives `["array"]` and `["sampling_rate"]` is
+                such a dict.
             sampling_rate: of a bare waveform, in Hz; by default the feature extractor's.
+            allow_cut: whether a file that was cut short is decoded as far as it goes, with a warning.
 
         Returns:
             `np.ndarray` of shape `(samples,)`, float32, at `self.sampling_rate`.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not audio, no samples, or NaN or infinite samples.
+            ValueError: not audio, no samples, samples that are not finite or of an unknown scale, a shape or a rate
+                that cannot be, or a file that was cut short, where that is not allowed.
         """
         name = str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
-        audio: Any = source
-        if isinstance(source, dict):
-            sampling_rate = source["sampling_rate"]
-            audio = source["array"] if "array" in source else source["raw"]
+        if isinstance(source, str) and source.startswith(("http://", "https://")):
+            source = _download(source)
+        audio, is_dict = source, _is_mapping(source)
+        if is_dict:
+            audio, sampling_rate = _content(source, name)
+        if hasattr(audio, "read"):
+            audio = content_of(audio, name)
         if isinstance(audio, (str, Path, bytes)):
-            waveform, sampling_rate = _decode(audio, name)
+            decoded = decode(audio, name)
+            waveform, sampling_rate = decoded.waveform, decoded.rate
+            if decoded.cut:
+                said = f"{name} is cut short: {decoded.cut}."
+                if not allow_cut:
+                    raise ValueError(said)
+                logger.warning(said)
         else:
-            waveform = _mono(audio)
+            waveform = waveform_of(audio, name, one_recording=is_dict)
+            if sampling_rate is not None:
+                sampling_rate = checked_rate(sampling_rate, name)
         if waveform.size == 0:
             raise ValueError(f"{name} holds no audio samples.")
-        if not np.isfinite(waveform).all():
-            raise ValueError(f"{name} holds NaN or infinite samples.")
         if sampling_rate is not None and sampling_rate != self.sampling_rate:
             waveform = librosa.resample(waveform, orig_sr=sampling_rate, target_sr=self.sampling_rate)
         return np.ascontiguousarray(waveform, dtype=np.float32)
@@ -253,7 +278,7 @@ class SeamProcessor(ProcessorMixin):
             sampling_rate: of bare waveforms, in Hz.
             prompt: task instructions, one for all or one per audio; without it the model uses its default prompt.
             return_tensors: only `"pt"`.
-            kwargs: ignored.
+            kwargs: options of other processors that change nothing here (`IGNORED_KEYWORDS`), or `None`.
 
         Returns:
             `BatchFeature` with
@@ -264,7 +289,9 @@ class SeamProcessor(ProcessorMixin):
 
         Raises:
             ValueError: for audio longer than the window (see `split`), or unreadable audio.
+            TypeError: for an unknown keyword.
         """
+        _check_keywords(kwargs)
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; accepted: 'pt'.")
         if audio is None and text is None:
@@ -356,28 +383,47 @@ def _character(token: str) -> str | None:
     return bytes.fromhex(token[3:5]).decode().replace(" ", SPACES[0])
 
 
-def _decode(source: str | Path | bytes, name: str) -> tuple[np.ndarray, int]:
-    """Return the waveform `(samples,)` of an audio file, mixed down, and its sampling rate."""
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise FileNotFoundError(f"{name}: no such audio file.")
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+def _check_keywords(given: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for a keyword that would be ignored though it means something, naming the nearest known one."""
+    known = ["audio", "text", "sampling_rate", "prompt", "return_tensors"]
+    for name, value in given.items():
+        if value is not None and name not in IGNORED_KEYWORDS:
+            close = difflib.get_close_matches(ALIASES.get(name, name), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(known)}."
+            raise TypeError(f"SeamProcessor got an unexpected keyword {name!r}; {hint}")
+
+
+def _download(url: str) -> bytes:
+    """Return the content behind a URL; offline mode is kept."""
     try:
-        waveform, sampling_rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{name} cannot be read as audio: {error.error_string}") from error
-    return waveform.mean(axis=1), sampling_rate
+        response = get_session().get(url, timeout=DOWNLOAD_SECONDS)
+        response.raise_for_status()
+    except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+        raise ValueError(f"{url} cannot be downloaded: {error}") from error
+    return response.content
 
 
-def _mono(source: np.ndarray | torch.Tensor | list[float]) -> np.ndarray:
-    """Return a waveform `(samples,)` or `(channels, samples)` as float32, mixed down."""
-    waveform = np.asarray(source)
-    if np.issubdtype(waveform.dtype, np.integer) and not isinstance(source, list):
-        waveform = waveform / -float(np.iinfo(waveform.dtype).min)  # PCM samples to [-1, 1)
-    waveform = waveform.astype(np.float32)
-    waveform = waveform.mean(axis=0) if waveform.ndim == 2 else waveform
-    if waveform.ndim != 1:
-        raise ValueError(f"a waveform has shape (samples,) or (channels, samples), got {waveform.shape}.")
-    return waveform
+def _is_mapping(source: Any) -> bool:
+    """Return whether a source has named parts: a dict, or the decoder that `datasets` gives for a recording."""
+    return isinstance(source, Mapping) or type(source).__name__ == "AudioDecoder"
+
+
+def _content(source: Any, name: str) -> tuple[Any, Any]:
+    """Return the audio of a dict and its sampling rate, which is `None` for an audio file."""
+    if not isinstance(source, Mapping):
+        return source["array"], source["sampling_rate"]
+    for key in ("array", "raw"):
+        if source.get(key) is not None:
+            if source.get("sampling_rate") is None:
+                raise ValueError(f"{name} has {key!r}, but no 'sampling_rate'.")
+            return source[key], source["sampling_rate"]
+    for key in ("bytes", "path"):
+        if source.get(key) is not None:
+            return source[key], None
+    raise ValueError(
+        f"{name} has the keys {', '.join(map(repr, source)) or 'none'}; accepted: 'array' or 'raw' with "
+        "'sampling_rate', 'bytes', 'path'."
+    )
 
 
 def _listed(audio: Any) -> Sequence[AudioSource]:

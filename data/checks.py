@@ -7,7 +7,6 @@ of audio on it. It runs in worker processes: this module is light to import.
 
 import hashlib
 import io
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from seam.audio_files import cut_reason, opened
 from seam.data.files import replacing
 
 # 20 ms frames below -66 dBFS (16 steps of 16-bit audio) are silence: a room is louder, and a muted channel is not.
@@ -29,12 +29,6 @@ MIN_CHARACTERS_PER_SECOND = 0.5
 MAX_CHARACTERS_PER_SECOND = 35.0
 # Segment times are rounded to 10 ms, and the last one may be a little longer than its recording.
 END_TOLERANCE_SECONDS = 0.1
-# libsndfile reads a truncated WAV file without an error and mentions it in its log only. Programs that write to a pipe
-# state the largest possible length, and some are off by a few bytes: neither file is truncated.
-WAV_LENGTH = re.compile(r"^data : (?P<stated>\d+) \(should be (?P<actual>\d+)\)", re.MULTILINE)
-WAV_UNKNOWN_LENGTH = 0x7FFFF000
-WAV_MIN_SHARE = 0.99
-
 REPLACEMENT_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -195,8 +189,6 @@ def check_recording(recording: Recording) -> CheckResult:
         decoded = _decode(recording)
     except soundfile.LibsndfileError as error:
         return CheckResult(Problem("cannot be decoded", f"{recording.path}: {error.error_string}"))
-    except TypeError as error:  # of soundfile, for a suffix such as .raw: a format without a header
-        return CheckResult(Problem("cannot be decoded", f"{recording.path}: {error}"))
     except OSError as error:
         return CheckResult(Problem("cannot be read", f"{recording.path}: {error.strerror or error}"))
     if isinstance(decoded, Problem):
@@ -219,7 +211,7 @@ def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
         return Problem("no audio file", f"{path} does not exist")
     if path.stat().st_size == 0:
         return Problem("empty file", f"{path} has 0 bytes")
-    with soundfile.SoundFile(path) as file:
+    with opened(path) as file:
         rate = file.samplerate
         first, last = 0, file.frames
         if recording.segment is not None:
@@ -231,7 +223,7 @@ def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
         # Before decoding: an audiobook of ten hours would fill the memory.
         problem = (
             check_sampling_rate(rate, recording.sampling_rate)
-            or _check_wav_length(file)
+            or _check_whole(file, path)
             or check_min_duration((last - first) / rate)
             or check_max_duration((last - first) / rate, recording.max_seconds)
         )
@@ -245,14 +237,9 @@ def _decode(recording: Recording) -> tuple[np.ndarray, int] | Problem:
     return samples, rate
 
 
-def _check_wav_length(file: soundfile.SoundFile) -> Problem | None:
-    length = WAV_LENGTH.search(file.extra_info)
-    if length is None:
-        return None
-    stated, actual = int(length["stated"]), int(length["actual"])
-    if stated >= WAV_UNKNOWN_LENGTH or actual >= WAV_MIN_SHARE * stated:
-        return None
-    return Problem("truncated", f"{actual} bytes of the {stated} that the header of {file.name} states")
+def _check_whole(file: soundfile.SoundFile, path: Path) -> Problem | None:
+    reason = cut_reason(file)
+    return Problem("truncated", f"{path}: {reason}") if reason else None
 
 
 def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:

@@ -107,7 +107,7 @@ class SpeechReader:
             )
 
     def _load(self, audio: Path | AudioBytes) -> np.ndarray:
-        return self.processor.load_audio(audio if isinstance(audio, Path) else audio.read())
+        return self.processor.load_audio(audio if isinstance(audio, Path) else audio.read(), allow_cut=False)
 
     def _item(self, parts: Sequence[Utterance], change: Callable[[np.ndarray], np.ndarray]) -> dict[str, torch.Tensor]:
         try:

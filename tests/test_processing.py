@@ -1,6 +1,7 @@
 """Audio, prompts and transcripts."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def encoded(waveform, rate=16000, file_format="WAV"):
 
 
 @pytest.mark.parametrize(
-    "kind", ["path", "bytes", "flac", "array", "int16", "tensor", "list", "dict", "stereo file", "channels"]
+    "kind", ["path", "bytes", "flac", "array", "int16", "tensor", "list", "dict", "stereo file", "channels", "column"]
 )
 def test_every_kind_of_audio_gives_the_same_waveform(processor, tone, tmp_path, kind):
     soundfile.write(tmp_path / "tone.wav", tone, 16000)
@@ -41,7 +42,8 @@ def test_every_kind_of_audio_gives_the_same_waveform(processor, tone, tmp_path, 
         "list": tone.tolist(),
         "dict": {"array": tone, "sampling_rate": 16000},
         "stereo file": encoded(np.stack([tone, tone], axis=1)),
-        "channels": np.stack([tone, tone]),
+        "channels": np.stack([tone, tone], axis=1),
+        "column": tone[:, None],
     }[kind]
     waveform = processor.load_audio(source)
     assert waveform.dtype == np.float32 and waveform.shape == (16000,)
@@ -71,8 +73,80 @@ def test_bad_audio_is_named(processor, tmp_path):
         processor.load_audio(tmp_path / "none.wav")
     with pytest.raises(ValueError, match="ndarray holds NaN or infinite"):
         processor.load_audio(np.array([0.0, np.nan]))
-    with pytest.raises(ValueError, match="got \\(2, 2, 2\\)"):
+    with pytest.raises(ValueError, match=r"ndarray has the shape \(2, 2, 2\); accepted: \(samples,\)"):
         processor.load_audio(np.zeros((2, 2, 2)))
+
+
+class AudioDecoder:
+    """What `datasets` gives for a recording."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __getitem__(self, name):
+        return self.parts[name]
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "both", "array", "rate of numpy", "channels first", "decoder", "file"])
+def test_what_datasets_and_open_give(processor, tone, tmp_path, kind):
+    (tmp_path / "tone.raw").write_bytes(encoded(tone))
+    source = {
+        "path": {"path": str(tmp_path / "tone.raw"), "bytes": None},
+        "bytes": {"path": None, "bytes": encoded(tone)},
+        "both": {"path": "nowhere.wav", "bytes": encoded(tone)},
+        "array": {"array": tone, "sampling_rate": 16000, "path": "nowhere.wav"},
+        "rate of numpy": {"raw": tone, "sampling_rate": np.float64(16000)},
+        "channels first": {"array": np.stack([tone, tone]), "sampling_rate": np.int32(16000)},
+        "decoder": AudioDecoder({"array": tone, "sampling_rate": 16000}),
+        "file": io.BytesIO(encoded(tone)),
+    }[kind]
+    np.testing.assert_allclose(processor.load_audio(source), tone, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ({"array": [0.0]}, "has 'array', but no 'sampling_rate'"),
+        ({"array": [0.0], "sampling_rate": 0}, "the sampling rate is 0; accepted: 4000 to 384000 Hz"),
+        ({"raw": [0.0], "sampling_rate": "16000"}, "the sampling rate is '16000'"),
+        ({"raw": [0.0], "sampling_rate": float("nan")}, "the sampling rate is nan"),
+        ({"wav": [0.0]}, "has the keys 'wav'; accepted: 'array' or 'raw' with 'sampling_rate', 'bytes', 'path'"),
+        ({}, "has the keys none"),
+        ({"path": None, "bytes": None}, "has the keys 'path', 'bytes'"),
+        (io.StringIO("text"), "gives str, not bytes: open audio files with mode 'rb'"),
+        ("https://example.org/sound.wav", "https://example.org/sound.wav cannot be downloaded"),
+    ],
+)
+def test_a_source_without_what_it_needs_is_refused(processor, source, reason, monkeypatch):
+    def offline():
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("seam.processing_seam.get_session", offline)
+    with pytest.raises(ValueError, match=re.escape(reason)):
+        processor.load_audio(source)
+
+
+def test_a_cut_file_is_a_warning_or_an_error(processor, tone, caplog):
+    cut = encoded(tone)[:20000]
+    assert len(processor.load_audio(cut)) == (20000 - 44) // 2
+    assert [one.message for one in caplog.records] == [
+        "the given bytes is cut short: 19956 bytes of the 32000 that its header states."
+    ]
+    with pytest.raises(ValueError, match="cut short"):
+        processor.load_audio(cut, allow_cut=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [("sr", 8000, "sampling_rate"), ("samplingrate", 8000, "sampling_rate"), ("transcript", "hello", "text")],
+)
+def test_a_keyword_that_would_be_ignored_is_refused(processor, tone, name, value, hint):
+    with pytest.raises(TypeError, match=f"unexpected keyword '{name}'; did you mean {hint}"):
+        processor(audio=tone, **{name: value})
+    with pytest.raises(TypeError, match="'beams'; accepted: audio, text, sampling_rate, prompt, return_tensors"):
+        processor(audio=tone, beams=3)
+    padded = processor(audio=tone, padding=True, images=None)
+    assert torch.equal(padded["input_features"], processor(audio=tone)["input_features"])
 
 
 def test_longer_audio_than_the_window_is_refused_not_cut(processor):

@@ -46,7 +46,7 @@ def test_truncated_wav_is_found_and_a_length_that_is_unknown_is_not(tmp_path):
     assert whole[36:44] == b"data" + (64000).to_bytes(4, "little")
     path.write_bytes(whole[:30044])
     problem = of(path).problem
-    assert problem.reason == "truncated" and problem.detail.startswith("30000 bytes of the 64000 that the header of")
+    assert problem == ("truncated", f"{path}: 30000 bytes of the 64000 that its header states")
     for length in (64010, 0x7FFFFFFF, 0xFFFFFFFF):  # ten bytes too many; written to a pipe
         path.write_bytes(whole[:40] + length.to_bytes(4, "little") + whole[44:])
         result = of(path)

@@ -57,7 +57,7 @@ def test_pushed_and_transcribed_by_id(hub, tmp_path):
     files = hub.repos["user/seam"].files
     code = {f"modeling_seam/{path.name}" for path in (ROOT / "modeling_seam").glob("*.py")}
     code -= {"modeling_seam/__init__.py"}
-    code |= {"configuration_seam.py", "processing_seam.py"}
+    code |= {"audio_files.py", "configuration_seam.py", "processing_seam.py"}
     texts = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json"}
     texts |= {"tokenizer_config.json", "chat_template.jinja", "README.md", ".gitattributes"}
     assert set(files) == code | texts | {"model.safetensors"}
@@ -69,7 +69,7 @@ def test_pushed_and_transcribed_by_id(hub, tmp_path):
     assert "model.safetensors.index.json" in sharded and "model.safetensors" not in sharded
     assert saved.files["model.safetensors"] == files["model.safetensors"]
     assert saved.branches["main"].title == "Saved"
-    assert code - {"processing_seam.py"} <= set(saved.files) & set(sharded)
+    assert code - {"audio_files.py", "processing_seam.py"} <= set(saved.files) & set(sharded)
 
     environment = hub.environment(tmp_path / "user")
     environment.pop("PYTHONPATH", None)

@@ -33,6 +33,7 @@ def test_a_folder_is_complete(checkpoint, processor, waveforms, tmp_path):
     names = {path.name for path in folder.iterdir()}
     assert {
         "README.md",
+        "audio_files.py",
         "config.json",
         "configuration_seam.py",
         "generation_config.json",
