@@ -162,8 +162,8 @@ class SeamProcessor(ProcessorMixin):
         Args:
             source: a path, a URL, the bytes of an audio file, a file object, a waveform of shape `(samples,)` or
                 `(samples, channels)`, or a dict as `datasets` and the ASR pipeline make them: with `array` (or `raw`)
-                and `sampling_rate`, or with `bytes` or `path`. Anything that gives `["array"]` and `["sampling_rate"]` is
-                such a dict.
+                and `sampling_rate`, or with `bytes` or `path`. Its decoder, which gives `["array"]` and
+                `["sampling_rate"]`, is such a dict.
             sampling_rate: of a bare waveform, in Hz; by default the feature extractor's.
             allow_cut: whether a file that was cut short is decoded as far as it goes, with a warning.
 

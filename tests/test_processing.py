@@ -87,7 +87,9 @@ class AudioDecoder:
         return self.parts[name]
 
 
-@pytest.mark.parametrize("kind", ["path", "bytes", "both", "array", "rate of numpy", "channels first", "decoder", "file"])
+@pytest.mark.parametrize(
+    "kind", ["path", "bytes", "both", "array", "rate of numpy", "channels first", "decoder", "file"]
+)
 def test_what_datasets_and_open_give(processor, tone, tmp_path, kind):
     (tmp_path / "tone.raw").write_bytes(encoded(tone))
     source = {

@@ -67,10 +67,14 @@ def test_every_kind_of_input(asr, files, waveforms, texts):
     file, waveform, text = files[0], waveforms[0], texts[0]
     with open(file, "rb") as opened:
         data = opened.read()
-    for source in (file, data, waveform, torch.tensor(waveform), np.stack([waveform, waveform])):
+    for source in (file, data, waveform, torch.tensor(waveform), np.stack([waveform, waveform], axis=1)):
         assert asr(source) == {"text": text}
     for key in ("array", "raw"):
         assert asr({key: waveform, "sampling_rate": 16000}) == {"text": text}
+    for one in ({"path": str(file), "bytes": None}, {"path": None, "bytes": data}):
+        assert asr(one) == {"text": text}
+    with pytest.raises(ValueError, match="Give several recordings as a list of waveforms"):
+        asr(np.stack([waveform, waveform]))
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
