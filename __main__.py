@@ -26,6 +26,8 @@ from seam.arguments import (
     check_recipe_or_checkpoint,
     checked,
     one_sentence_errors,
+    print_json,
+    printable_output,
 )
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "english"
@@ -36,7 +38,13 @@ LEFT_OUT_SHOWN = 20
 # optional kernel, for 4-bit weights on the CPU, is missing.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    callback=printable_output,
+    help="Transcribe with SEAM; train, evaluate and publish it.",
+)
 train_app = typer.Typer(no_args_is_help=True, help="Train one stage, or everything from nothing.")
 app.add_typer(train_app, name="train")
 data_app = typer.Typer(no_args_is_help=True, help="Corpora to train on and to score.")
@@ -107,7 +115,7 @@ def transcribe(
     for file, result in zip(files, results, strict=True):
         if as_json:
             row = {"file": str(file), "seconds": round(result.seconds, 3), "stage1": result.stage1, "text": result.text}
-            print(json.dumps(row, ensure_ascii=False))
+            print_json(row)
         else:
             print(f"{file}: {result.text}" if len(files) > 1 else result.text)
 
@@ -254,7 +262,7 @@ def explain(
         plot_explanation(explanation, picture, title=audio.name)
     if as_json:
         row = {"file": str(audio), "picture": str(picture), **explanation_views.record(explanation)}
-        print(json.dumps(row, ensure_ascii=False))
+        print_json(row)
         return
     console = wide_console(markup=False, emoji=False, highlight=False)
     console.print(explanation_views.table(explanation))

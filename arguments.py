@@ -1,10 +1,13 @@
 """Arguments of the `seam` command: what they are called, and checks that name mistakes before anything heavy begins."""
 
+import io
+import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from huggingface_hub.errors import StrictDataclassError
@@ -20,6 +23,27 @@ def one_sentence_errors():
     except (ValueError, OSError, ImportError, StrictDataclassError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def printable_output() -> None:
+    """
+    Print what the terminal's encoding lacks as escapes, in the place of ending with an error after the work.
+
+    Such are other scripts where it is not UTF-8, and the bytes of file names that are not UTF-8 (lone surrogates).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(row: dict[str, Any]) -> None:
+    """Print a JSON object in one line, with JSON's own escapes where the terminal's encoding lacks a character."""
+    line = json.dumps(row, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(row)
+    print(line)
 
 
 def checked(check: Callable) -> Callable:
@@ -42,7 +66,7 @@ def check_audio(path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file.")
     try:
-        soundfile.info(str(path))
+        soundfile.info(os.fsencode(path))  # soundfile itself encodes no name that is not UTF-8
     except soundfile.LibsndfileError as error:
         raise ValueError(f"{path} cannot be read as audio: {error.error_string}") from error
 

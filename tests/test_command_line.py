@@ -1,15 +1,20 @@
 """The `seam` command, as a user runs it."""
 
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import soundfile
+import typer
 from torch import distributed
 
-from seam.__main__ import run_recipe
+from seam.__main__ import app, run_recipe
+from seam.arguments import check_audio, print_json
 from seam.data.manifest import read_manifest
 from seam.tests.helpers import forked
 from seam.tests.helpers.shipped import RECORDINGS, TINY
@@ -69,6 +74,42 @@ def test_any_rate_channels_and_length(recordings, tmp_path):
     assert abs(one["seconds"] - len(waveform) / rate) < 0.01
     assert other["seconds"] == round(len(long) / rate, 3)
     assert len(other["text"].split()) > 0.7 * sum(len(u.text.split()) for u in recordings * 3)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_that_the_terminal_cannot_print(recordings, tmp_path, monkeypatch, encoding):
+    files = [tmp_path / "\u00fcn\u4e2d\U0001f600.wav", tmp_path / "plain.wav"]
+    for file in files:
+        shutil.copy(recordings[0].audio, file)
+
+    def transcribe(*arguments) -> tuple[str, str]:
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", streams[0])
+            patch.setattr(sys, "stderr", streams[1])
+            try:
+                app(["transcribe", *map(str, arguments), "--model", str(TINY)], standalone_mode=False)
+            except typer.Exit:
+                pass
+        for stream in streams:
+            stream.flush()
+        return tuple(stream.buffer.getvalue().decode(encoding) for stream in streams)
+
+    printed, _ = transcribe(*files, "--json")
+    assert [json.loads(line)["file"] for line in printed.splitlines()] == [str(file) for file in files]
+    odd, plain = transcribe(*files)[0].splitlines()
+    assert odd.split(": ", 1)[1] == plain.split(": ", 1)[1] != ""
+    missing = tmp_path / "\u4e2d.wav"
+    shown = str(missing).encode(encoding, "backslashreplace").decode(encoding)
+    assert f"error: {shown}: no such audio file" in transcribe(missing)[1]
+
+
+def test_a_file_name_that_is_not_utf8_is_checked_and_printed(recordings, tmp_path, capsys):
+    file = tmp_path / os.fsdecode(b"bad\xff.wav")
+    shutil.copy(recordings[0].audio, file)
+    check_audio(file)
+    print_json({"file": str(file)})
+    assert json.loads(capsys.readouterr().out) == {"file": str(file)}
 
 
 def bad_files(folder):
