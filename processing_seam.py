@@ -118,7 +118,7 @@ class SeamProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Return the names of the model's inputs."""
-        return ["input_features", "attention_mask", "input_ids", "prompt_attention_mask"]
+        return ["input_features", "attention_mask", "input_ids", "prompt_input_ids", "prompt_attention_mask"]
 
     def lookup_excluded_ids(self, vocab_size: int) -> list[int]:
         """
@@ -285,7 +285,9 @@ class SeamProcessor(ProcessorMixin):
             - of audio, `input_features` `(batch, n_mels, frames)` and `attention_mask` `(batch, frames)`, 1 where there
               is audio;
             - of text, `labels` `(batch, tokens + 1)`: ids and the end of the turn, padded on the right with -100;
-            - of prompts, `input_ids` and `prompt_attention_mask` `(batch, prompt)`, padded on the left.
+            - of prompts, `prompt_input_ids` and `prompt_attention_mask` `(batch, prompt)`, padded on the left; and
+              `input_ids` `(batch, 0)`, what the ids of `generate` begin with: nothing, so that a script which cuts off
+              `input_ids.shape[1]` ids, as other models need it, has the transcript as well.
 
         Raises:
             ValueError: for audio longer than the window (see `split`), or unreadable audio.
@@ -327,7 +329,10 @@ class SeamProcessor(ProcessorMixin):
         longest = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         return {
-            "input_ids": torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0), value=pad) for r in rows]),
+            "input_ids": torch.zeros(n, 0, dtype=torch.long),
+            "prompt_input_ids": torch.stack(
+                [torch.nn.functional.pad(r, (longest - len(r), 0), value=pad) for r in rows]
+            ),
             "prompt_attention_mask": torch.stack(
                 [torch.nn.functional.pad(torch.ones_like(r), (longest - len(r), 0)) for r in rows]
             ),
@@ -336,7 +341,12 @@ class SeamProcessor(ProcessorMixin):
     def apply_transcription_request(
         self, audio: AudioSource | list[AudioSource], prompt: str | list[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Prepare all that `generate` needs to transcribe `audio`; `prompt` replaces the default instruction."""
+        """
+        Prepare all that `generate` needs to transcribe `audio`; `prompt` replaces the default instruction.
+
+        `generate` returns the transcript alone, and `input_ids` are of no length: with and without
+        `ids[:, inputs.input_ids.shape[1] :]` it is the same.
+        """
         return self(audio=audio, prompt=self.instruction if prompt is None else prompt, **kwargs)
 
     def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:

@@ -46,7 +46,7 @@ class OwnAdapters(dict):
             )
         super().__setitem__(name, adapter)
 
-    def update(self, adapters):
+    def update(self, adapters):  # type: ignore[override]  # PEFT gives a mapping
         """Add adapters as `__setitem__` does."""
         for name, adapter in adapters.items():
             self[name] = adapter

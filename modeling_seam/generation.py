@@ -13,8 +13,16 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .aligner_decoding import can_run, greedy_alignment, verified_alignment
 from .bridges import CTCHead
-from .generation_arguments import check_arguments, put_into
-from .generation_outputs import ALIGNMENT_COUNTS, LLM_COUNTS, REPORTS, AlignmentOutput, SeamGenerateOutput
+from .generation_io import (
+    ALIGNMENT_COUNTS,
+    LLM_COUNTS,
+    REPORTS,
+    AlignmentOutput,
+    SeamGenerateOutput,
+    check_arguments,
+    put_into,
+    without_whispers,
+)
 from .llm_decoding import PromptPrefix, can_verify, is_sliding, verified_greedy
 from .nearest import NearestToken, alignment_distance
 from .prompt import splice
@@ -134,6 +142,7 @@ class SeamGenerationMixin(GenerationMixin):
             language, task: what Whisper's prompt says before `<BOA>` (see `token_table.start_ids`).
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
+        kwargs = without_whispers(kwargs)
         check_arguments(generation_config, kwargs)
         start = start_ids(self.config, language, task)
         if self.config.bridge != "aligner":
@@ -264,7 +273,7 @@ class SeamGenerationMixin(GenerationMixin):
         self,
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
+        prompt_input_ids: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         speech_states: torch.Tensor | None = None,
         speech_mask: torch.Tensor | None = None,
@@ -276,6 +285,7 @@ class SeamGenerationMixin(GenerationMixin):
         labels: torch.Tensor | None = None,
         language: str | None = None,
         task: str | None = None,
+        input_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor | SeamGenerateOutput:
         """
@@ -284,7 +294,7 @@ class SeamGenerationMixin(GenerationMixin):
         Args:
             input_features (`torch.FloatTensor` of shape `(batch, n_mels, frames)`): log-mel features.
             attention_mask (`torch.Tensor` of shape `(batch, frames)`, *optional*): 1 for frames that hold audio.
-            input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
+            prompt_input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
                 Prompts with one `audio_token_id` each (`SeamProcessor.apply_transcription_request`); by default the
                 one in the config.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
@@ -303,13 +313,16 @@ class SeamGenerationMixin(GenerationMixin):
                 language model's, or Stage 1's with `use_llm=False`.
             labels: ignored; `Trainer` passes the whole batch.
             language (`str`, *optional*): spoken in the audio: a code, an English name, or Whisper's token. Only an
-                aligner that begins as a multilingual Whisper's decoder takes one (`token_projection="table"`).
-            task (`str`, *optional*): `"transcribe"` or `"translate"`, of the same aligners.
+                aligner that begins as a multilingual Whisper's decoder is told it (`token_projection="table"`).
+            task (`str`, *optional*): `"transcribe"` or `"translate"`, of the same aligners; the others transcribe.
+            input_ids (`torch.LongTensor` of shape `(batch, 0)`, *optional*): what the output begins with, as
+                `SeamProcessor` says it. Others are taken for `prompt_input_ids`; the output is the transcript alone.
 
         Returns:
             Transcript ids `(batch, tokens)` padded at the end, or a [`SeamGenerateOutput`]. Where Stage 1 finds no
             token, the transcript is empty: nothing is invented.
         """
+        kwargs = without_whispers(kwargs)
         check_arguments(generation_config, kwargs)
         use_llm = self.uses_llm(use_llm)
         start = start_ids(self.config, language, task)
@@ -336,7 +349,7 @@ class SeamGenerationMixin(GenerationMixin):
             )
         pad = self._pad_token_id(generation_config)
         if use_llm:
-            prompts = self.prompt_rows(len(speech_states), input_ids, prompt_attention_mask)
+            prompts = self.prompt_rows(len(speech_states), prompt_input_ids, prompt_attention_mask, input_ids)
             inputs = self._llm_inputs(alignment, prompts, first_token_guidance, speech_states, speech_mask, start)
             output = self._transcribe(inputs, verify, generation_config, pad, kwargs)
         else:

@@ -32,8 +32,7 @@ from .token_table import start_ids
 # Not used here. Before 5.12, transformers copies as remote code only those siblings that this very file imports.
 from .aligner_decoding import greedy_alignment as greedy_alignment
 from .fast_matmul import skinny_matmul as skinny_matmul
-from .generation_arguments import check_arguments as check_arguments
-from .generation_outputs import SeamGenerateOutput as SeamGenerateOutput
+from .generation_io import SeamGenerateOutput as SeamGenerateOutput
 from .pipeline import SeamPipeline as SeamPipeline
 from .speculative import DraftedBatch as DraftedBatch
 from .weights import weight_files as weight_files
@@ -298,7 +297,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         input_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
+        prompt_input_ids: torch.Tensor | None = None,
         prompt_attention_mask: torch.Tensor | None = None,
         speech_states: torch.Tensor | None = None,
         speech_mask: torch.Tensor | None = None,
@@ -315,6 +314,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         return_logits: bool = True,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        input_ids: torch.Tensor | None = None,
     ) -> SeamOutput:
         """
         Compute the loss of a stage under teacher forcing, or that of the draft head.
@@ -324,7 +324,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
             labels (`torch.LongTensor` of shape `(batch, tokens + 1)`):
                 The transcript's ids and the end of the language model's turn, padded on the right with -100
                 (`SeamProcessor`). In Stage 1 the last one stands for `<EOA>`.
-            input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
+            prompt_input_ids (`torch.LongTensor` of shape `(batch, prompt)`, *optional*):
                 Prompts with one `audio_token_id` each; `config.prompt_token_ids` by default.
             prompt_attention_mask (`torch.Tensor` of shape `(batch, prompt)`, *optional*): 1 for the prompt's own ids.
             speech_states, speech_mask (*optional*): what `encode` returned, instead of `input_features`.
@@ -356,6 +356,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
                 is a whole vocabulary.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 See [`SeamOutput`]; by default what the configs of the parts say.
+            input_ids (*optional*): see `generate`.
         """
         if use_draft_head and self.draft_head is None:
             raise ValueError("use_draft_head: this model has no draft head; add_draft_head puts one in.")
@@ -385,7 +386,7 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         if masked is not None:
             mask = 0.0 if self.mask_embedding is None else self.mask_embedding.to(aligned_embeds)
             aligned_embeds = torch.where(masked[..., None].bool(), mask, aligned_embeds)
-        prompts = self.prompt_rows(len(labels), input_ids, prompt_attention_mask)
+        prompts = self.prompt_rows(len(labels), prompt_input_ids, prompt_attention_mask, input_ids)
         return self._llm_loss(
             labels, count, prompts, aligned_embeds, aligned_mask, first_token_ids, return_logits, **outputs
         )
@@ -526,23 +527,30 @@ class SeamForSpeechRecognition(SeamLoadingMixin, SeamSavingMixin, SeamGeneration
         )
 
     def prompt_rows(
-        self, batch_size: int, input_ids: torch.Tensor | None, prompt_attention_mask: torch.Tensor | None
+        self,
+        batch_size: int,
+        prompt_input_ids: torch.Tensor | None,
+        prompt_attention_mask: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Return each row's prompt ids without padding: the given ones, or the default prompt of the config."""
-        if input_ids is None:
+        if prompt_input_ids is None and input_ids is not None and input_ids.shape[1]:
+            prompt_input_ids = input_ids  # the name that prompts had
+        if prompt_input_ids is None:
             if self.config.prompt_token_ids is None:
                 raise ValueError(
-                    "no prompt: give input_ids, or set config.prompt_token_ids (SeamProcessor.prompt_ids)."
+                    "no prompt: give prompt_input_ids, or set config.prompt_token_ids (SeamProcessor.prompt_ids)."
                 )
             default = torch.tensor(self.config.prompt_token_ids, device=self.device)
             return [default] * batch_size
-        if len(input_ids) not in (1, batch_size):
-            raise ValueError(f"{len(input_ids)} prompts for {batch_size} utterances; give one for all or one for each.")
+        given = len(prompt_input_ids)
+        if given not in (1, batch_size):
+            raise ValueError(f"{given} prompts for {batch_size} utterances; give one for all or one for each.")
         if prompt_attention_mask is None:
-            prompt_attention_mask = torch.ones_like(input_ids)
-        input_ids = input_ids.expand(batch_size, -1)
+            prompt_attention_mask = torch.ones_like(prompt_input_ids)
+        prompt_input_ids = prompt_input_ids.expand(batch_size, -1)
         prompt_attention_mask = prompt_attention_mask.expand(batch_size, -1)
-        return [row[keep.bool()] for row, keep in zip(input_ids, prompt_attention_mask, strict=True)]
+        return [row[keep.bool()] for row, keep in zip(prompt_input_ids, prompt_attention_mask, strict=True)]
 
 
 def _is_last(is_label: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
+from transformers.utils import logging
 
 from .aligner import Project, SeamAligner, apply
 from .fast_matmul import skinny_matmul
 from .nearest import NearestToken
+
+logger = logging.get_logger(__name__)
 
 TASKS = ("transcribe", "translate")
 
@@ -157,6 +160,27 @@ def _task_token(task: str, known: list[str]) -> str:
     return token
 
 
+def _check_untold(name: str, value: str, is_whispers: bool) -> None:
+    """
+    Check a language or task that the aligner is not told, for it begins with none.
+
+    Args:
+        is_whispers: whether it begins with Whisper's prompt, which names neither where Whisper is an English one.
+
+    Raises:
+        ValueError: for one that the aligner certainly does not have.
+    """
+    if name == "task":
+        _task_token(value, ["<|transcribe|>"])
+    elif is_whispers:
+        language_token(value, ["<|en|>"])
+    else:
+        logger.warning_once(
+            f"language is {value!r}, without effect: this model is not told a language, but writes what it was trained "
+            "to write."
+        )
+
+
 def start_ids(config, language: str | None = None, task: str | None = None) -> list[int]:
     """
     Return the ids that precede the tokens of every utterance: `<BOA>`, after Whisper's prompt where there is one.
@@ -167,7 +191,7 @@ def start_ids(config, language: str | None = None, task: str | None = None) -> l
         task: `"transcribe"` or `"translate"`, for what Whisper's decoder was trained on.
 
     Raises:
-        ValueError: for a language or task that the aligner has no token for.
+        ValueError: for a language or task that the aligner does not have.
     """
     prompt = list(config.aligner_prompt or ())
     known = list(config.aligner_prompt_tokens or ())
@@ -178,7 +202,8 @@ def start_ids(config, language: str | None = None, task: str | None = None) -> l
             continue
         own = next((i for i, token in enumerate(prompt) if token in tokens), None)
         if own is None:
-            raise ValueError(f"{name} is {value!r}, but this aligner begins with no {name}: leave it out.")
+            _check_untold(name, value, bool(known))
+            continue
         prompt[own] = language_token(value, tokens) if name == "language" else _task_token(value, tokens)
     vocab_size = config.get_text_config().vocab_size
     return [*(vocab_size + known.index(name) for name in prompt), config.boa_token_id]

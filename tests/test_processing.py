@@ -266,8 +266,11 @@ def test_unknown_special_token_is_named(processor):
 
 def test_request_has_one_prompt_per_audio(processor, waveforms):
     request = processor.apply_transcription_request(waveforms[:2], prompt=["one", "turn on the light in the kitchen"])
-    assert request["input_ids"].shape == request["prompt_attention_mask"].shape
-    assert request["input_ids"][0][request["prompt_attention_mask"][0].bool()].tolist() == processor.prompt_ids("one")
+    assert request["prompt_input_ids"].shape == request["prompt_attention_mask"].shape
+    assert request["input_ids"].shape == (2, 0)  # what the output of `generate` begins with
+    assert request["prompt_input_ids"][0][request["prompt_attention_mask"][0].bool()].tolist() == processor.prompt_ids(
+        "one"
+    )
     with pytest.raises(ValueError, match="2 audio inputs but 1 prompts"):
         processor.apply_transcription_request(waveforms[:2], prompt=["one"])
 

@@ -57,6 +57,10 @@ EVERYTHING = """
         assert text == expected if not options else text, text
     assert asr.model.dtype == torch.bfloat16
     assert pipeline(model=name, **trust)(audio)["text"] == expected  # the task is said by the config
+    parts = {"tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
+    for given in (parts, {"processor": processor}, {}):
+        asr = remote(pipeline("automatic-speech-recognition", model=model, **given))
+        assert asr(audio)["text"] == expected
     assert sys.modules["seam"] is None
 """
 

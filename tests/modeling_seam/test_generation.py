@@ -225,9 +225,11 @@ def test_more_tokens_than_positions_are_refused(model, batch):
 
 def test_one_prompt_for_all_and_too_few(model, processor, batch):
     ids = torch.tensor([processor.prompt_ids("one two")])
-    assert torch.equal(model.generate(**batch, input_ids=ids), model.generate(**batch, input_ids=ids.expand(4, -1)))
+    assert torch.equal(
+        model.generate(**batch, prompt_input_ids=ids), model.generate(**batch, prompt_input_ids=ids.expand(4, -1))
+    )
     with pytest.raises(ValueError, match="2 prompts for 4 utterances"):
-        model.generate(**batch, input_ids=ids.expand(2, -1))
+        model.generate(**batch, prompt_input_ids=ids.expand(2, -1))
 
 
 def test_given_prompts_of_different_lengths(model, processor, waveforms):

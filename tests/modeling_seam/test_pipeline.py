@@ -8,7 +8,15 @@ import soundfile
 import torch
 import transformers
 from packaging.version import Version
-from transformers import pipeline
+from transformers import (
+    AutoFeatureExtractor,
+    AutomaticSpeechRecognitionPipeline,
+    AutoModelForSpeechSeq2Seq,
+    AutoTokenizer,
+    GenerationConfig,
+    pipeline,
+)
+from transformers.utils import logging
 
 from seam.data.manifest import read_manifest
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -226,8 +234,8 @@ def test_generate_kwargs(asr, files, texts):
 def test_what_it_has_no_use_for_is_named(asr, files):
     with pytest.raises(ValueError, match="return_timestamps: SEAM outputs tokens, not times"):
         asr(files[0], return_timestamps=True)
-    with pytest.raises(ValueError, match="chunk_length_s: long audio is cut"):
-        asr(files[0], chunk_length_s=10)
+    with pytest.raises(ValueError, match="return_language: SEAM does not say"):
+        asr(files[0], return_language=True)
     with pytest.raises(ValueError, match="no_such_setting"):
         asr(files[0], generate_kwargs={"no_such_setting": 1})
     with pytest.raises(FileNotFoundError, match="missing.wav"):
@@ -241,6 +249,77 @@ def test_a_saved_pipeline_comes_back(asr, files, texts, tmp_path):
     again = pipeline(TASK, model=str(tmp_path), pipeline_class=SeamPipeline)
     assert isinstance(again.model, SeamForSpeechRecognition)
     assert words(again(files[:3], batch_size=3)) == texts[:3]
+
+
+def test_what_whispers_scripts_say(asr, files, texts, caplog):
+    logging.warning_once.cache_clear()
+    assert asr(files[0], chunk_length_s=10, stride_length_s=(2, 2), return_timestamps=False) == {"text": texts[0]}
+    assert "chunk_length_s, stride_length_s: without effect" in caplog.text
+    caplog.clear()
+    logging.warning_once.cache_clear()
+    said = {"language": "en", "task": "transcribe", "condition_on_prev_tokens": False}
+    assert words(asr(files[:3], batch_size=2, generate_kwargs=said, return_language=False)) == texts[:3]
+    assert asr(files[0], chunk_length_s=30, ignore_warning=True) == {"text": texts[0]}
+    assert "language is 'en', without effect" in caplog.text and "chunk_length_s" not in caplog.text
+    with pytest.raises(ValueError, match="task is 'translate'; accepted: transcribe"):
+        asr(files[0], generate_kwargs={"task": "translate"})
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True, "2"])
+def test_a_batch_has_a_size(asr, files, batch_size):
+    for source in (files[0], files[:2], (file for file in files[:2])):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size!r}; accepted: whole numbers from 1"):
+            asr(source, batch_size=batch_size)
+
+
+def test_no_recording_gets_the_transcript_of_another(asr, files, texts):
+    for given in ({"num_return_sequences": 3, "num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}):
+        for batch_size in (1, 2):
+            with pytest.raises(ValueError, match="the pipeline returns one transcript of each recording"):
+                asr(files[:2], batch_size=batch_size, generate_kwargs=given)
+            with pytest.raises(ValueError, match="transcripts of [12] pieces of audio"):
+                asr(files[:2], batch_size=batch_size, generation_config=GenerationConfig(max_new_tokens=5, **given))
+    assert words(asr(files[:2], batch_size=2, num_return_sequences=1, num_beams=2)) == texts[:2]
+    with pytest.raises(ValueError, match="num_beams is 0"):
+        asr(files[0], num_beams=0)
+
+
+@pytest.mark.parametrize("names", [["tokenizer", "feature_extractor"], ["processor"], ["tokenizer", "processor"], []])
+def test_a_loaded_model_has_its_pipeline(shipped, files, texts, names):
+    """As every card of a Whisper model makes one."""
+    model, processor = shipped
+    parts = {name: processor if name == "processor" else getattr(processor, name) for name in names}
+    asr = pipeline(TASK, model=model, **parts)
+    assert type(asr) is SeamPipeline and asr.model is model
+    assert words(asr(files[:3], batch_size=2)) == texts[:3]
+    long = np.concatenate([soundfile.read(file, dtype="float32")[0] for file in files[:3]])
+    assert len(asr(long)["text"].split()) > len(texts[0].split())
+
+
+def test_parts_of_another_model_are_refused(shipped, processor, model):
+    with pytest.raises(ValueError, match="tokenizer: it is not the one of the model's processor"):
+        pipeline(TASK, model=shipped[0], tokenizer=processor.tokenizer)
+    with pytest.raises(ValueError, match="feature_extractor: it is not the one of the model's processor"):
+        pipeline(TASK, model=shipped[0], processor=shipped[1], feature_extractor=processor.feature_extractor)
+    with pytest.raises(ValueError, match="processor: this model was loaded from no checkpoint"):
+        pipeline(TASK, model=model, tokenizer=processor.tokenizer, feature_extractor=processor.feature_extractor)
+    assert pipeline(TASK, model=model, processor=processor).processor is processor
+    with pytest.raises(ValueError, match="belongs to another checkpoint"):
+        pipeline(TASK, model=model, processor=shipped[1])
+
+
+def test_other_models_have_the_pipeline_that_they_had(multilingual, waveforms):
+    whisper = AutoModelForSpeechSeq2Seq.from_pretrained(multilingual[0])
+    tokenizer = AutoTokenizer.from_pretrained(multilingual[0])
+    features = AutoFeatureExtractor.from_pretrained(multilingual[0])
+    for asr in (
+        pipeline(TASK, model=whisper, tokenizer=tokenizer, feature_extractor=features),
+        pipeline(TASK, model=multilingual[0]),
+    ):
+        assert type(asr) is AutomaticSpeechRecognitionPipeline and asr.type == "seq2seq_whisper"
+        assert asr.tokenizer is not None and asr.feature_extractor is not None
+    with pytest.raises(ValueError, match="tokenizer: .* has none that loads; give one"):
+        pipeline(TASK, model=whisper, feature_extractor=features)
 
 
 def test_without_trust_or_the_class_it_is_refused(asr, files, texts):

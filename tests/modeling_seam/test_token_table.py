@@ -1,5 +1,6 @@
 """The aligner that begins as Whisper's decoder: its table, its prompt, and that decoder's own transcripts."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.utils import logging
 
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
@@ -217,10 +219,25 @@ def test_unknown_languages_and_tasks_are_named(table_model, processor, waveforms
         table_model.generate(**processor(audio=waveforms[0]), **asked)
 
 
-@pytest.mark.parametrize("asked", [{"language": "de"}, {"task": "translate"}])
-def test_projections_take_no_language(model, processor, waveforms, asked):
-    with pytest.raises(ValueError, match="this aligner begins with no (language|task): leave it out"):
-        model.generate(**processor(audio=waveforms[0]), **asked)
+def test_projections_are_told_no_language_but_transcribe(model, processor, waveforms, caplog):
+    inputs = processor(audio=waveforms[0])
+    plain = model.generate(**inputs)
+    logging.warning_once.cache_clear()
+    assert torch.equal(model.generate(**inputs, language="de", task="transcribe"), plain)
+    assert "language is 'de', without effect" in caplog.text
+    for task in ("translate", "sing"):
+        with pytest.raises(ValueError, match=f"task is '{task}'; accepted: transcribe."):
+            model.generate(**inputs, task=task)
+
+
+def test_an_english_whisper_hears_english(table_model):
+    config = copy.copy(table_model.config)
+    config.aligner_prompt_tokens, config.aligner_prompt = ["<|startoftranscript|>"], ["<|startoftranscript|>"]
+    assert start_ids(config, "English", "transcribe") == start_ids(config, "en") == start_ids(config)
+    with pytest.raises(ValueError, match="language is 'de'; accepted: en."):
+        start_ids(config, "de")
+    with pytest.raises(ValueError, match="task is 'translate'; accepted: transcribe."):
+        start_ids(config, task="translate")
 
 
 def test_projections_are_built_without_a_language(backbones, processor):

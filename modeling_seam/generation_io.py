@@ -1,9 +1,102 @@
-"""What `align` and `generate` return."""
+"""What `align` and `generate` return, and which arguments of `GenerationMixin.generate` they accept."""
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 import torch
-from transformers.utils import ModelOutput
+from transformers import GenerationConfig
+from transformers.utils import ModelOutput, logging
+
+logger = logging.get_logger(__name__)
+
+# Drafts of another model, or of another part of the model: both loops begin with embeddings that these do not see.
+ASSISTANTS = ("assistant_model", "assistant_tokenizer", "assistant_early_exit", "use_mtp")
+# How Whisper decides whether to decode a piece of long audio again: here each piece is decoded once.
+WITHOUT_EFFECT = (
+    "compression_ratio_threshold",
+    "condition_on_prev_tokens",
+    "is_multilingual",
+    "logprob_threshold",
+    "no_speech_threshold",
+    "prompt_condition_type",
+)
+# What Whisper can return beside the transcript.
+NOT_RETURNED = ("return_timestamps", "return_token_timestamps", "return_segments", "return_language")
+# Of these there is at least one.
+COUNTS = ("num_beams", "num_return_sequences", "num_beam_groups", "max_new_tokens", "max_length")
+
+
+def check_arguments(generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
+    """
+    Check the arguments of `generate` before anything is computed.
+
+    Args:
+        generation_config: the given one, which `kwargs` change.
+        kwargs: the given arguments.
+
+    Raises:
+        ValueError: for one with which the stock loops would write something else, or nothing, without a word.
+    """
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        raise ValueError(
+            f"generation_config is a {type(generation_config).__name__}; accepted: a GenerationConfig, or its fields "
+            "as arguments of their own."
+        )
+
+    def given(name: str) -> Any:
+        return kwargs[name] if name in kwargs else getattr(generation_config, name, None)
+
+    for name in ASSISTANTS:
+        if given(name):
+            raise ValueError(
+                f"{name}: an assistant does not see the embeddings that are decoded from, and would change the "
+                "transcript; leave it out, for Stage 1 drafts the transcript already (verify=True)."
+            )
+    for name in COUNTS:
+        value = given(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral) or value < 1):
+            raise ValueError(f"{name} is {value!r}; accepted: whole numbers from 1.")
+
+
+def without_whispers(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Return the arguments of `generate` without those of Whisper that change nothing here, and say which these are.
+
+    Raises:
+        ValueError: for those that ask for something that is not there.
+    """
+    for name in NOT_RETURNED:
+        if kwargs.get(name):
+            raise ValueError(f"{name}: SEAM outputs tokens of the transcript, no times and no languages; leave it out.")
+    idle = [name for name in WITHOUT_EFFECT if kwargs.get(name) is not None]
+    temperature = kwargs.get("temperature")
+    if isinstance(temperature, (list, tuple)):
+        if kwargs.get("do_sample") or not temperature or temperature[0] != 0:
+            raise ValueError(
+                f"temperature is {temperature!r}; accepted: one number, or Whisper's list that begins at 0."
+            )
+        idle.append("temperature")
+    if idle:
+        logger.warning_once(f"{', '.join(idle)}: without effect, for SEAM decodes every piece of audio once.")
+    return {name: value for name, value in kwargs.items() if name not in (*NOT_RETURNED, *WITHOUT_EFFECT, *idle)}
+
+
+def put_into(generation_config: GenerationConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Put the arguments of `generate` into the config and return those that are none of its fields.
+
+    `max_length` is the length of the output, as for any encoder-decoder; the prompt does not count.
+    """
+    if "max_length" in kwargs:
+        kwargs = {"max_new_tokens": kwargs["max_length"], **kwargs, "max_length": None}
+    kwargs = generation_config.update(**kwargs)
+    generation_config.max_new_tokens = generation_config.max_new_tokens or generation_config.max_length
+    generation_config.max_length = None
+    return kwargs
+
+
+# ---- what is returned ----
 
 
 @dataclass

@@ -5,6 +5,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
 pytestmark = pytest.mark.oldest
 
@@ -114,3 +115,65 @@ def test_a_silent_row_has_states_of_zero(eager, batch):
             **batch, max_new_tokens=3, verify=False, output_hidden_states=True, return_dict_in_generate=True
         )
     assert all(not state[0].any() and state[1].any() for step in output.hidden_states for state in step)
+
+
+@pytest.mark.parametrize("use_llm", [True, False])
+def test_what_whispers_scripts_say_is_without_effect(model, batch, use_llm, caplog):
+    plain = model.generate(**batch, use_llm=use_llm)
+    said = {
+        "condition_on_prev_tokens": False,
+        "compression_ratio_threshold": 1.35,
+        "temperature": (0.0, 0.2, 0.4),
+        "logprob_threshold": -1.0,
+        "no_speech_threshold": 0.6,
+        "return_timestamps": False,
+        "return_segments": None,
+        "task": "transcribe",
+    }
+    logging.warning_once.cache_clear()
+    assert torch.equal(model.generate(**batch, use_llm=use_llm, **said), plain)
+    for name in ("condition_on_prev_tokens", "temperature", "no_speech_threshold"):
+        assert name in caplog.text
+    assert "return_" not in caplog.text and "task" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"return_timestamps": True},
+        {"return_timestamps": "word"},
+        {"return_segments": True},
+        {"return_language": True},
+        {"temperature": (0.2, 0.4)},
+        {"temperature": (0.0, 0.4), "do_sample": True},
+    ],
+)
+def test_what_whisper_would_answer_otherwise_is_refused(model, batch, asked):
+    with pytest.raises(ValueError, match=next(iter(asked))):
+        model.generate(**batch, **asked)
+
+
+@pytest.mark.parametrize("prompt", [None, "Stop! "])
+def test_cutting_off_the_prompt_and_not_cutting_give_the_transcript(model, processor, waveforms, prompt):
+    """As scripts for other speech models do after `apply_transcription_request`, and as Whisper's do."""
+    inputs = processor.apply_transcription_request(waveforms, prompt=prompt)
+    ids = model.generate(**inputs)
+    texts = processor.batch_decode(ids)
+    assert all(texts) and len(set(texts)) == 4
+    assert processor.batch_decode(ids[:, inputs.input_ids.shape[1] :], skip_special_tokens=True) == texts
+    assert processor.decode(ids[:, inputs["input_ids"].shape[1] :]) == texts
+    plain = processor.batch_decode(model.generate(**processor(audio=waveforms)))
+    assert (plain == texts) == (prompt is None)
+    output = model.generate(**inputs, return_dict_in_generate=True)
+    assert torch.equal(output.sequences[:, inputs.input_ids.shape[1] :], ids)
+
+
+def test_prompts_are_still_read_by_the_name_that_they_had(model, processor, batch):
+    ids = torch.tensor([processor.prompt_ids("Stop! ")])
+    labels = processor(text=["one", "two"])["labels"]
+    assert torch.equal(model.generate(**batch, input_ids=ids), model.generate(**batch, prompt_input_ids=ids))
+    nothing = torch.zeros(2, 0, dtype=torch.long)
+    for given in ({"input_ids": ids}, {"prompt_input_ids": ids, "input_ids": nothing}):
+        loss = model(**batch, labels=labels, **given).loss
+        assert loss == model(**batch, labels=labels, prompt_input_ids=ids).loss
+    assert torch.equal(model.generate(**batch, input_ids=nothing), model.generate(**batch))
