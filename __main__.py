@@ -29,6 +29,7 @@ from seam.arguments import (
     print_json,
     printable_output,
 )
+from seam.data.files import one_line
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "english"
 RECORDINGS = Path(__file__).parent / "checkpoints" / "people"
@@ -97,27 +98,34 @@ def transcribe(
         bool, typer.Option("--json", help="One JSON object a line: file, seconds, stage1, text.")
     ] = False,
 ):
-    """Transcribe audio files."""
+    """Transcribe audio files; those that cannot be read are named at the end, and the exit status is 1."""
     from seam.evaluation import transcription
 
+    failed = []
     with one_sentence_errors():
         seam, processor = load(model)
-        waveforms = [processor.load_audio(file) for file in files]  # read every file before the long work
-        results = transcription.transcribe(
+        results = transcription.transcribe_each(
             seam,
             processor,
-            waveforms,
+            [sys.stdin.buffer if file == "-" else file for file in files],
             batch_size=batch_size,
             progress=sys.stderr.isatty(),
             use_llm=llm,
             first_token_guidance=first_token_guidance,
         )
-    for file, result in zip(files, results, strict=True):
-        if as_json:
-            row = {"file": str(file), "seconds": round(result.seconds, 3), "stage1": result.stage1, "text": result.text}
-            print_json(row)
-        else:
-            print(f"{file}: {result.text}" if len(files) > 1 else result.text)
+        for file, result in zip(files, results, strict=True):
+            if isinstance(result, Exception):
+                failed.append(result)
+            elif as_json:
+                seconds = round(result.seconds, 3)
+                row = {"file": file, "seconds": seconds, "stage1": result.stage1, "text": result.text}
+                print_json(row)
+            else:
+                print(f"{file}: {result.text}" if len(files) > 1 else result.text, flush=True)
+    for error in failed:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Arguments of the `seam` command: what they are called, and checks that name mistakes before anything heavy begins."""
 
+import glob
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def print_json(row: dict[str, Any]) -> None:
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         line = json.dumps(row)
-    print(line)
+    print(line, flush=True)
 
 
 def checked(check: Callable) -> Callable:
@@ -61,14 +61,48 @@ def checked(check: Callable) -> Callable:
 
 def check_audio(path: Path) -> None:
     """Raise an error unless `path` is an audio file."""
-    import soundfile
+    from seam.audio_files import decode
 
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such audio file.")
-    try:
-        soundfile.info(os.fsencode(path))  # soundfile itself encodes no name that is not UTF-8
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be read as audio: {error.error_string}") from error
+    decode(path, str(path))
+
+
+def recordings(names: list[str]) -> list[str]:
+    """
+    Return the recordings that names on a command line mean, in order.
+
+    Args:
+        names: files, URLs, `-` for standard input, folders, of which all audio files are taken, and patterns that the
+            shell did not expand.
+
+    Raises:
+        FileNotFoundError: for a folder or a pattern without audio, and where no file exists at all.
+    """
+    from seam.audio_files import AUDIO_SUFFIXES
+
+    found: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = [str(one) for one in sorted(path.rglob("*")) if one.suffix.lower() in AUDIO_SUFFIXES]
+            if not inside:
+                raise FileNotFoundError(f"{name}: the folder holds no audio file.")
+            found += inside
+        elif not path.exists() and glob.has_magic(name):
+            matches = sorted(glob.glob(name, recursive=True))
+            if not matches:
+                raise FileNotFoundError(f"{name}: no file matches the pattern.")
+            found += matches
+        else:
+            found.append(name)
+    if not any(one == "-" or one.startswith(("http://", "https://")) or Path(one).exists() for one in found):
+        raise FileNotFoundError(f"{found[0]}: no such audio file.")
+    return found
+
+
+def check_recordings(names: list[str]) -> list[str]:
+    """Return `recordings`, so that mistakes are named before anything heavy is imported."""
+    with one_sentence_errors():
+        return recordings(names)
 
 
 def check_recipe(path: Path) -> None:
@@ -109,7 +143,11 @@ def check_recipe_or_checkpoint(name: str) -> None:
 
 
 Files = Annotated[
-    list[Path], typer.Argument(help="Audio files, of any length and sample rate.", callback=checked(check_audio))
+    list[str],
+    typer.Argument(
+        help="Audio of any length and sample rate: files, folders, URLs, - for standard input.",
+        callback=check_recordings,
+    ),
 ]
 Model = Annotated[str, typer.Option(help="Checkpoint: a folder or a Hub id.", callback=checked(check_checkpoint))]
 BatchSize = Annotated[int, typer.Option(min=1, help="Pieces of audio decoded at once.")]

@@ -34,6 +34,8 @@ COUNTED_HEADER = 64  # bytes
 OGG_CUT = re.compile(r"end-of-stream|junk after the last page", re.IGNORECASE)
 AFTER_DATA = re.compile(r"^data : (\d+)\n\*\*\* Unknown chunk marker", re.MULTILINE)
 SPHERE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
+# By these names, the audio files of a folder or an archive are known.
+AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".m4a", ".mp4", ".webm"}
 READABLE = "WAV, FLAC, MP3, OGG, Opus, AIFF, AU, CAF, W64 and NIST SPHERE"
 
 

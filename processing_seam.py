@@ -176,6 +176,8 @@ class SeamProcessor(ProcessorMixin):
                 that cannot be, or a file that was cut short, where that is not allowed.
         """
         name = str(source) if isinstance(source, (str, Path)) else f"the given {type(source).__name__}"
+        if isinstance(getattr(source, "name", None), str) and hasattr(source, "read"):
+            name = source.name
         if isinstance(source, str) and source.startswith(("http://", "https://")):
             source = _download(source)
         audio, is_dict = source, _is_mapping(source)

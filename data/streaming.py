@@ -14,12 +14,12 @@ import soundfile
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from seam.audio_files import AUDIO_SUFFIXES
 from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, check_text, iter_manifest, parse_row, utterance_fields
 from seam.data.samplers import LengthBatchSampler
 
-AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus"}
 # The first of these columns in a row of `datasets` is its transcript; the last two are those of WebDataset shards.
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "txt", "json")
 SPEAKER_COLUMNS = ("speaker", "speaker_id")

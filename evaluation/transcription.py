@@ -1,14 +1,18 @@
 """Transcribe audio of any length with a model and its processor, for the command line and every evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import AutoFeatureExtractor, AutoTokenizer, WhisperForConditionalGeneration
 
 from seam.data.dataset import batches_by_length
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+
+# Batches of recordings that are read before their results are given: enough of them to find some of like length.
+GROUP_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,33 @@ def transcribe(
         )
         for waveform, before, after, count in zip(waveforms, stage1, transcripts, counts, strict=True)
     ]
+
+
+def transcribe_each(
+    model: SeamForSpeechRecognition | WhisperForConditionalGeneration,
+    processor: SeamProcessor,
+    sources: Sequence,
+    batch_size: int = 8,
+    **kwargs,
+) -> Iterator[Transcription | Exception]:
+    """
+    Transcribe recordings and yield one result after the other, in order; for one that cannot be read, its error.
+
+    Args:
+        model, processor, sources, batch_size: of `transcribe`, which is given `GROUP_BATCHES` batches at a time.
+        kwargs: of `transcribe`.
+    """
+    for start in range(0, len(sources), GROUP_BATCHES * batch_size):
+        read: list[np.ndarray | Exception] = []
+        for source in sources[start : start + GROUP_BATCHES * batch_size]:
+            try:
+                read.append(processor.load_audio(source))
+            except (OSError, ValueError) as error:
+                read.append(error)
+        waveforms = [one for one in read if not isinstance(one, Exception)]
+        results = iter(transcribe(model, processor, waveforms, batch_size, **kwargs) if waveforms else [])
+        for one in read:
+            yield one if isinstance(one, Exception) else next(results)
 
 
 def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[list[int]], list[list[int]], list[int]]:

@@ -52,6 +52,31 @@ def test_transcribe_json_and_the_equality_of_batch_sizes(recordings):
     assert all(row["text"] for row in rows)
 
 
+def test_a_bad_file_among_many_is_named_and_the_rest_goes_on(recordings, tmp_path):
+    good, better = (str(one.audio) for one in recordings[:2])
+    (tmp_path / "words.wav").write_text("no audio")
+    done = seam("transcribe", good, tmp_path / "words.wav", "missing.wav", better, "--model", TINY, "--json")
+    assert [json.loads(line)["file"] for line in done.stdout.splitlines()] == [good, better]
+    assert done.returncode == 1
+    bad, missing = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "words.wav cannot be read as audio" in bad and "missing.wav: no such audio file" in missing
+
+
+def test_folders_patterns_and_standard_input(recordings, tmp_path):
+    (tmp_path / "inner").mkdir()
+    for name, one in zip(("b.wav", "inner/a.wav"), recordings, strict=False):
+        (tmp_path / name).write_bytes(one.audio.read_bytes())
+    (tmp_path / "notes.txt").write_text("no audio")
+    command = [sys.executable, "-m", "seam", "transcribe", "--model", str(TINY), "--json"]
+    with open(tmp_path / "b.wav", "rb") as audio:
+        done = subprocess.run(
+            [*command, "-", str(tmp_path), f"{tmp_path}/*/*.wav"], stdin=audio, capture_output=True, text=True
+        )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["file"] for row in rows] == ["-", *(str(tmp_path / n) for n in ("b.wav", "inner/a.wav", "inner/a.wav"))]
+    assert rows[0]["text"] == rows[1]["text"] and rows[2]["text"] == rows[3]["text"] and done.returncode == 0
+
+
 def test_stage_1_alone_and_no_guidance(recordings):
     file = recordings[0].audio
     plain, alone, unguided = (
@@ -117,12 +142,15 @@ def bad_files(folder):
     soundfile.write(folder / "none.wav", np.zeros(0), 16000)
     soundfile.write(folder / "nan.wav", np.array([0.0, np.nan, 0.1]), 16000, subtype="FLOAT")
     (folder / "bert").mkdir()
+    (folder / "empty").mkdir()
     (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (folder / "unknown.yaml").write_text("traning: {}")
     good = RECORDINGS / "audio" / "000000.wav"
     return {
         "missing file": (["transcribe", folder / "missing.wav"], "missing.wav: no such audio file"),
-        "no audio": (["transcribe", folder / "text.wav"], "text.wav cannot be read as audio"),
+        "no audio": (["transcribe", folder / "text.wav", "--model", TINY], "text.wav cannot be read as audio"),
+        "empty folder": (["transcribe", folder / "empty"], "empty: the folder holds no audio file"),
+        "no match": (["transcribe", folder / "x*.wav"], "no file matches the pattern"),
         "no samples": (["transcribe", folder / "none.wav", "--model", TINY], "none.wav holds no audio samples"),
         "nan": (["transcribe", folder / "nan.wav", "--model", TINY], "nan.wav holds NaN"),
         "other architecture": (["transcribe", good, "--model", folder / "bert"], "architecture 'bert', not of 'seam'"),
@@ -138,6 +166,8 @@ def bad_files(folder):
 CASES = [
     "missing file",
     "no audio",
+    "empty folder",
+    "no match",
     "no samples",
     "nan",
     "other architecture",
