@@ -74,6 +74,8 @@ class SeamConfig(PreTrainedConfig):
             embedding table.
         prompt_token_ids (`list[int]`, *optional*):
             The default prompt with exactly one `audio_token_id` in it, used by `generate` when it is given none.
+        vocabulary_fingerprint (`str`, *optional*):
+            Of all tokens of the language model's tokenizer and their ids: another tokenizer is refused.
         lookup_excluded_ids (`list[int]`, *optional*):
             Ids that the nearest-neighbour lookup never returns: special tokens and rows that no text uses.
             `eoa_token_id` is always reachable.
@@ -116,7 +118,7 @@ class SeamConfig(PreTrainedConfig):
             Whether the weight file beside this config holds the bridge, draft head, LoRA and learned mask only; the
             rest is `backbones`.
         weights_fingerprint (`str`, *optional*):
-            Of the weight files beside this config, written by `save_pretrained`: other files are refused.
+            Of all bytes of the weight files beside this config, written by `save_pretrained`: other files are refused.
     """
 
     model_type = "seam"
@@ -136,6 +138,7 @@ class SeamConfig(PreTrainedConfig):
     eoa_token_id: int = 151645
     audio_token_id: int = 151669
     prompt_token_ids: list[int] | None = None
+    vocabulary_fingerprint: str | None = None
     lookup_excluded_ids: list[int] | None = None
     active_vocabulary: list[int] | None = None
     draft_vocabulary: list[int] | None = None

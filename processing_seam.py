@@ -1,6 +1,7 @@
 """Turn waveforms into log-mel features, instructions into prompt ids, and transcripts into ids and back."""
 
 import difflib
+import hashlib
 import json
 import logging
 import re
@@ -134,12 +135,20 @@ class SeamProcessor(ProcessorMixin):
         returnable = set(vocabulary.values()) - special - twins
         return [i for i in range(vocab_size) if i not in returnable]
 
+    def vocabulary_fingerprint(self) -> str:
+        """Return a digest of all tokens and their ids."""
+        ids = sorted((i, token) for token, i in self.tokenizer.get_vocab().items())
+        return hashlib.sha256(
+            "".join(f"{i} {token}\n" for i, token in ids).encode("utf-8", "surrogatepass")
+        ).hexdigest()
+
     def check_fits(self, config: Any) -> None:
         """
         Check that this processor belongs to the checkpoint with the given `SeamConfig`.
 
         Raises:
-            ValueError: the token ids differ, or the prompt from the one that the model was trained with.
+            ValueError: the vocabulary or the token ids differ, or the prompt from the one that the model was trained
+                with.
         """
         for name in ("boa_token_id", "eoa_token_id", "audio_token_id"):
             if getattr(self, name) != getattr(config, name):
@@ -147,6 +156,11 @@ class SeamProcessor(ProcessorMixin):
                     f"the processor's {name} is {getattr(self, name)}, the model's {getattr(config, name)}: "
                     "tokenizer.json or processor_config.json belongs to another checkpoint."
                 )
+        if config.vocabulary_fingerprint not in (None, self.vocabulary_fingerprint()):
+            raise ValueError(
+                "the tokenizer's vocabulary is not the model's (config.vocabulary_fingerprint): tokenizer.json belongs "
+                "to another checkpoint or was changed."
+            )
         if config.prompt_token_ids is not None and self.prompt_ids() != list(config.prompt_token_ids):
             raise ValueError(
                 "the processor's prompt is not the model's (config.prompt_token_ids): tokenizer.json, "

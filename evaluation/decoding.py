@@ -288,7 +288,7 @@ def _identify(name: str) -> dict[str, str]:
         )
         digests.append(b"absent" if path is None else bytes.fromhex(sha256_of([Path(path)])))
     if SeamConfig.get_config_dict(name)[0].get("model_type") != "seam":  # config.json says nothing of the weights
-        digests.append(read_fingerprint(weight_files(name))[0].encode())
+        digests.append(read_fingerprint(weight_files(name)).encode())
     folder = Path(name)
     return {"name": folder.resolve().name if folder.is_dir() else name, "sha256": sha256_of(digests)}
 

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .weights import StoredTensor, fingerprint, read_fingerprint, weight_files
+from .weights import StoredTensor, fingerprint, read_stored, weight_files
 
 
 class EmbeddingTable(nn.Module):
@@ -175,7 +175,7 @@ def load_llm_of(
 
     Args:
         config: of the language model.
-        stored: every weight of the checkpoint (`read_fingerprint`).
+        stored: every weight of the checkpoint (`read_stored`).
         options: see `llm_options`.
 
     Returns:
@@ -221,7 +221,7 @@ class StoredLLM:
     """
 
     def __init__(self, language_model: PreTrainedModel, files: list[Path]):
-        stored = read_fingerprint(files)[1]
+        stored = read_stored(files)
         self.folder = files[0].parent
         self.stored = {}
         for name, _ in language_model.named_parameters():

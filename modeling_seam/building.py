@@ -394,6 +394,7 @@ def _token_ids(processor, llm: str) -> dict[str, Any]:
         "eoa_token_id": processor.eoa_token_id,
         "audio_token_id": processor.audio_token_id,
         "prompt_token_ids": processor.prompt_ids(),
+        "vocabulary_fingerprint": processor.vocabulary_fingerprint(),
         "lookup_excluded_ids": processor.lookup_excluded_ids(vocab_size),
     }
 

@@ -16,8 +16,9 @@ from .weights import (
     backbone_folder,
     check_finite,
     check_generation_config,
+    have_fingerprint,
     is_trained_by_seam,
-    read_fingerprint,
+    read_stored,
     weight_files,
 )
 
@@ -35,21 +36,20 @@ class Checkpoint:
         hub: `HUB_ARGUMENTS` that were given.
         config ([`SeamConfig`]): the one given, or the saved one.
         stored: where each weight lies, by its name in the model.
-        fingerprint: of the weight files.
     """
 
     name: str
     hub: dict[str, Any]
     config: Any
     stored: dict[str, StoredTensor]
-    fingerprint: str
 
     def check_fingerprint(self) -> None:
         """Raise `ValueError` when the weight files are not those that the config was saved with."""
-        if self.config.weights_fingerprint not in (None, self.fingerprint):
-            files = ", ".join(sorted({tensor.file.name for tensor in self.stored.values()}))
+        expected, files = self.config.weights_fingerprint, sorted({tensor.file for tensor in self.stored.values()})
+        if expected is not None and not have_fingerprint(files, expected):
+            names = ", ".join(file.name for file in files)
             raise ValueError(
-                f"{self.name}: {files} is not the weight file that config.json was saved with (another fingerprint); "
+                f"{self.name}: {names} is not the weight file that config.json was saved with (another fingerprint); "
                 "it was swapped or changed."
             )
 
@@ -99,8 +99,8 @@ class SeamLoadingMixin(SeamBuildingMixin):
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
         saved = config if isinstance(config, PreTrainedConfig) else cls.config_class.from_pretrained(name, **hub)
         check_generation_config(name, **hub)
-        fingerprint, stored = read_fingerprint(weight_files(name, **hub))
-        checkpoint = Checkpoint(name, hub, saved, stored, fingerprint)
+        stored = read_stored(weight_files(name, **hub))
+        checkpoint = Checkpoint(name, hub, saved, stored)
         info: dict[str, Any] = {}
         if saved.light_checkpoint:
             model = cls._load_light(checkpoint, {"encoder": encoder, "llm": llm}, llm_dtype, kwargs)

@@ -118,7 +118,7 @@ def _save_fingerprint(folder: Path, light: bool) -> None:
     """Write into the saved config which weights lie beside it."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["weights_fingerprint"] = read_fingerprint(weight_files(folder))[0]
+    config["weights_fingerprint"] = read_fingerprint(weight_files(folder))
     config["light_checkpoint"] = light
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -6,8 +6,11 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -23,8 +26,11 @@ logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 WEIGHT_FILES = "model*.safetensors*"  # with the index of shards: what a later save makes stale
-# Elements of each tensor that its fingerprint samples: enough to tell two trainings apart, and read in no time.
+FULL = "sha256:"  # what a fingerprint begins with that is of all bytes
+# Elements of each tensor that fingerprints sampled before: enough to tell two trainings apart, but no single bit.
 SAMPLES = 64
+# A copy of the embedding table that some files hold and others do without.
+TIED_HEADS = ("lm_head.weight", "proj_out.weight")
 # Names in weight files that were saved before the bridge was called so, as transformers' `key_mapping` takes them.
 OLD_NAMES = {r"^aligner\.": "bridge."}
 
@@ -92,8 +98,39 @@ def _find(name: str | Path, file: str, **hub) -> Path | None:
 
 
 def fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return a digest of the tensors' names, types, shapes and some of their values."""
-    return _digest({key: _sample(tensor) for key, tensor in tensors.items()})
+    """
+    Return a digest of the tensors' names, types, shapes and all of their bytes.
+
+    A copy of the embedding table that some files hold and others do without (see `TIED_HEADS`) does not count. It takes
+    about a second for each gigabyte and core.
+    """
+    return _digest(tensors, lambda key: tensors[key])
+
+
+def _digest(keys: Iterable[str], read: Callable[[str], torch.Tensor]) -> str:
+    """Return the fingerprint of tensors that are read one by one, by as many threads as there are cores."""
+    keys = sorted(keys)
+    with ThreadPoolExecutor(max(1, min(8, os.cpu_count() or 1))) as threads:
+        contents = dict(zip(keys, threads.map(lambda key: _content(read(key)), keys), strict=True))
+    others = {content for key, content in contents.items() if not key.endswith(TIED_HEADS)}
+    digest = hashlib.sha256()
+    for key, content in contents.items():
+        if not (key.endswith(TIED_HEADS) and content in others):
+            digest.update(f"{key} {content}\n".encode())
+    return FULL + digest.hexdigest()
+
+
+def _content(tensor: torch.Tensor) -> str:
+    """Return type, shape and digest of a tensor."""
+    digest = hashlib.sha256()
+    if tensor.numel():
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).cpu().numpy().data)
+    return f"{tensor.dtype} {tuple(tensor.shape)} {digest.hexdigest()}"
+
+
+def sampled_fingerprint(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the digest that fingerprints were before they were of all bytes: of some values of each tensor."""
+    return _sampled_digest({key: _sample(tensor) for key, tensor in tensors.items()})
 
 
 def _sample(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], bytes]:
@@ -101,32 +138,68 @@ def _sample(tensor: torch.Tensor) -> tuple[str, tuple[int, ...], bytes]:
     return str(tensor.dtype), tuple(tensor.shape), values.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
-def _digest(seen: dict[str, tuple[str, tuple[int, ...], bytes]]) -> str:
+def _sampled_digest(seen: dict[str, tuple[str, tuple[int, ...], bytes]]) -> str:
     digest = hashlib.sha256()
     for key, (dtype, shape, values) in sorted(seen.items()):
         digest.update(f"{key} {dtype} {shape} ".encode() + values)
     return digest.hexdigest()
 
 
-def read_fingerprint(files: list[Path]) -> tuple[str, dict[str, StoredTensor]]:
-    """
-    Return the fingerprint of weight files, and where each tensor lies.
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """Open a weight file. Raises `ValueError`, by its name, for one that is cut off or no safetensors file."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"the weight file {file} is damaged: {error}") from error
 
-    The fingerprint is of the names in the files; the other keys are the tensors' names in the model (see `OLD_NAMES`).
+
+def read_stored(files: list[Path]) -> dict[str, StoredTensor]:
+    """
+    Return where each tensor of weight files lies, by its name in the model (see `OLD_NAMES`).
 
     Raises:
         ValueError: for a file that is cut off or no safetensors file, by its name.
     """
-    seen, stored = {}, {}
+    stored: dict[str, StoredTensor] = {}
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():
-                    seen[key] = _sample(opened.get_tensor(key))  # mapped, not read: only the samples are
-                    stored[new_name(key)] = StoredTensor(file, key)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"the weight file {file} is damaged: {error}") from error
-    return _digest(seen), stored
+        with _opened(file) as opened:
+            stored |= {new_name(key): StoredTensor(file, key) for key in opened.keys()}
+    return stored
+
+
+def read_fingerprint(files: list[Path]) -> str:
+    """
+    Return the fingerprint of weight files, which is of the names in the files.
+
+    Raises:
+        ValueError: for a file that is cut off or no safetensors file, by its name.
+    """
+    return _read_fingerprint(tuple((file, file.stat().st_ino, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=8)  # a light checkpoint asks several times for the same backbone
+def _read_fingerprint(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the fingerprint of weight files, as they are at some time."""
+    with ExitStack() as stack:
+        lies = {
+            key: opened
+            for opened in (stack.enter_context(_opened(file)) for file, *_ in files)
+            for key in opened.keys()
+        }
+        return _digest(lies, lambda key: lies[key].get_tensor(key))  # mapped
+
+
+def have_fingerprint(files: list[Path], expected: str) -> bool:
+    """Return whether weight files have a fingerprint, which an older checkpoint states of some values only."""
+    if expected.startswith(FULL):
+        return read_fingerprint(files) == expected
+    seen: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for file in files:
+        with _opened(file) as opened:
+            seen |= {key: _sample(opened.get_tensor(key)) for key in opened.keys()}  # mapped: only the samples are read
+    return _sampled_digest(seen) == expected
 
 
 def new_name(key: str) -> str:
@@ -182,15 +255,15 @@ def backbone_record(name: str | Path) -> dict[str, Any] | None:
 
 def weights_record(files: list[Path], **options) -> dict[str, Any]:
     """Return fingerprint and samples of weight files; see `WeightSamples.read`."""
-    return {"fingerprint": read_fingerprint(files)[0], "samples": WeightSamples.read(files, **options).to_dict()}
+    return {"fingerprint": read_fingerprint(files), "samples": WeightSamples.read(files, **options).to_dict()}
 
 
 def _packaged_record(folder: Path) -> dict[str, Any] | None:
     """Return the record in a folder, if there is one and the weights are still those that it was written for."""
     try:
         record = json.loads((folder / BACKBONE_RECORD).read_text(encoding="utf-8"))
-        same = record["fingerprint"] == read_fingerprint(weight_files(folder))[0]
-    except (OSError, ValueError, KeyError, TypeError):
+        same = have_fingerprint(weight_files(folder), record["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return record if same else None
 
@@ -200,7 +273,8 @@ def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
     Return where a light checkpoint's backbone lies.
 
     It is the folder or id that the user named, the snapshot of the Hub id in the config, or what `seam backbones` has
-    laid down for that id: never a path in the config. Its weights may be in another precision than in training.
+    laid down for that id: never a path in the config. Its weights may be in another precision than in training; in the
+    same precision every byte must be the same.
 
     Args:
         role: `"encoder"` or `"llm"`.
@@ -214,10 +288,13 @@ def backbone_folder(role: str, record: dict, given: str | None, **hub) -> str:
     """
     folder = _find_backbone(role, record, hub) if given is None else given
     files = weight_files(folder)
-    if read_fingerprint(files)[0] != record.get("fingerprint"):
+    expected = record.get("fingerprint")
+    if not isinstance(expected, str) or not have_fingerprint(files, expected):
         trained, found = WeightSamples.of(record), None
         if trained is not None:
             found = WeightSamples.of(_packaged_record(Path(folder)) or {}) or WeightSamples.read(files)
+            if trained.precision == found.precision and str(expected).startswith(FULL):
+                found = None  # other bytes in the same precision are other weights
         if trained is None or found is None or not trained.agree(found):
             raise ValueError(
                 f"the weights of {folder} are not those of the {role} that this light checkpoint was trained with"
@@ -276,8 +353,6 @@ def _is_commit(revision: str) -> bool:
 # moved by a thousandth of their spread; of SmolLM2's layers in 4 bits 6 % when moved by three hundredths, 0.5 % by one.
 VALUES, MAY_DIFFER = 2000, 0.02
 ALLOWANCE = 1.01  # for the arithmetic of conversions
-# A copy of the embedding table that some files hold and others do without.
-TIED_HEADS = ("lm_head.weight", "proj_out.weight")
 
 
 @dataclass(frozen=True)
@@ -312,7 +387,7 @@ class WeightSamples:
             half_steps: for weights that were rounded more coarsely than to the type of the files: returns how far each
                 element of a tensor, which is given with its name, may lie from the original.
         """
-        stored = read_fingerprint(files)[1]
+        stored = read_stored(files)
         samples = {name: _sample(tensor.read()) for name, tensor in stored.items()}
         for head in [name for name in stored if name.endswith(TIED_HEADS)]:
             if sum(sample == samples[head] for sample in samples.values()) > 1:

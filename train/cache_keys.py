@@ -14,7 +14,7 @@ from seam.configuration_seam import SeamConfig
 from seam.data.files import sha256_of
 from seam.data.manifest import Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.modeling_seam.weights import fingerprint
+from seam.modeling_seam.weights import fingerprint, sampled_fingerprint
 
 # The settings that, with the weights, decide the features, the encoder's states and Stage 1's tokens.
 FEATURES = ("feature_size", "sampling_rate", "hop_length", "n_fft", "chunk_length", "padding_value", "dither")
@@ -52,6 +52,8 @@ DIFFERENCES = {
 READABLE = ("utterances", "casing", "llm_inputs", "dtype", "computed_in", "places")
 # What caches have that were made before they named it.
 UNNAMED = {"computed_in": "float32"}
+# Digests of all bytes. Caches that were made before have those of samples alone, under the names without the ending.
+ALL_BYTES = "_bytes"
 
 
 def _unless_default(config: SeamConfig, names: Sequence[str]) -> dict[str, Any]:
@@ -66,8 +68,11 @@ def encoder_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> di
     settings |= _unless_default(model.config, WINDOW)
     features = {name: getattr(processor.feature_extractor, name, None) for name in FEATURES}
     return {
-        "encoder": sha256_of([[fingerprint(model.encoder.state_dict()), settings, model.config.mask_speech_padding]]),
+        "encoder": sha256_of(
+            [[sampled_fingerprint(model.encoder.state_dict()), settings, model.config.mask_speech_padding]]
+        ),
         "features": sha256_of([features]),
+        f"encoder{ALL_BYTES}": fingerprint(model.encoder.state_dict()),
     }
 
 
@@ -86,7 +91,11 @@ def stage1_key(model: SeamForSpeechRecognition, processor: SeamProcessor) -> dic
         {name: getattr(model.config.aligner_config, name, None) for name in ALIGNER},
     ]
     settings[0] |= _unless_default(model.config, TOKENS)
-    return {**encoder_key(model, processor), "stage1": sha256_of([[fingerprint(tensors), settings]])}
+    return {
+        **encoder_key(model, processor),
+        "stage1": sha256_of([[sampled_fingerprint(tensors), settings]]),
+        f"stage1{ALL_BYTES}": fingerprint(tensors),
+    }
 
 
 def recordings_key(utterances: Sequence[Utterance]) -> dict[str, Any]:
@@ -128,9 +137,9 @@ def check_key(path: Path, kept: dict[str, Any], key: dict[str, Any]) -> None:
         ValueError: for the first entry that differs.
     """
     for name, value in key.items():
-        own = kept.get(name, UNNAMED.get(name))
+        own = kept.get(name, value if name.endswith(ALL_BYTES) else UNNAMED.get(name))
         if own != value:
-            values = f" ({own}, now {value})" if name in READABLE else ""
+            values, name = f" ({own}, now {value})" if name in READABLE else "", name.removesuffix(ALL_BYTES)
             raise ValueError(
                 f"{path} is stale: it was made from {DIFFERENCES[name]}{values}. Delete it or give another folder."
             )

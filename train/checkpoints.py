@@ -22,7 +22,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from seam.data.files import locked, sha256_of, write_text
 from seam.data.manifest import Utterance
-from seam.modeling_seam.weights import read_fingerprint, weight_files
+from seam.modeling_seam.weights import fingerprint, read_stored, weight_files
 from seam.train.recipe import RecipeError, StageRecipe
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def run_record(recipe: StageRecipe, model: torch.nn.Module, *data: Iterable[Utte
     settings["utterances"] = [_utterances_digest(utterances) for utterances in data]
     if recipe.model is not None:
         settings["weights of the model"] = _weights_digest(model)
+    settings["weights of the backbones"] = _backbones_digest(model)
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -184,7 +185,7 @@ def load_trained_parameters(model: torch.nn.Module, checkpoint: Path) -> None:
     Raises:
         RecipeError: when the checkpoint lacks one of them.
     """
-    _, stored = read_fingerprint(weight_files(checkpoint))
+    stored = read_stored(weight_files(checkpoint))
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             if name not in stored:
@@ -258,9 +259,20 @@ def _utterances_digest(utterances: Iterable[Utterance]) -> str:
 
 
 def _weights_digest(model: torch.nn.Module) -> str:
-    """Return a digest of what earlier stages have trained, aligner and LoRA; backbones are compared by their names."""
+    """Return a digest of what earlier stages have trained, aligner and LoRA."""
     return sha256_of(
         parameter.detach().cpu().flatten().view(torch.uint8).numpy()
         for name, parameter in model.named_parameters()
         if name.startswith("bridge.") or "lora_" in name
     )[:12]
+
+
+def _backbones_digest(model: torch.nn.Module) -> str:
+    """Return a digest of encoder and LLM: another folder may hold the same, and the same folder may hold others."""
+    return fingerprint(
+        {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name.startswith(("encoder.", "language_model.")) and "lora_" not in name
+        }
+    )

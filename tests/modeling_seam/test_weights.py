@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from seam.experiments import tiny_backbones
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.pipeline import SeamPipeline
-from seam.modeling_seam.weights import read_fingerprint, weight_files
+from seam.modeling_seam.weights import fingerprint, read_fingerprint, sampled_fingerprint, weight_files
 
 pytestmark = pytest.mark.oldest
 
@@ -141,22 +141,58 @@ def test_fingerprints_see_values_names_and_types(saved, tmp_path):
     weights = load_file(saved["single"] / "model.safetensors")
     name = "bridge.layers.0.fc1.weight"
 
-    def fingerprint(weights) -> str:
+    def saved_as(weights) -> str:
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        return read_fingerprint(weight_files(tmp_path))[0]
+        return read_fingerprint(weight_files(tmp_path))
 
-    same = fingerprint(weights)
-    assert same == read_fingerprint(weight_files(saved["single"]))[0]
-    assert same == read_fingerprint(weight_files(saved["sharded"]))[0]  # the same weights, however they lie
+    same = saved_as(weights)
+    assert same == read_fingerprint(weight_files(saved["single"]))
+    assert same == read_fingerprint(weight_files(saved["sharded"]))  # the same weights, however they lie
     others = {
-        fingerprint({**weights, name: weights[name] * 1.001}),
-        fingerprint({**weights, name: weights[name].half()}),
-        fingerprint({**weights, name: weights[name].reshape(-1)}),
-        fingerprint({**weights, "more": torch.zeros(1)}),
-        fingerprint({key.replace("fc1", "fc3"): value for key, value in weights.items()}),
-        fingerprint({**weights, "empty": torch.zeros(0), "scalar": torch.tensor(1.0)}),
+        saved_as({**weights, name: weights[name] * 1.001}),
+        saved_as({**weights, name: weights[name].half()}),
+        saved_as({**weights, name: weights[name].reshape(-1)}),
+        saved_as({**weights, "more": torch.zeros(1)}),
+        saved_as({key.replace("fc1", "fc3"): value for key, value in weights.items()}),
+        saved_as({**weights, "empty": torch.zeros(0), "scalar": torch.tensor(1.0)}),
     }
     assert len(others | {same}) == 7
+
+
+def flip_a_bit(file: Path, position: float) -> None:
+    """Change the lowest bit of a byte, at a share of the weights: the number stays finite and nearly the same."""
+    data = bytearray(file.read_bytes())
+    begin = 8 + int.from_bytes(data[:8], "little")
+    data[begin + int(position * (len(data) - begin)) // 4 * 4] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+@pytest.mark.parametrize("position", [0, 0.123, 0.5, 0.777, 0.9999])
+def test_a_single_bit_that_flipped_anywhere_is_found(copy, kind, position):
+    folder = copy(kind)
+    file = sorted(folder.glob("model*.safetensors"))[-1]
+    flip_a_bit(file, position)
+    refused(folder, f"{file.name} is not the weight file that config.json was saved with")
+
+
+def test_a_tied_head_that_some_files_hold_does_not_count(saved, tmp_path):
+    weights = load_file(saved["single"] / "model.safetensors")
+    table = next(weight for name, weight in weights.items() if name.endswith("embed_tokens.weight"))
+    same = fingerprint(weights)
+    assert fingerprint({**weights, "language_model.lm_head.weight": table.clone()}) == same
+    assert fingerprint({**weights, "language_model.lm_head.weight": table + 1}) != same
+
+
+def test_a_checkpoint_from_before_is_known_by_samples(copy):
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    config["weights_fingerprint"] = sampled_fingerprint(load_file(folder / "model.safetensors"))
+    (folder / "config.json").write_text(json.dumps(config))
+    SeamForSpeechRecognition.from_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight * 1.01 for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "is not the weight file that config.json was saved with")
 
 
 # ---- texts ----
@@ -205,6 +241,33 @@ def test_a_tokenizer_of_another_model(copy, model):
         other.check_fits(model.config)
     with pytest.raises(ValueError, match="belongs to another checkpoint"):
         SeamPipeline(model=model, processor=other, task="automatic-speech-recognition")
+
+
+def swapped(vocabulary: dict[str, int], unlike: str) -> dict[str, int]:
+    """Swap the ids of two words, neither of them in a text."""
+    first, second = [token for token in vocabulary if token.isalpha() and token not in unlike][-2:]
+    return {**vocabulary, first: vocabulary[second], second: vocabulary[first]}
+
+
+def renamed(vocabulary: dict[str, int], unlike: str) -> dict[str, int]:
+    last = [token for token in vocabulary if token.isalpha() and token not in unlike][-1]
+    return {f"{token}x" if token == last else token: i for token, i in vocabulary.items()}
+
+
+@pytest.mark.parametrize("change", [swapped, renamed])
+def test_a_tokenizer_with_words_that_changed(copy, model, change):
+    """Of which no special token and no word of the prompt is one."""
+    folder = copy()
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    prompt = SeamProcessor.from_pretrained(folder).prompt_ids()
+    tokenizer["model"]["vocab"] = change(vocabulary, [token for token, i in vocabulary.items() if i in prompt])
+    tokenizer["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(
+        ValueError, match="vocabulary is not the model's .config.vocabulary_fingerprint.: tokenizer.json"
+    ):
+        SeamProcessor.from_pretrained(folder).check_fits(model.config)
 
 
 def test_another_prompt_than_the_models(copy, model):

@@ -341,6 +341,23 @@ def test_a_named_folder_in_another_precision_but_not_trained_further(package, ba
         load(light, **{role: str(folder)})
 
 
+@pytest.mark.parametrize("role", ["encoder", "llm"])
+def test_in_the_same_precision_every_byte_counts(package, saved_light, tmp_path, role):
+    folders = package()
+    _, light = saved_light(folders)
+    folder = tmp_path / "other"
+    shutil.copytree(folders[("encoder", "llm").index(role)], folder)
+    load(light, **{role: str(folder)})
+
+    def one_bit(weights: Weights) -> Weights:
+        weights[sorted(weights)[0]].view(torch.uint8).flatten()[6] ^= 1
+        return weights
+
+    rewrite(folder, one_bit)
+    with pytest.raises(ValueError, match=f"other are not those of the {role} .*trained with .owner/"):
+        load(light, **{role: str(folder)})
+
+
 def test_a_record_without_samples_asks_for_the_very_weights(on_hub, saved_light, backbones, logits, tmp_path):
     """As records were before."""
     on_hub()

@@ -100,7 +100,7 @@ def test_a_checkpoint_with_its_llm_trains_further_and_resumes_exactly(kind, stag
     assert changed(stored(before), uninterrupted) == {name for name in uninterrupted if is_lora(name)}
     assert uninterrupted["mask_embedding"].any() and uninterrupted["mask_embedding"].dtype == torch.float32
     assert json.loads((tmp_path / "uninterrupted/checkpoint-2/resume.json").read_text())["origin"]["llm_dtype"] == kind
-    with pytest.raises(RecipeError, match=f"another recipe \\(llm_dtype was '{kind}' and is 'float32'\\)"):
+    with pytest.raises(RecipeError, match=f"another recipe \\(llm_dtype was '{kind}' and is 'float32'[;)]"):
         refinement.main(
             recipe(tmp_path / "uninterrupted", manifest, 4, training=SAVING, **{**settings, "llm_dtype": "float32"})
         )

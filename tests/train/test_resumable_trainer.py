@@ -244,6 +244,17 @@ def test_what_was_trained_on_other_weights_is_refused(before, backbones, manifes
         instruction.main(recipe(tmp_path / "2", manifest, 2, **settings))
 
 
+def test_backbones_that_changed_under_their_names_are_refused(before, backbones, manifest, tmp_path):
+    encoder = shutil.copytree(backbones[0], tmp_path / "encoder")
+    alignment.main(again(tmp_path / "out", manifest, before, steps=2, encoder=str(encoder)))
+    alignment.main(again(tmp_path / "out", manifest, before, steps=2, encoder=str(encoder)))
+    tensors = load_file(encoder / "model.safetensors")
+    next(weight for name, weight in tensors.items() if "encoder.layers.0.fc1.weight" in name)[0, 5] += 1e-6
+    save_file(tensors, encoder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RecipeError, match="another recipe .weights of the backbones was "):
+        alignment.main(again(tmp_path / "out", manifest, before, steps=2, encoder=str(encoder)))
+
+
 def test_how_it_runs_and_reports_may_change(trained, before, manifest, tmp_path):
     """The manifest and the folder in another place; evaluations, lines of the log and checkpoints at other steps."""
     folder = shutil.copytree(trained, tmp_path / "copy")

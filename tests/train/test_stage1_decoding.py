@@ -18,7 +18,7 @@ from seam.modeling_seam import SeamForSpeechRecognition
 from seam.tests.helpers import forked
 from seam.tests.helpers.training_sounds import TEXTS, changed, recipe, weights
 from seam.train import alignment, instruction, refinement, stage1_decoding
-from seam.train.cache_keys import stage1_key
+from seam.train.cache_keys import ALL_BYTES, check_key, stage1_key
 from seam.train.recipe import RecipeError
 
 pytestmark = pytest.mark.medium
@@ -200,6 +200,20 @@ def test_a_cache_of_anything_else_is_stale(stage3, build_model, processor, manif
         refused(what, data={"train": [str(path)]})
         path.unlink()
     assert before == {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("encoder.layers.1.fc1.weight", "another speech encoder"), ("bridge.layers.0.fc1", "Stage 1")]
+)
+def test_one_bit_of_the_weights_makes_a_cache_stale(build_model, processor, name, what):
+    model = build_model()
+    kept = stage1_key(model, processor)
+    before = {key: value for key, value in kept.items() if not key.endswith(ALL_BYTES)}  # as caches were
+    weight = next(parameter for key, parameter in model.named_parameters() if key.startswith(name)).data
+    weight.view(torch.uint8).flatten()[4] ^= 1
+    check_key(Path("a.jsonl"), before, stage1_key(model, processor))
+    with pytest.raises(ValueError, match=f"a.jsonl is stale: it was made from .*{what}"):
+        check_key(Path("a.jsonl"), kept, stage1_key(model, processor))
 
 
 def test_the_settings_of_a_table_are_in_the_key(build_table_model, processor):
