@@ -96,7 +96,7 @@ def iter_manifest(
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = parse_row(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
+                row = parse_row(line)
                 audio = path.parent / _audio_name(row)
                 fields = utterance_fields(row, needs_text)
                 duration = fields.pop("duration")
@@ -111,7 +111,7 @@ def iter_manifest(
 def parse_row(content: bytes) -> dict[str, Any]:
     """Parse a JSON object in UTF-8, or raise a `ValueError` that says what is wrong with it."""
     try:
-        row = json.loads(content.decode("utf-8"))
+        row = json.loads(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} is not UTF-8, which is the only encoding that is read") from error
     except json.JSONDecodeError as error:

@@ -1,48 +1,27 @@
 """Stream training data from manifests, tar shards and `datasets` while training goes on."""
 
 import glob
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import count, groupby, islice
-from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from itertools import count, islice
+from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from seam.audio_files import AUDIO_SUFFIXES
 from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
-from seam.data.manifest import Utterance, check_text, iter_manifest, parse_row, utterance_fields
+from seam.data.manifest import Utterance, check_text, iter_manifest
 from seam.data.samplers import LengthBatchSampler
+from seam.data.shards import iter_tar, read_duration
 
 # The first of these columns in a row of `datasets` is its transcript; the last two are those of WebDataset shards.
 TEXT_COLUMNS = ("text", "transcript", "transcription", "sentence", "txt", "json")
 SPEAKER_COLUMNS = ("speaker", "speaker_id")
 DATASETS_PREFIX = "datasets:"
-
-
-@dataclass(frozen=True)
-class TarredAudio:
-    """A recording in an uncompressed tar file: `size` bytes from `offset` on."""
-
-    shard: Path
-    name: str
-    offset: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.shard}/{self.name}"
-
-    def read(self) -> bytes:
-        """Read the content of the audio file."""
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
 
 
 @dataclass(frozen=True)
@@ -76,96 +55,9 @@ def expand_paths(names: list[str]) -> list[Path]:
     return paths
 
 
-def iter_utterances(path: Path, split: str | None = None) -> Iterator[Utterance]:
-    """Yield the utterances of a shard (`.tar`) or a manifest, by default of all splits."""
-    return iter_tar(path, split) if path.suffix == ".tar" else iter_manifest(path, split)
-
-
-def iter_tar(path: Path, split: str | None = None) -> Iterator[Utterance]:
-    """
-    Yield the utterances of a WebDataset shard.
-
-    Consecutive files with the same name up to the first dot are one utterance: its audio, and a `.json` with the other
-    fields of a manifest's line or a `.txt` with the transcript.
-
-    Only headers and texts are read. `datasets` also reads such shards, but with all audio, so that processes could not
-    share a shard without each reading it completely, and it needs torchcodec.
-
-    Raises:
-        ValueError: no tar file, a compressed one, or an utterance without audio or text; the message has its name.
-    """
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for key, members in groupby(_files(tar), _key):
-                utterance = _read_utterance(tar, path, key, members)
-                if split in (None, utterance.split):
-                    yield utterance
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} cannot be read as an uncompressed tar file: {error}.") from error
-
-
-def _files(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined] # or a long shard fills the memory
-        if member.isfile():
-            yield member
-
-
-def _key(member: tarfile.TarInfo) -> PurePosixPath:
-    """Return the name that the files of an utterance share."""
-    name = PurePosixPath(member.name)
-    return name.parent / name.name.partition(".")[0]
-
-
-def _read_utterance(
-    tar: tarfile.TarFile, path: Path, key: PurePosixPath, members: Iterable[tarfile.TarInfo]
-) -> Utterance:
-    texts: dict[str, bytes] = {}
-    audio: tarfile.TarInfo | None = None
-    for member in members:
-        suffix = "." + PurePosixPath(member.name).name.partition(".")[2].lower()
-        if suffix in (".txt", ".json"):
-            texts[suffix] = _open(tar, member).read()
-        elif suffix in AUDIO_SUFFIXES:
-            audio = member
-    if audio is None:
-        raise ValueError(f"{path}/{key} has no audio.")
-    if not texts:
-        raise ValueError(f"{path}/{key} has neither a .txt nor a .json beside its audio.")
-    fields = _fields(texts, f"{path}/{key}")
-    if fields["duration"] is None:
-        fields["duration"] = read_duration(_open(tar, audio))
-    return Utterance(TarredAudio(path, audio.name, audio.offset_data, audio.size), **fields)
-
-
-def _fields(texts: dict[str, bytes], name: str) -> dict[str, Any]:
-    """Return what the .txt and the .json beside a recording say of it."""
-    row: dict[str, Any] = {}
-    try:
-        text = texts[".txt"].decode("utf-8") if ".txt" in texts else None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}.txt is not UTF-8: {error}.") from error
-    try:
-        row = parse_row(texts.get(".json", b"{}"))
-        if text is not None and row.setdefault("text", text) != text:
-            raise ValueError("its text is another than that of the .txt; accepted: one of them")
-        return utterance_fields(row)
-    except ValueError as error:
-        raise ValueError(f"{name}.json: {str(error).rstrip('.')}.") from error
-
-
-def _open(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
-    file = tar.extractfile(member)
-    assert file is not None  # `None` is for folders and devices
-    return file
-
-
-def read_duration(file: IO[bytes]) -> float:
-    """Return the seconds that a header states, or 0 for one that cannot be read: decoding will report it."""
-    try:
-        return soundfile.info(file).duration
-    except soundfile.LibsndfileError:
-        return 0.0
+def iter_utterances(path: Path, split: str | None = None, skipped: SkippedAudio | None = None) -> Iterator[Utterance]:
+    """Yield the utterances of a shard (`.tar`, see `iter_tar`) or a manifest, by default of all splits."""
+    return iter_tar(path, split, skipped) if path.suffix == ".tar" else iter_manifest(path, split)
 
 
 def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterator[Utterance]:
@@ -228,7 +120,7 @@ class SpeechStream(IterableDataset):
         buffer: number of utterances that are shuffled and batched together.
         seed: decides all order and, together with an utterance's position, what an augmentation draws.
         rank, ranks: this process, and the number of processes.
-        skipped: receives recordings that cannot be read, as in [`SpeechDataset`].
+        skipped: receives recordings that cannot be read, as in [`SpeechDataset`], and what a shard has lost.
         passes: number of passes; `None` for no end.
     """
 
@@ -304,7 +196,7 @@ class SpeechStream(IterableDataset):
             if self.is_sharded:
                 yield from iter_dataset(self.names[index], self.split, self.rank, self.ranks)
             else:
-                yield from iter_utterances(self.paths[index], self.split)
+                yield from iter_utterances(self.paths[index], self.split, self.skipped)
 
     def _items(self, seed: tuple[int, int], buffer: list[Utterance], batch: list[int]) -> Batch:
         def read(index: int) -> dict[str, torch.Tensor]:

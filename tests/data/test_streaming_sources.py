@@ -73,9 +73,11 @@ def test_what_is_wrong_in_a_shard_is_named(tmp_path, members, message):
 
 def test_a_damaged_shard_is_named(shard):
     content = shard.read_bytes()
-    for damaged in (content[: len(content) // 2], gzip.compress(content), b"nothing"):
+    no_tar = "a.tar cannot be read as an uncompressed tar file"
+    half = content[: len(content) // 2]
+    for damaged, message in ((half, "a.tar.* is cut"), (gzip.compress(content), no_tar), (b"nothing", no_tar)):
         shard.write_bytes(damaged)
-        with pytest.raises(ValueError, match="a.tar cannot be read as an uncompressed tar file"):
+        with pytest.raises(ValueError, match=message):
             list(iter_utterances(shard))
 
 
