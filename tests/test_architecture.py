@@ -126,8 +126,9 @@ def test_nothing_imports_tests_or_bench():
 
 
 def test_files_are_few_and_neither_long_nor_short():
-    # 100 until real backbones came: packages converted, tables re-written, the encoder's window, training on people.
-    assert len(SOURCES) <= 110
+    # 100 until real backbones came: packages converted, tables re-written, the encoder's window, training on people;
+    # 110 until nothing was taken on trust: one decoder for all audio, shards read header by header, YAML 1.2.
+    assert len(SOURCES) <= 116
     for path in SOURCES:
         lines = len(path.read_text(encoding="utf-8").splitlines())
         assert lines <= 600, path
