@@ -295,6 +295,17 @@ class SeamConfig(PreTrainedConfig):
             raise ValueError(f"aligner_prompt holds {unknown[0]!r}, which is not among aligner_prompt_tokens.")
 
     @property
+    def pad_token_id(self) -> int:
+        """Return the id that pads transcripts, which trainers of transformers look for here: the language model's."""
+        pad = getattr(self.get_text_config(), "pad_token_id", None)
+        return self.eoa_token_id if pad is None else pad
+
+    @pad_token_id.setter
+    def pad_token_id(self, value: int | None) -> None:
+        text_config: Any = self.get_text_config()
+        text_config.pad_token_id = value
+
+    @property
     def max_alignment_tokens(self) -> int:
         """Return how many tokens of an utterance the aligner has positions for, `<EOA>` included."""
         aligner: Any = self.aligner_config

@@ -117,6 +117,12 @@ class SeamProcessor(ProcessorMixin):
         return self.tokenizer.eos_token_id
 
     @property
+    def pad_token_id(self) -> int:
+        """Return the id that pads transcripts, which trainers of transformers look for here."""
+        pad = self.tokenizer.pad_token_id
+        return self.end_of_turn_id if pad is None else pad
+
+    @property
     def model_input_names(self) -> list[str]:
         """Return the names of the model's inputs."""
         return ["input_features", "attention_mask", "input_ids", "prompt_input_ids", "prompt_attention_mask"]
@@ -343,7 +349,7 @@ class SeamProcessor(ProcessorMixin):
             raise ValueError(f"{n} audio inputs but {len(prompts)} prompts.")
         rows = [torch.tensor(self.prompt_ids(one)) for one in prompts]
         longest = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
+        pad = self.pad_token_id
         return {
             "input_ids": torch.zeros(n, 0, dtype=torch.long),
             "prompt_input_ids": torch.stack(
