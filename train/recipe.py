@@ -21,6 +21,7 @@ from seam.data.files import recipe_file
 from seam.data.manifest import CASINGS
 from seam.modeling_seam.backbones import LLM_DTYPES
 from seam.train import yaml_settings
+from seam.train.training_arguments import refusal
 from seam.train.yaml_settings import as_booleans
 
 T = TypeVar("T")
@@ -231,6 +232,8 @@ class StageRecipe:
     alignment_cache: str | None = None
 
     def __post_init__(self):
+        if refused := refusal(self.training, self.data.has_budget or self.data.streaming):
+            raise RecipeError(refused)
         self._check_values()
         self._check_early_stopping()
         self._check_data()

@@ -162,8 +162,7 @@ class ResumableTrainer(Trainer):
                 self.state.best_model_checkpoint = str(checkpoint)
             if self.args.should_save:
                 self.state.save_to_json(str(unfinished / "trainer_state.json"))
-                if not self.args.save_only_model:
-                    write_resume_state(unfinished, state)
+                write_resume_state(unfinished, state)
                 if checkpoint.exists():  # an incomplete one, or the one that this run resumed from
                     shutil.rmtree(checkpoint)
                 unfinished.replace(checkpoint)

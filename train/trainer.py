@@ -21,6 +21,7 @@ from seam.train.distributed import all_gather, map_over_ranks, prepare_for_fsdp,
 from seam.train.monitoring import Progress, Throughput
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 from seam.train.resumable_trainer import ResumableTrainer
+from seam.train.training_arguments import refusal
 
 
 class StageTrainer(ResumableTrainer, ABC):
@@ -52,6 +53,8 @@ class StageTrainer(ResumableTrainer, ABC):
         batches: LengthBatchSampler | None = None,
         **kwargs,
     ):
+        if refused := refusal(args, data.has_budget or data.streaming):
+            raise RecipeError(refused)
         self.validation = validation
         self.batches = batches
         self.data = data
