@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from huggingface_hub.errors import StrictDataclassError
 
-from seam.data.files import one_line, recipe_file
+from seam.data.files import check_path, one_line, recipe_file
 
 
 @contextmanager
@@ -128,6 +128,7 @@ def check_checkpoint(name: str) -> None:
         return
     from huggingface_hub import hf_hub_download
 
+    check_path(name)
     try:
         hf_hub_download(name, "config.json")
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Write files atomically, one process at a time; read JSON Lines, digest contents, put an error into one line."""
 
+import difflib
 import hashlib
 import json
 import logging
@@ -22,6 +23,26 @@ def recipe_file(path: str | Path) -> Path:
     """Return where a recipe lies: at `path`, or in the package, under the name that the documents give it."""
     shipped = Path(__file__).parents[1] / path
     return shipped if not Path(path).is_file() and shipped.is_file() else Path(path)
+
+
+def check_path(name: str) -> None:
+    """
+    Check the name of a checkpoint or a backbone that is no folder: is it a mistyped path, or a Hub id?
+
+    A name that begins as a path does, or with a folder that is here, or has more than one slash is a path.
+
+    Raises:
+        FileNotFoundError: for a path, naming the nearest folder.
+    """
+    path = Path(name)
+    is_path = (
+        name.startswith((".", "~", os.sep)) or name.count("/") > 1 or (len(path.parts) > 1 and path.parent.is_dir())
+    )
+    if path.exists() or not is_path:
+        return
+    beside = [str(one) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(str(path), beside, n=1)
+    raise FileNotFoundError(f"{name}: no such folder" + (f"; did you mean {close[0]}?" if close else "."))
 
 
 @contextmanager

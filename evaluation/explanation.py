@@ -116,6 +116,11 @@ def explain(model: SeamForSpeechRecognition, processor: SeamProcessor, audio) ->
     if model.config.bridge != "aligner":
         raise ValueError(f"the bridge {model.config.bridge!r} has no cross-attention to tokens; only the aligner has.")
     waveform = processor.load_audio(audio)
+    seconds = len(waveform) / processor.sampling_rate
+    if seconds > processor.max_seconds:
+        raise ValueError(
+            f"{seconds:.1f} s of audio: one utterance of at most {processor.max_seconds} s can be explained."
+        )
     inputs = processor(audio=waveform).to(model.device)
     model.eval()
     with torch.no_grad():

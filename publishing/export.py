@@ -57,6 +57,11 @@ def export(
         if encoder is None or llm is None:
             raise ValueError(f"name both backbones, encoder (is {encoder}) and llm (is {llm}), or neither.")
         seam.config.backbones = {role: _record(role, name) for role, name in (("encoder", encoder), ("llm", llm))}
+    elif light and not seam.config.backbones:
+        raise ValueError(
+            f"{model} was trained from folders, which others do not have: name its backbones by --encoder ID and "
+            "--llm ID."
+        )
     if adapter and (seam.config.alignment_only or not seam.config.lora_rank):
         raise ValueError(f"{model} has no LoRA to write as an adapter folder.")
     target.parent.mkdir(parents=True, exist_ok=True)

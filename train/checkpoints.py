@@ -238,6 +238,11 @@ def _check_same_run(before: dict[str, Any], now: dict[str, Any], folder: Path) -
     if differ := differences(before, now):
         changes = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differ[:3])
         more = f"; {len(differ) - 3} more" * (len(differ) > 3)
+        if differ == ["training.max_steps"]:  # the schedule of the learning rate depends on it
+            raise RecipeError(
+                f"{folder} holds checkpoints of a training of {before[differ[0]]} steps, not {now[differ[0]]}: to go "
+                f"on from its result, give model={folder} and another training.output_dir."
+            )
         raise RecipeError(
             f"{folder} holds checkpoints of another recipe ({changes}{more}): give another training.output_dir, or "
             "remove the folder."

@@ -73,7 +73,7 @@ class DraftTrainer(StageTrainer):
         Return error rates on the held-out utterances, in percent.
 
         These are the word error rates `stage1_wer` and `draft_wer`, and `draft_agreement`, which is 100 minus the token
-        error rate of the drafts against Stage 1's own tokens.
+        error rate of the drafts against Stage 1's own tokens, at least 0.
         """
         casing = CASINGS[self.data.casing]
         references = [casing(utterance.text) for utterance in self.validation]
@@ -82,7 +82,7 @@ class DraftTrainer(StageTrainer):
         return {
             "stage1_wer": word_errors(references, decode(stage1)).error_rate,
             "draft_wer": word_errors(references, decode(drafts)).error_rate,
-            "draft_agreement": 100 - token_errors(stage1, drafts).error_rate,
+            "draft_agreement": max(0.0, 100 - token_errors(stage1, drafts).error_rate),
         }
 
 

@@ -1,5 +1,6 @@
 """Load what a training starts from: its utterances, data sets and batches, and its model."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset
 
 from seam.data.bad_audio import SkippedAudio
 from seam.data.dataset import SpeechDataset, SpeechReader, keep_encoder_states
+from seam.data.files import check_path
 from seam.data.manifest import CASINGS, Utterance, read_manifest
 from seam.data.samplers import LengthBatchSampler, budget_shares
 from seam.data.streaming import SpeechStream
@@ -145,6 +147,8 @@ def new_model(recipe: StageRecipe, **config) -> tuple[SeamForSpeechRecognition, 
     """
     if recipe.encoder is None or recipe.llm is None:
         raise RecipeError("the recipe names neither a model nor both backbones (encoder and llm).")
+    for role in ("encoder", "llm"):
+        _check_backbone(role, getattr(recipe, role))
     tokens = {key: value for key, value in asdict(recipe.processor).items() if value is not None}
     processor = SeamProcessor.from_backbones(recipe.encoder, recipe.llm, **tokens)
     torch.manual_seed(recipe.training.seed)  # the aligner and LoRA are initialized at random
@@ -169,6 +173,7 @@ def load_previous_stage(recipe: StageRecipe) -> tuple[SeamForSpeechRecognition, 
     """
     if recipe.model is None:
         raise RecipeError("the recipe names no model: give the checkpoint of the stage before as model=FOLDER.")
+    check_path(recipe.model)
     device = {"device_map": str(recipe.training.device)} if recipe.llm_dtype == "4bit" else {}  # CPUs quantize slowly
     model, processor = load_checkpoint(recipe.model, dtype=torch.float32, llm_dtype=llm_precision(recipe), **device)
     if model.config.alignment_only:
@@ -208,6 +213,17 @@ def lora_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]
     if not parameters:
         raise RecipeError("the model has no LoRA adapters to train; build it with config.lora_rank above 0.")
     return parameters
+
+
+def _check_backbone(role: str, name: str) -> None:
+    """Raise an error for a mistyped path, and for a SEAM checkpoint in the place of one of its backbones."""
+    check_path(name)
+    file = Path(name, "config.json")
+    if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "seam":
+        raise RecipeError(
+            f"{role}={name} is a SEAM checkpoint, not a backbone: to train it further, give model={name} instead of "
+            "encoder and llm."
+        )
 
 
 def _subsample(utterances: list[Utterance], limit: int | None) -> list[Utterance]:

@@ -406,6 +406,11 @@ def _parse_training_arguments(values: dict[str, Any], where: str) -> TrainingArg
     try:
         return HfArgumentParser(TrainingArguments, exit_on_error=False).parse_args_into_dataclasses(arguments)[0]
     except (argparse.ArgumentError, TypeError, ValueError) as error:
+        if values.get("bf16") and "bf16/gpu" in str(error):
+            raise RecipeError(
+                f"{where}bf16 needs a GPU, and there is none: give {where}bf16=false, or {where}use_cpu=true to "
+                "compute in bf16 on this CPU."
+            ) from error
         raise RecipeError(f"{where.rstrip('.')}: {error}") from error
 
 

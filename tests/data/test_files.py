@@ -7,6 +7,7 @@ from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
 from seam.data.files import (
+    check_path,
     one_line,
     read_json_lines,
     recipe_file,
@@ -46,6 +47,19 @@ def test_a_recipe_of_the_package_is_found_from_anywhere(tmp_path, monkeypatch):
     own.mkdir(parents=True)
     (own / "alignment.yaml").write_text("seed: 1")
     assert recipe_file("recipes/own/alignment.yaml").read_text() == "seed: 1"  # the one that is here comes first
+
+
+def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints" / "tiny").mkdir(parents=True)
+    for name in ("checkpoints/tinny", "./checkpoints/tinny"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such folder; did you mean checkpoints/tiny"):
+            check_path(name)
+    for name in ("/nowhere/tiny", "runs/a/b", "~/model"):
+        with pytest.raises(FileNotFoundError, match="no such folder.$"):
+            check_path(name)
+    for name in ("checkpoints/tiny", "owner/name", "gpt2"):
+        check_path(name)
 
 
 def test_a_failed_write_leaves_the_older_file(tmp_path):

@@ -247,7 +247,7 @@ def test_silence_is_explained(shipped, tmp_path):
 
 
 def test_audio_longer_than_the_window_is_refused(shipped):
-    with pytest.raises(ValueError, match=r"audio of 5\.0 s is longer than the encoder's window of 4 s"):
+    with pytest.raises(ValueError, match=r"5.0 s of audio: one utterance of at most 4 s can be explained"):
         explain(*shipped, np.zeros(80000, np.float32))
 
 
@@ -400,7 +400,7 @@ def test_command_as_json(seam, tmp_path):
     ("arguments", "message"),
     [
         (["missing.wav"], "missing.wav: no such audio file"),
-        (["long.wav"], "longer than the encoder's window of 4 s"),
+        (["long.wav"], "one utterance of at most 4 s can be explained"),
         (["long.wav", "--out", "picture.pdf"], "--out is picture.pdf; accepted: a name that ends with .png"),
         (["long.wav", "--out", "nowhere/picture.png"], "there is no folder nowhere"),
     ],

@@ -252,3 +252,12 @@ def test_budgets_of_a_batch(recipe):
     with pytest.raises(RecipeError, match="makes utterances of other lengths"):
         joined = "data.augmentation.concatenation_probability=0.3"
         load_recipe(StageRecipe, recipe, ["data.batch_tokens=300", joined])
+
+
+def test_bf16_without_a_gpu_says_what_to_give(recipe, monkeypatch):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: False)
+    with pytest.raises(
+        RecipeError, match="training.bf16 needs a GPU, .* give training.bf16=false, or training.use_cpu="
+    ):
+        load_recipe(StageRecipe, recipe, ["training.bf16=true"])
+    assert load_recipe(StageRecipe, recipe, ["training.bf16=true", "training.use_cpu=true"]).training.bf16

@@ -232,6 +232,14 @@ def test_another_recipe_is_refused(trained, before, manifest, tmp_path):
             alignment.main(again(folder, manifest, before, **change))
 
 
+def test_more_steps_are_another_training_from_its_result(trained, before, manifest, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    with pytest.raises(
+        RecipeError, match=rf"a training of 6 steps, not 9: to go on from its result, give model={folder}"
+    ):
+        alignment.main(again(folder, manifest, before, steps=9))
+
+
 def test_what_was_trained_on_other_weights_is_refused(before, backbones, manifest, tmp_path):
     shutil.copytree(before["instruction"]["model"], tmp_path / "1")
     settings = {"model": str(tmp_path / "1"), "llm": backbones[1], "training": {"save_strategy": "steps"}}

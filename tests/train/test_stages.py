@@ -12,6 +12,7 @@ from transformers import Qwen3ForCausalLM, WhisperModel
 from seam.data.manifest import read_manifest, write_manifest
 from seam.evaluation.transcription import transcribe
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
+from seam.tests.helpers.shipped import TINY
 from seam.tests.helpers.training_sounds import changed, recipe, weights
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import RecipeError
@@ -128,6 +129,10 @@ def test_a_setting_of_another_stage_is_refused_before_anything_is_read(stage, va
         ({}, "names neither a model nor both backbones"),
         ({"encoder": "x"}, "names neither a model nor both backbones"),
         ({"model": "nowhere"}, "cannot load the checkpoint 'nowhere'"),
+        (
+            {"encoder": str(TINY), "llm": "x"},
+            "tiny is a SEAM checkpoint, not a backbone: to train it further, give model=",
+        ),
     ],
 )
 def test_an_incomplete_recipe_is_refused(values, message, manifest, tmp_path):
