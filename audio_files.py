@@ -36,6 +36,9 @@ AFTER_DATA = re.compile(r"^data : (\d+)\n\*\*\* Unknown chunk marker", re.MULTIL
 SPHERE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 # By these names, the audio files of a folder or an archive are known.
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".m4a", ".mp4", ".webm"}
+# Files that begin so are libsndfile's: what it does not read of them is damaged. Cut FLAC it does not read, PyAV does.
+MAGICS = {b"RIFF", b"RF64", b"riff", b"FORM", b".snd", b"NIST", b"caff", b"OggS"}
+MP3_FRAME = 576  # samples of the shortest frame
 READABLE = "WAV, FLAC, MP3, OGG, Opus, AIFF, AU, CAF, W64 and NIST SPHERE"
 
 
@@ -76,14 +79,15 @@ def decode(source: str | Path | bytes, name: str) -> Decoded:
         if not path.exists():
             raise FileNotFoundError(f"{name}: no such audio file.")
         source = path if path.is_file() else path.read_bytes()  # a pipe cannot be read twice
-    is_known = False
     try:
         with opened(source) as file:
-            is_known = True
             return _read(file, name)
     except (soundfile.SoundFileError, TypeError, MemoryError, OverflowError) as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
-        return _decode_with_pyav(source, name, reason, reason if is_known else "")
+        magic = _magic(source)
+        if magic in MAGICS:
+            raise ValueError(f"{name} cannot be read as audio: {reason}.") from error
+        return _decode_with_pyav(source, name, reason, cut=reason if magic == b"fLaC" else "")
 
 
 @contextmanager
@@ -181,18 +185,28 @@ def _decode_with_pyav(source: Path | bytes, name: str, reason: str, cut: str) ->
             track = next(iter(container.streams.audio), None)
             if track is None:
                 raise ValueError(f"{name} cannot be read as audio: {reason}; PyAV finds no audio track.")
-            rate = checked_rate(track.rate, name)
-            planar = av.AudioResampler(format="fltp")
+            rate = checked_rate(getattr(track, "rate", None), name)
+            packed = av.AudioResampler(format="flt")
             try:
                 for frame in container.decode(track):
-                    blocks += [one.to_ndarray().T for one in planar.resample(frame)]
+                    blocks += [one.to_ndarray().reshape(one.samples, -1) for one in packed.resample(frame)]
             except av.FFmpegError as error:
                 cut = f"{error.strerror} after {sum(map(len, blocks)) / rate:.2f} s"
     except av.FFmpegError as error:
         raise ValueError(f"{name} cannot be read as audio: {reason}; PyAV: {error.strerror}.") from error
     if not blocks:
         raise ValueError(f"{name} holds no audio samples.")
+    if not cut and sum(map(len, blocks)) < MP3_FRAME:  # of MP3 that ends in its first frame
+        cut = "less than one frame"
     return Decoded(mixed_down(blocks, name), rate, cut)
+
+
+def _magic(source: Path | bytes) -> bytes:
+    """Return the first four bytes of a file."""
+    if isinstance(source, bytes):
+        return source[:4]
+    with source.open("rb") as binary:
+        return binary.read(4)
 
 
 def content_of(file: BinaryIO, name: str) -> bytes:

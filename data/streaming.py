@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from seam.audio_files import AUDIO_SUFFIXES
 from seam.data.bad_audio import SkippedAudio, read_batch
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, check_text, iter_manifest
