@@ -3,7 +3,7 @@ Decode mangled audio files: is every one decoded, or refused in one sentence, in
 
     python -m seam.bench.fuzz [--inputs 25000] [--seed 0] [--json FILE]
 
-Of each input: no error but `ValueError`, no more than `MAX_SECONDS`, no more memory than `MEMORY_FACTOR` times the file plus
+Of each: no error but `ValueError`, no more than `MAX_SECONDS`, no more memory than `MEMORY_FACTOR` times the file plus
 `MEMORY_MB`, and no file that was cut short without a word. Those that break a rule are written to `--keep FOLDER`.
 """
 
