@@ -35,6 +35,7 @@ STAGES_WITH = {
     "first_token_guidance": ("instruction", "refinement"),
     "llm_dtype": ("instruction", "refinement"),
     "mask": ("refinement",),
+    "max_error_rate": ("refinement",),
     "aligned_embeds": ("instruction",),
     "alignment_cache": ("refinement",),
 }
@@ -202,6 +203,8 @@ class StageRecipe:
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
         mask: what replaces a masked embedding, which Section 3.5 does not say: `zero`, or a `learned` vector that
             begins at zero, is trained with LoRA and saved with the checkpoint (Stage 3).
+        max_error_rate: leave out training utterances in which Stage 1's token error rate (%) is higher: from what was not
+            heard at all, the LLM would learn to invent (Stage 3).
         early_stopping_patience: end the training after this number of evaluations in a row without a better model, by
             `training.metric_for_best_model` (`loss` by default; of the word error rates `stage1_wer` or `wer`). Needs
             `training.load_best_model_at_end`, which keeps the best.
@@ -227,6 +230,7 @@ class StageRecipe:
     masking_probability: float = 0.05
     deletion_probability: float = 0.1
     mask: str = "zero"
+    max_error_rate: float | int | None = None
     early_stopping_patience: int | None = None
     aligned_embeds: str | None = None
     alignment_cache: str | None = None
@@ -243,6 +247,8 @@ class StageRecipe:
         for name in ("masking_probability", "deletion_probability", "token_noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}; accepted: 0 up to but not 1.")
+        if self.max_error_rate is not None and self.max_error_rate < 0:
+            raise RecipeError(f"max_error_rate is {self.max_error_rate}; accepted: 0 and above, in percent.")
         if self.cross_entropy_weight < 0:
             raise RecipeError(f"cross_entropy_weight is {self.cross_entropy_weight}; accepted: 0 and above.")
         if self.llm_dtype not in (FULL, *LLM_DTYPES):

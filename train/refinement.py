@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from seam.data.manifest import Utterance
+from seam.evaluation.scoring import token_errors
 from seam.modeling_seam import SeamForSpeechRecognition
 from seam.modeling_seam.bridges import require_stage_1
 from seam.train.inputs import load_previous_stage, lora_parameters
@@ -141,6 +142,24 @@ def drop_empty(items: list[DecodedUtterance]) -> list[DecodedUtterance]:
     return kept
 
 
+def drop_misheard(items: list[DecodedUtterance], max_error_rate: float) -> list[DecodedUtterance]:
+    """
+    Leave out utterances whose Stage-1 tokens have a higher token error rate (%), and log their number.
+
+    Raises:
+        RecipeError: when none is left.
+    """
+
+    def error_rate(item: DecodedUtterance) -> float:
+        return token_errors([item.token_ids.tolist()], [item.alignment_ids.tolist()]).error_rate
+
+    kept = [item for item in items if error_rate(item) <= max_error_rate]
+    if not kept:
+        raise RecipeError(f"max_error_rate is {max_error_rate}: Stage 1 made more errors in every utterance.")
+    logger.info("%d of %d utterances have at most %g %% of errors.", len(kept), len(items), max_error_rate)
+    return kept
+
+
 def main(recipe: StageRecipe) -> dict[str, float]:
     """Run Stage 3 on the checkpoint of Stage 2; Stage 1's tokens come from `alignment_cache`, or are decoded first."""
     check_stage(recipe, "refinement")
@@ -162,6 +181,9 @@ def main(recipe: StageRecipe) -> dict[str, float]:
             items = decode_all(model, processor, dataset, utterances, recipe.data.eval_batch_size)
         else:
             items = cached[name]
-        return AlignedDataset(dataset if needs_speech else None, drop_empty(items))
+        items = drop_empty(items)
+        if name == "train" and recipe.max_error_rate is not None:
+            items = drop_misheard(items, recipe.max_error_rate)
+        return AlignedDataset(dataset if needs_speech else None, items)
 
     return run(recipe, RefinementTrainer, model, processor, prepare)

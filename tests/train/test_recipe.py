@@ -261,3 +261,11 @@ def test_bf16_without_a_gpu_says_what_to_give(recipe, monkeypatch):
     ):
         load_recipe(StageRecipe, recipe, ["training.bf16=true"])
     assert load_recipe(StageRecipe, recipe, ["training.bf16=true", "training.use_cpu=true"]).training.bf16
+
+
+def test_a_limit_of_errors_is_a_share_of_stage_3(recipe):
+    assert load_recipe(StageRecipe, recipe, ["max_error_rate=15"]).max_error_rate == 15
+    with pytest.raises(RecipeError, match="max_error_rate is -1; accepted: 0 and above, in percent"):
+        load_recipe(StageRecipe, recipe, ["max_error_rate=-1"])
+    with pytest.raises(RecipeError, match="max_error_rate is no setting of seam train instruction"):
+        check_stage(load_recipe(StageRecipe, recipe, ["max_error_rate=15"]), "instruction")
