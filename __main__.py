@@ -420,28 +420,31 @@ def run_recipe(recipe_class: type, main: Callable, path: Path, overrides: list[s
 @train_app.command("alignment")
 def train_alignment(recipe: Recipe, overrides: Overrides = None):
     """Run Stage 1: the aligner learns the LLM's embeddings (Eq. 3)."""
+    from seam.publishing.push import pushing
     from seam.train import alignment
     from seam.train.recipe import StageRecipe
 
-    run_recipe(StageRecipe, alignment.main, recipe, overrides)
+    run_recipe(StageRecipe, pushing(alignment.main), recipe, overrides)
 
 
 @train_app.command("instruction")
 def train_instruction(recipe: Recipe, overrides: Overrides = None):
     """Run Stage 2: LoRA learns to transcribe (Eq. 4)."""
+    from seam.publishing.push import pushing
     from seam.train import instruction
     from seam.train.recipe import StageRecipe
 
-    run_recipe(StageRecipe, instruction.main, recipe, overrides)
+    run_recipe(StageRecipe, pushing(instruction.main), recipe, overrides)
 
 
 @train_app.command("refinement")
 def train_refinement(recipe: Recipe, overrides: Overrides = None):
     """Run Stage 3: LoRA learns from the output of Stage 1 (Eq. 5)."""
+    from seam.publishing.push import pushing
     from seam.train import refinement
     from seam.train.recipe import StageRecipe
 
-    run_recipe(StageRecipe, refinement.main, recipe, overrides)
+    run_recipe(StageRecipe, pushing(refinement.main), recipe, overrides)
 
 
 @train_app.command("decode")
@@ -456,10 +459,11 @@ def train_decode(recipe: Recipe, overrides: Overrides = None):
 @train_app.command("draft")
 def train_draft(recipe: Recipe, overrides: Overrides = None):
     """Train a CTC head that drafts Stage 1's output."""
+    from seam.publishing.push import pushing
     from seam.train import draft
     from seam.train.recipe import StageRecipe
 
-    run_recipe(StageRecipe, draft.main, recipe, overrides)
+    run_recipe(StageRecipe, pushing(draft.main), recipe, overrides)
 
 
 @train_app.command("english")

@@ -174,12 +174,6 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(checkpoint))
-
-    def _push_from_checkpoint(self, checkpoint_folder):
-        if not self.is_saving:  # the upload reads in the background: not before the checkpoint is where it stays
-            super()._push_from_checkpoint(checkpoint_folder)
 
     def _resume_state(self) -> dict[str, Any]:
         """Return what `resume.json` holds of this run."""

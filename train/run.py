@@ -16,6 +16,7 @@ from seam.train.lineage import CARD, inherited_card
 from seam.train.monitoring import plot_training_curves
 from seam.train.recipe import RecipeError, StageRecipe
 from seam.train.trainer import StageTrainer
+from seam.train.training_arguments import PUSHED_BY
 
 
 def run(
@@ -52,6 +53,8 @@ def _run(
     processor: SeamProcessor,
     prepare: Callable,
 ) -> dict[str, float]:
+    if recipe.training.push_to_hub:
+        raise RecipeError(PUSHED_BY)
     check_best_metric(recipe.training, ["loss", *trainer_class.metric_names(model)])
     set_seed(recipe.training.seed)
     train, validation = read_utterances(recipe.data)

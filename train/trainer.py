@@ -21,7 +21,7 @@ from seam.train.distributed import all_gather, map_over_ranks, prepare_for_fsdp,
 from seam.train.monitoring import Progress, Throughput
 from seam.train.recipe import DataSettings, RecipeError, StageRecipe
 from seam.train.resumable_trainer import ResumableTrainer
-from seam.train.training_arguments import refusal
+from seam.train.training_arguments import PUSHED_BY, refusal
 
 
 class StageTrainer(ResumableTrainer, ABC):
@@ -53,7 +53,7 @@ class StageTrainer(ResumableTrainer, ABC):
         batches: LengthBatchSampler | None = None,
         **kwargs,
     ):
-        if refused := refusal(args, data.has_budget or data.streaming):
+        if refused := PUSHED_BY if args.push_to_hub else refusal(args, data.has_budget or data.streaming):
             raise RecipeError(refused)
         self.validation = validation
         self.batches = batches

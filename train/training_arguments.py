@@ -7,6 +7,11 @@ from transformers import TrainingArguments
 
 LENGTHS = "utterances of similar length share a batch with data.batch_seconds and data.batch_tokens"
 EVALUATION = "evaluations return the loss and word error rates, no predictions"
+PUSH = "training.push_to_hub pushes the result, once, at the end"
+PUSHED_BY = (
+    "training.push_to_hub: seam train pushes what a stage saves, with its code and its card; from Python, call "
+    "seam.publishing.push.push with the folder of the result."
+)
 
 # Accepted values, the default first, and why no other. A field that this version of transformers lacks is left out.
 KEPT: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -33,6 +38,9 @@ KEPT: dict[str, tuple[tuple[Any, ...], str]] = {
     "eval_use_gather_object": ((False,), EVALUATION),
     "include_for_metrics": (([],), EVALUATION),
     "batch_eval_metrics": ((False,), EVALUATION),
+    "hub_strategy": (("every_save", "end"), PUSH),
+    "hub_always_push": ((False,), PUSH),
+    "hub_revision": ((None,), PUSH),
     "label_names": ((None,), "the labels are those of SeamProcessor"),
 }
 # Where batches are made within budgets or of a stream, rather than by transformers' sampler.

@@ -33,6 +33,9 @@ OTHERS = {
     "eval_use_gather_object": True,
     "include_for_metrics": ["loss"],
     "batch_eval_metrics": True,
+    "hub_strategy": "checkpoint",
+    "hub_always_push": True,
+    "hub_revision": "draft",
     "label_names": ["text"],
 }
 FIELDS = set(TrainingArguments.__dataclass_fields__)
@@ -81,9 +84,19 @@ def test_half_precision_that_a_cpu_has_not_is_refused_first(tmp_path):
 
 
 def test_a_trainer_of_ones_own_script_refuses_them_too(tmp_path):
-    args = TrainingArguments(str(tmp_path), label_smoothing_factor=0.1, use_cpu=True)
-    with pytest.raises(RecipeError, match=r"training\.label_smoothing_factor is 0\.1"):
-        alignment.AlignmentTrainer(processor=None, validation=[], data=DataSettings(), args=args)
+    for field, message in {
+        "label_smoothing_factor": r"training\.label_smoothing_factor is True",
+        "push_to_hub": r"training\.push_to_hub: .* call seam\.publishing\.push\.push",
+    }.items():
+        args = TrainingArguments(str(tmp_path), use_cpu=True, **{field: True})
+        with pytest.raises(RecipeError, match=message):
+            alignment.AlignmentTrainer(processor=None, validation=[], data=DataSettings(), args=args)
+
+
+def test_a_stage_of_ones_own_script_does_not_push_by_halves(backbones, tmp_path):
+    settings = {"encoder": backbones[0], "llm": backbones[1], "config": {"lora_rank": 4}}
+    with pytest.raises(RecipeError, match=r"training\.push_to_hub: .* call seam\.publishing\.push\.push"):
+        alignment.main(recipe(tmp_path, "no.jsonl", 1, training={"push_to_hub": True}, **settings))
 
 
 @pytest.mark.medium
