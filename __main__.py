@@ -157,12 +157,14 @@ def build(
         if target.is_file() or (target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file()):
             raise ValueError(f"{target} is neither empty nor a checkpoint: it is left as it is.")
         from seam.modeling_seam import build_untrained
+        from seam.modeling_seam.saving import saved_together
 
         disable_progress_bar()
         start = monotonic()
         model, processor, tokens = build_untrained(encoder, llm, language)
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        with saved_together(target) as folder:
+            model.save_pretrained(folder)
+            processor.save_pretrained(folder)
     print(f"<BOA> is {tokens.boa}, <EOA> is {tokens.eoa}: {tokens.reason}.")
     print(f"{target}, in {monotonic() - start:.0f} s: seam transcribe --model {target} FILES")
     print("Before Stage 2 the LLM is only prompted: --no-llm, Stage 1 alone, may be the better transcript.")

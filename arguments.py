@@ -120,6 +120,9 @@ def check_manifest(path: Path) -> None:
 
 def check_checkpoint(name: str) -> None:
     """Raise an error unless `name` is a folder with a config or a repository of the Hub."""
+    path = Path(name)
+    if not path.exists() and path.with_name(f".{path.name}.old").is_dir():
+        return  # an export was killed, which loading completes
     if Path(name).is_file():
         raise ValueError(f"cannot load the checkpoint {name!r}: it is a file; accepted: a folder or a Hub id.")
     if Path(name).is_dir():

@@ -200,7 +200,7 @@ def check_recording(recording: Recording) -> CheckResult:
     if problem:
         return CheckResult(problem, seconds)
     if recording.cut_to is not None:
-        _write_flac(recording.cut_to, samples, rate)
+        write_audio(recording.cut_to, samples, rate)
     return CheckResult(None, seconds, hashlib.blake2b(waveform, digest_size=16, key=str(rate).encode()).digest())
 
 
@@ -242,10 +242,10 @@ def _check_whole(file: soundfile.SoundFile, path: Path) -> Problem | None:
     return Problem("truncated", f"{path}: {reason}") if reason else None
 
 
-def _write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
-    """Write a FLAC file atomically, with 16 bits, as the corpora that have segments."""
+def write_audio(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Write an audio file atomically, in the format of its name, with 16 bits, as the corpora that have segments."""
     encoded = io.BytesIO()
-    soundfile.write(encoded, samples, rate, format="FLAC", subtype="PCM_16")
+    soundfile.write(encoded, samples, rate, format=path.suffix[1:].upper(), subtype="PCM_16")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(encoded.getvalue())

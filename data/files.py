@@ -1,11 +1,13 @@
 """Write files atomically, one process at a time; read JSON Lines, digest contents, put an error into one line."""
 
 import difflib
+import errno
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # How long to wait for another process: the workers of a killed one keep its lock for a few seconds.
 LOCK_SECONDS = 10
+# Full, over quota, over the limit of a file's size.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def recipe_file(path: str | Path) -> Path:
@@ -54,15 +58,34 @@ def replacing(path: Path) -> Iterator[Path]:
     new files may read it, also where a library writes files for their owner alone, as safetensors does.
     """
     temporary = path.with_name(f"{path.name}.tmp")
+    with writing(path):
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            yield temporary
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(mode)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where the disk is full: the system's own error says neither what nor where."""
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        yield temporary
-        if temporary.stat().st_mode != mode:
-            temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        named = {error.filename, error.filename2} - {None}
+        if error.errno not in NO_ROOM or (named and named.isdisjoint((str(path), f"{path}.tmp"))):
+            raise
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file's content atomically."""
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def write_text(path: Path, text: str) -> None:

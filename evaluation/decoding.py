@@ -21,12 +21,13 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from seam.data.dataset import batches_by_length
-from seam.data.files import locked, mend_json_lines, sha256_of, write_text
+from seam.data.files import locked, mend_json_lines, sha256_of, write_text, writing
 from seam.data.manifest import CASINGS, Utterance, check_duration, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, read_run, rows_path
 from seam.evaluation.transcription import Transcription, load_whisper, transcribe
 from seam.modeling_seam import SeamConfig, load_checkpoint
 from seam.modeling_seam.bridges import BRIDGES
+from seam.modeling_seam.saving import complete_save
 from seam.modeling_seam.weights import read_fingerprint, weight_files
 from seam.processing_seam import PROCESSOR_FILES
 
@@ -104,6 +105,7 @@ def decode_test_sets(
         raise ValueError(f"casing is {casing!r}; accepted: {', '.join(CASINGS)}.")
     folder = Path(folder)
     items, data = _read_items(manifests, split)
+    complete_save(Path(model))
     try:
         config = AutoConfig.from_pretrained(model)
     except OSError as error:
@@ -169,7 +171,7 @@ def _pending_batches(folder: Path, system: str, items: Sequence[Item], batch_siz
 def _append_rows(path: Path, batches: Iterable[list[dict[str, Any]]], bar: tqdm) -> None:
     """Append rows to a file batch by batch; name unreadable audio, and show the speed."""
     seconds = wall = 0.0
-    with path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8") as file:
         for rows in batches:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             file.flush()

@@ -25,6 +25,7 @@ from seam.experiments.demo import WorldRecipe, backbone_key, make_control, make_
 from seam.experiments.steps import Steps
 from seam.modeling_seam import load_checkpoint
 from seam.modeling_seam.bridges import BRIDGES
+from seam.modeling_seam.saving import saved_together
 from seam.train import alignment, instruction, refinement
 from seam.train.recipe import ProcessorSettings, RecipeError, StageRecipe, build, check_stage, merged
 
@@ -275,8 +276,9 @@ def _start(stage1: Path, llm: str, system: SystemSettings, seed: int, target: Pa
         processor.instruction = system.processor.instruction
         model.config.prompt_token_ids = processor.prompt_ids()
     torch.manual_seed(seed)  # of the new LoRA
-    model.add_llm(llm).save_pretrained(target)
-    processor.save_pretrained(target)
+    with saved_together(target) as folder:
+        model.add_llm(llm).save_pretrained(folder)
+        processor.save_pretrained(folder)
 
 
 def _evaluate(model: Path, tests: list[str], target: Path, rows: list[str] | None) -> None:

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from seam.data.dataset import SpeechDataset, keep_in_memory
+from seam.data.files import copy_file, write_text
 from seam.data.manifest import Utterance, read_manifest
 from seam.evaluation.hypotheses import SYSTEMS, TABLE_1
 from seam.evaluation.scoring import interval, total, utterance_errors
@@ -322,10 +323,10 @@ def evaluate(recipe: DemoRecipe, folder: Path, steps: Steps) -> None:
     }
     write_table(compare_systems(model, processor, whisper, whisper_processor, tests), folder)
     for name in ("table.json", "table.png"):
-        shutil.copyfile(folder / name, folder / "model" / name)
+        copy_file(folder / name, folder / "model" / name)
     sizes = [step["result"] for name, step in steps.done.items() if name in ("speech", "more speech")]
     texts = json.dumps(card_texts(recipe.speech, sizes), indent=1, ensure_ascii=False)
-    (folder / "model" / "card.json").write_text(texts + "\n", encoding="utf-8")
+    write_text(folder / "model" / "card.json", texts + "\n")
     write_card(model, processor, folder / "model", recipe.model_id or str(folder / "model"))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from huggingface_hub.dataclasses import strict
 
+from seam.data.files import copy_file
 from seam.data.manifest import read_manifest
 from seam.evaluation.table import write_table
 from seam.evaluation.transcription import load_whisper
@@ -123,6 +124,6 @@ def evaluate(folder: Path) -> None:
     tests = {path.stem.removeprefix("test-"): read_manifest(path) for path in (folder / "tests").glob("test-*.jsonl")}
     write_table(compare_systems(model, processor, whisper, whisper_processor, tests, "english"), folder)
     for name in ("table.json", "table.png"):
-        shutil.copyfile(folder / name, folder / "model" / name)
-    shutil.copyfile(CARD, folder / "model" / "card.json")
+        copy_file(folder / name, folder / "model" / name)
+    copy_file(CARD, folder / "model" / "card.json")
     write_card(model, processor, folder / "model", "checkpoints/english")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import kaldialign
 import numpy as np
-import soundfile
 import soxr
 from huggingface_hub.dataclasses import strict
 from scipy import signal
 from tqdm.auto import tqdm
 
 from seam.data.augmentation import SAMPLE_RATE, add_noise, mix
+from seam.data.checks import write_audio
 from seam.data.files import repair_json_lines
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.evaluation.scoring import words
@@ -319,7 +319,7 @@ class Speech:
         path = self.folder / f"{self.made:06d}.flac"
         self.made += 1
         audio = audio / max(1.0, float(np.abs(audio).max(initial=0)))
-        soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16")
+        write_audio(path, audio, SAMPLE_RATE)
         return replace(like, audio=path, duration=len(audio) / SAMPLE_RATE)
 
 
@@ -374,7 +374,7 @@ def make_test_speech(speech: EnglishSpeech, folder: Path, processor: SeamProcess
         for one in tests["people"][: speech.test // 2]:
             path = folder / "audio" / f"{kind}-{one.audio.stem}.flac"
             audio = change(processor.load_audio(one.audio))
-            soundfile.write(path, audio / max(1.0, float(np.abs(audio).max(initial=0))), SAMPLE_RATE)
+            write_audio(path, audio / max(1.0, float(np.abs(audio).max(initial=0))), SAMPLE_RATE)
             tests[kind].append(replace(one, audio=path))
     tests = {kind: [one for one in utterances if one.speaker not in heard] for kind, utterances in tests.items()}
     write_manifest(folder / "validation.jsonl", [one for one in some if one.speaker not in heard])

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import librosa
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from seam.data.augmentation import SAMPLE_RATE
+from seam.data.checks import write_audio
 from seam.data.manifest import Utterance, read_manifest, write_manifest
 from seam.experiments.waveform_augmentation import augment
 
@@ -137,7 +137,7 @@ def save_utterances(recordings: Sequence[Recording], folder: Path, split: str) -
     utterances = []
     for index, (waveform, text, speaker) in enumerate(recordings):
         path = folder / "audio" / f"{index:06d}.wav"
-        soundfile.write(path, waveform, SAMPLE_RATE, subtype="PCM_16")
+        write_audio(path, waveform, SAMPLE_RATE)
         utterances.append(Utterance(path, text, len(waveform) / SAMPLE_RATE, speaker, "people", split))
     return read_manifest(write_manifest(folder / "manifest.jsonl", utterances))
 

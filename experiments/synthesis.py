@@ -19,11 +19,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 from tqdm import tqdm
 
 from seam.data.augmentation import SAMPLE_RATE, add_noise
+from seam.data.checks import write_audio
 from seam.data.manifest import Utterance, write_manifest
 from seam.experiments.grammar import DIGITS
 from seam.experiments.waveform_augmentation import augment
@@ -272,7 +272,7 @@ def _run_job(numbered: tuple[int, Job], *, folder: Path, max_seconds: float) -> 
     else:
         return None
     path = folder / "audio" / f"{number:06d}.wav"
-    soundfile.write(path, audio, SAMPLE_RATE, subtype="PCM_16")
+    write_audio(path, audio, SAMPLE_RATE)
     return Utterance(path, job.text, round(len(audio) / SAMPLE_RATE, 3), job.voice, job.corpus, job.split)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreT
 
 from .backbones import LLM, check_nothing_lost, llm_options, load_backbone, load_embedding_table, load_llm_of
 from .building import SeamBuildingMixin
+from .saving import complete_save
 from .weights import (
     HUB_ARGUMENTS,
     OLD_NAMES,
@@ -92,6 +94,8 @@ class SeamLoadingMixin(SeamBuildingMixin):
             )
             (loaded[0] if output_loading_info else loaded).freeze()
             return loaded
+        if complete_save(Path(name)) and isinstance(config, PreTrainedConfig):  # read before
+            raise OSError(f"{name} held a save that was interrupted, which is completed now: load it again.")
         if kwargs.get("quantization_config") is not None:
             if llm_dtype is not None:
                 raise ValueError("llm_dtype and quantization_config: give one of the two.")

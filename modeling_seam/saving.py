@@ -3,10 +3,13 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
@@ -23,7 +26,9 @@ PIPELINES = {
     }
 }
 PUSH_ARGUMENTS = ("commit_message", "private", "token", "revision", "create_pr", "max_shard_size")
-STAGING = ".saving"  # beside the files that it replaces, so that moving them is a rename
+# Beside the files that are replaced, so that moving is a rename: files being written; all of them written, with a list.
+STAGING, COMPLETE, LIST = ".saving", ".saved", ".files.json"
+NEW, OLD = ".new", ".old"  # see `export_folder`
 
 if TYPE_CHECKING:
     MixedInto = PreTrainedModel
@@ -76,13 +81,12 @@ class SeamSavingMixin(MixedInto):
                 name: value for name, value in state_dict.items() if is_trained_by_seam(name, self.config)
             }
         target = Path(save_directory)
-        staging = target / STAGING
-        if is_main_process:
-            shutil.rmtree(staging, ignore_errors=True)  # of a save that was interrupted
         self.config.auto_map = dict.fromkeys(AUTO_CLASSES, MODEL_CLASS)
         self.config.custom_pipelines = PIPELINES
-        super().save_pretrained(staging, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
+        if not is_main_process:
+            return super().save_pretrained(target / STAGING, is_main_process=False, **kwargs)
+        with saved_together(target) as staging:
+            super().save_pretrained(staging, **kwargs)
             follow_umask(staging)
             _save_fingerprint(staging, light)
             shutil.copytree(
@@ -90,8 +94,7 @@ class SeamSavingMixin(MixedInto):
                 staging / CODE.name,
                 ignore=lambda _, names: [n for n in names if not n.endswith(".py") or n == "__init__.py"],
             )
-            _move_over(staging, target)
-        if push_to_hub and is_main_process:
+        if push_to_hub:
             given = {name: kwargs[name] for name in PUSH_ARGUMENTS if name in kwargs}
             self.push_to_hub(kwargs.get("repo_id", target.name), **given)
 
@@ -123,15 +126,74 @@ def _save_fingerprint(folder: Path, light: bool) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _move_over(staging: Path, target: Path) -> None:
-    """Move finished files over older ones, and remove weight files of the older save that have no successor."""
-    new = [path.relative_to(staging) for path in staging.rglob("*") if path.is_file()]
-    if (target / CODE.name).is_symlink():  # to the code of others, which is not to be written to
-        (target / CODE.name).unlink()
-    stale = {path.name for path in target.glob(WEIGHT_FILES)} - {path.name for path in new}
-    for path in new:
-        (target / path).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / path, target / path)
-    for name in stale:
-        (target / name).unlink()
-    shutil.rmtree(staging)
+@contextmanager
+def saved_together(target: Path) -> Iterator[Path]:
+    """
+    Yield a folder to write files to, such as model and processor, that replace those of `target` all together.
+
+    Until all are written `target` is as it was. From then on they are found there whatever happens: what a killed
+    process has not moved, `complete_save` moves.
+
+    Raises:
+        OSError: when they cannot be written, naming `target`.
+    """
+    target = Path(target)
+    staging = target / STAGING
+    shutil.rmtree(staging, ignore_errors=True)  # of a save that was interrupted
+    complete_save(target)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
+        (staging / LIST).write_text(json.dumps(names), encoding="utf-8")
+        os.rename(staging, target / COMPLETE)
+    except SafetensorError as error:  # such as a full disk
+        raise OSError(f"{target} cannot be saved: {error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    complete_save(target)
+
+
+def complete_save(folder: Path) -> bool:
+    """
+    Finish a save, or an export, that was killed when all was written but not all moved to its place.
+
+    Weight files of the older save that have no successor are removed.
+
+    Args:
+        folder: of the checkpoint; nothing happens where no save was interrupted.
+
+    Returns:
+        Whether there was one.
+
+    Raises:
+        OSError: when the files cannot be moved.
+    """
+    complete, aside = folder / COMPLETE, {name: export_folder(folder, name) for name in (NEW, OLD)}
+    try:
+        if not folder.exists() and aside[OLD].is_dir():  # an export stopped between its two renames
+            os.rename(aside[NEW] if aside[NEW].is_dir() else aside[OLD], folder)
+            return True
+        if not (complete / LIST).is_file():
+            return False
+        kept = set(json.loads((complete / LIST).read_text(encoding="utf-8")))
+        if (folder / CODE.name).is_symlink():  # to the code of others, which is not to be written to
+            (folder / CODE.name).unlink()
+        for path in [path for path in complete.rglob("*") if path.is_file() and path != complete / LIST]:
+            place = folder / path.relative_to(complete)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+        for path in folder.glob(WEIGHT_FILES):
+            if path.name not in kept:
+                path.unlink()
+        shutil.rmtree(complete)
+    except FileNotFoundError:  # another process finishes it, too
+        return True
+    except (OSError, ValueError, TypeError) as error:
+        raise OSError(f"{folder} holds a save that was interrupted and cannot be completed: {error}") from error
+    return True
+
+
+def export_folder(target: Path, ending: str) -> Path:
+    """Return where an export lays down what is to replace the target (`NEW`), and what it replaces (`OLD`)."""
+    return target.with_name(f".{target.name}{ending}")

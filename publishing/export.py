@@ -9,7 +9,7 @@ import torch
 from transformers.utils import cached_file
 
 from seam.modeling_seam import SeamForSpeechRecognition, load_checkpoint
-from seam.modeling_seam.saving import save_lora
+from seam.modeling_seam.saving import NEW, OLD, complete_save, export_folder, save_lora
 from seam.modeling_seam.weights import backbone_record
 from seam.publishing.card import write_card
 
@@ -50,6 +50,7 @@ def export(
     """
     if light and merge:
         raise ValueError("a light folder holds LoRA, and a merged one has none: choose one of the two.")
+    complete_save(target)
     if target.exists() and not _is_replaceable(target):
         raise ValueError(f"{target} exists and is not a SEAM checkpoint; choose another folder.")
     seam, processor = load_checkpoint(model)
@@ -65,9 +66,8 @@ def export(
     if adapter and (seam.config.alignment_only or not seam.config.lora_rank):
         raise ValueError(f"{model} has no LoRA to write as an adapter folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    staging, old = export_folder(target, NEW), export_folder(target, OLD)
     shutil.rmtree(staging, ignore_errors=True)  # left by an interrupted export
-    _restore(old, target)
     shutil.rmtree(old, ignore_errors=True)
     try:
         if merge:
@@ -87,16 +87,11 @@ def export(
             os.rename(target, old)
         os.rename(staging, target)
     finally:
+        if old.exists() and not target.exists():  # the second rename failed
+            os.rename(old, target)
         shutil.rmtree(staging, ignore_errors=True)
-        _restore(old, target)
     shutil.rmtree(old, ignore_errors=True)
     return target
-
-
-def _restore(old: Path, target: Path) -> None:
-    """Undo an export that stopped between its two renames, when `old` is the only copy."""
-    if old.exists() and not target.exists():
-        os.rename(old, target)
 
 
 def _is_replaceable(folder: Path) -> bool:

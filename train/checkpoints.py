@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -208,21 +208,6 @@ def remove_old_checkpoints(folder: Path, limit: int | None, best: str | None) ->
     too_many = len(checkpoints) - max(limit, len(kept)) if limit else 0
     for checkpoint in [path for path in checkpoints if path.name not in kept][: max(too_many, 0)]:
         remove_checkpoint(checkpoint)
-
-
-@contextmanager
-def staging_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write files to, which are moved to `folder` at the end, each of them complete."""
-    staging = folder / UNFINISHED
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
-        yield staging
-        for path in staging.iterdir():
-            if path.is_dir():
-                shutil.rmtree(folder / path.name, ignore_errors=True)
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

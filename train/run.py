@@ -10,7 +10,8 @@ from transformers.trainer_utils import SaveStrategy
 from seam.data.dataset import SpeechCollator
 from seam.data.files import write_text
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
-from seam.train.checkpoints import find_checkpoint, only_training_in, run_record, staging_folder
+from seam.modeling_seam.saving import saved_together
+from seam.train.checkpoints import find_checkpoint, only_training_in, run_record
 from seam.train.inputs import build_datasets, check_lengths, length_batches, read_utterances, skipped_recordings
 from seam.train.lineage import CARD, inherited_card
 from seam.train.monitoring import plot_training_curves
@@ -117,7 +118,7 @@ def save_result(trainer: StageTrainer, metrics: dict[str, float]) -> None:
     folder = Path(trainer.args.output_dir)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered from all ranks
     if trainer.args.should_save:
-        with staging_folder(folder) as staging:
+        with saved_together(folder) as staging:
             trainer.model.save_pretrained(staging, state_dict=weights)
             trainer.processing_class.save_pretrained(staging)
     trainer.save_metrics("eval", metrics)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import BatchFeature
 
 from seam.data.dataset import SpeechCollator, SpeechDataset, batches_by_length
-from seam.data.files import locked, read_json_lines, repair_json_lines
+from seam.data.files import locked, read_json_lines, repair_json_lines, writing
 from seam.data.manifest import CASINGS, Utterance
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor, load_checkpoint
 from seam.modeling_seam.backbones import EmbeddingTable
@@ -217,7 +217,7 @@ def _open_to_append(path: Path, key: dict[str, Any]) -> Iterator[TextIO]:
     """Open a file to write rows after those that it has. Raises `OSError` while another process writes to it."""
     with locked(Path(f"{path}.lock"), str(path), "torchrun and `accelerate launch` give each its own RANK"):
         is_new = not repair_json_lines(path)
-        with path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             if is_new:
                 file.write(json.dumps({"made_from": key}) + "\n")
                 file.flush()

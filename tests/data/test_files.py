@@ -1,13 +1,17 @@
 import hashlib
 import os
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from torch.utils.data import DataLoader, Dataset
 
+from seam.data.checks import write_audio
 from seam.data.files import (
     check_path,
+    copy_file,
     one_line,
     read_json_lines,
     recipe_file,
@@ -15,7 +19,9 @@ from seam.data.files import (
     replacing,
     sha256_of,
     write_text,
+    writing,
 )
+from seam.data.manifest import Utterance, write_manifest
 
 
 def test_an_older_file_is_replaced_at_once(tmp_path):
@@ -26,6 +32,42 @@ def test_an_older_file_is_replaced_at_once(tmp_path):
         assert path.read_text(encoding="utf-8") == "älter\n"
     assert path.read_bytes() == b"newer"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture
+def little_room():
+    """Limit the size of files, which stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def write_rows(path):
+    with writing(path), path.open("a") as file:
+        file.write("x" * 2000)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: write_text(path, "x" * 2000),
+        lambda path: copy_file(Path(__file__), path),
+        lambda path: write_audio(path, np.random.default_rng(0).normal(0, 0.1, 9000), 16000),
+        lambda path: write_manifest(path, [Utterance(Path("a.wav"), "word " * 500, 1.0)]),
+        write_rows,
+    ],
+)
+def test_a_full_disk_is_one_sentence_with_the_files_name(tmp_path, little_room, write):
+    with pytest.raises(OSError) as caught:
+        write(tmp_path / "a.wav")
+    assert str(caught.value) == f"{tmp_path / 'a.wav'} cannot be written: File too large."
+    assert not (tmp_path / "a.wav.tmp").exists()
+
+
+def test_other_errors_of_the_system_stay_as_they_are(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.wav"), replacing(tmp_path / "a.txt"):
+        (tmp_path / "none.wav").read_bytes()
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027])
