@@ -203,8 +203,8 @@ class StageRecipe:
         masking_probability, deletion_probability: p_m and p_d of Section 3.5 (Stage 3).
         mask: what replaces a masked embedding, which Section 3.5 does not say: `zero`, or a `learned` vector that
             begins at zero, is trained with LoRA and saved with the checkpoint (Stage 3).
-        max_error_rate: leave out training utterances in which Stage 1 has a higher token error rate (%): from what it did
-            not hear at all, the LLM would learn to invent (Stage 3).
+        max_error_rate: leave out training utterances in which Stage 1 has a higher token error rate (%): from what it
+            did not hear at all, the LLM would learn to invent (Stage 3).
         early_stopping_patience: end the training after this number of evaluations in a row without a better model, by
             `training.metric_for_best_model` (`loss` by default; of the word error rates `stage1_wer` or `wer`). Needs
             `training.load_best_model_at_end`, which keeps the best.
