@@ -524,6 +524,9 @@ def data_prepare(
     audio_column: Annotated[str | None, typer.Option(help="dataset: by default detected.")] = None,
     text_column: Annotated[str | None, typer.Option(help="dataset: by default detected.")] = None,
     streaming: Annotated[bool, typer.Option("--streaming", help="dataset: keep no copy in the cache.")] = False,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Read audio that the corpus names outside SOURCE, by path or URL.")
+    ] = False,
 ):
     """Check every utterance of a corpus, write a manifest, and report what was left out and why."""
     if kind != "dataset" and not Path(source).exists():
@@ -541,16 +544,22 @@ def data_prepare(
     }
     options = {"name": name, "audio_column": audio_column, "text_column": text_column, "streaming": streaming}
     given = {key: value for key, value in options.items() if value}
+    root = None  # of a dataset the reader knows what belongs to it
+    if kind != "dataset" and not allow_remote:
+        root = Path(source) if Path(source).is_dir() else Path(source).parent
     with one_sentence_errors():
         if given and kind != "dataset":
             raise ValueError(f"--{next(iter(given)).replace('_', '-')} is for the kind dataset, not for {kind}.")
         summary = prepare(
-            readers[kind](source, split or (), **given),
+            readers[kind](
+                source, split or (), **given, **({"allow_remote": allow_remote} if kind == "dataset" else {})
+            ),
             out,
             max_seconds=max_seconds,
             tokenizer=tokenizer and load_tokenizer(tokenizer),
             workers=workers,
             progress=sys.stderr.isatty(),
+            root=root,
         )
     print_summary(summary)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import multiprocessing
+import os
+import shutil
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -17,8 +22,8 @@ from tqdm.auto import tqdm
 
 from seam.data import checks
 from seam.data.checks import CheckResult, Problem, Recording, check_recording
-from seam.data.corpora.utterances import NOT_SCORED, CorpusUtterance, Exclusion
-from seam.data.files import replacing
+from seam.data.corpora.utterances import NOT_SCORED, OUTSIDE, CorpusUtterance, Exclusion, outside
+from seam.data.files import locked, replacing
 from seam.data.manifest import CASINGS, Utterance, write_manifest
 
 if TYPE_CHECKING:
@@ -26,6 +31,10 @@ if TYPE_CHECKING:
 
 # Utterances that may wait for each worker, so that a slow file does not hold up the others.
 QUEUED_PER_WORKER = 32
+# Names of files have at most 255 bytes, of which a suffix and that of a temporary file are some.
+MAX_NAME = 180
+# Audio is written here, and moved to AUDIO when the manifest is decided: what a run before wrote stays until then.
+AUDIO, STAGED = "audio", "audio.tmp"
 # By the first bytes of a file; where they are unknown, the name that the corpus gives to the bytes decides.
 SUFFIXES = {b"fLaC": ".flac", b"RIFF": ".wav", b"OggS": ".ogg", b"NIST": ".sph", b"ID3": ".mp3"}
 SUFFIXES |= {
@@ -97,6 +106,7 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase | None = None,
     workers: int = 2,
     progress: bool = False,
+    root: Path | None = None,
 ) -> Summary:
     """
     Check every utterance of a corpus and write the manifest.
@@ -111,9 +121,12 @@ def prepare(
         max_seconds: longest utterance.
         tokenizer: of the language model; without it, whether it preserves the transcripts is not checked.
         workers: processes that decode.
+        root: folder that all audio is in; recordings elsewhere, which a corpus from somebody else may name, are left
+            out. `None` reads them wherever they are.
 
     Raises:
-        ValueError: nothing is left; an older manifest stays as it was.
+        ValueError: nothing is left; an older manifest and its audio stay as they were.
+        OSError: another process writes to the folder.
     """
     out = Path(out).resolve()
     summary = Summary(out / "manifest.jsonl", out / "left_out.jsonl")
@@ -121,9 +134,29 @@ def prepare(
     # A reader raises for a folder that is not its corpus at its first utterance: before anything is written.
     utterances = itertools.chain(list(itertools.islice(utterances, 1)), utterances)
     out.mkdir(parents=True, exist_ok=True)
-    candidates = _select_candidates(utterances, out, max_seconds, tokenizer)
-    write_manifest(summary.manifest, _select_kept(_check_audio(candidates, workers), summary, tokenizer))
+    with locked(out / ".lock", str(out), "wait for it, or give another folder"):
+        before = _audio_of(summary.manifest)
+        shutil.rmtree(out / STAGED, ignore_errors=True)  # of a run that was killed
+        try:
+            candidates = _select_candidates(utterances, out, max_seconds, tokenizer, root)
+            write_manifest(summary.manifest, _select_kept(_check_audio(candidates, workers), summary, tokenizer))
+        finally:
+            shutil.rmtree(out / STAGED, ignore_errors=True)
+        for path in before - _audio_of(summary.manifest):
+            path.unlink(missing_ok=True)
     return summary
+
+
+def _audio_of(manifest: Path) -> set[Path]:
+    """Return the files below AUDIO that a manifest of ours names."""
+    audio = set()
+    if manifest.is_file():
+        for line in manifest.read_bytes().splitlines():
+            try:
+                audio.add(Path(os.path.normpath(manifest.parent / json.loads(line)["audio"])))
+            except (ValueError, KeyError, TypeError):  # a manifest that is not as we wrote it: its audio is not ours
+                return set()
+    return {path for path in audio if path.is_relative_to(manifest.parent / AUDIO)}
 
 
 # ---- checks of what the corpus states ----
@@ -134,11 +167,14 @@ def _select_candidates(
     out: Path,
     max_seconds: float,
     tokenizer: PreTrainedTokenizerBase | None,
+    root: Path | None,
 ) -> Iterator[Candidate | Exclusion]:
     ids: set[str] = set()
     for one in utterances:
         if isinstance(one, Exclusion):
             yield one
+        elif one.contents is None and root is not None and outside(one.audio, root):
+            yield Exclusion(one.id, OUTSIDE, f"{one.audio} is not in {root}; --allow-remote reads it")
         elif problem := _find_problem(one, ids, tokenizer):
             yield Exclusion(one.id, *problem)
         else:
@@ -166,7 +202,7 @@ def _find_problem(one: CorpusUtterance, ids: set[str], tokenizer: PreTrainedToke
 def _recording(one: CorpusUtterance, out: Path, max_seconds: float) -> Recording:
     """Return the recording to decode, after writing it to a file where the corpus has none."""
     path, cut_to = one.audio, None
-    folder = out.joinpath("audio", *(_file_name(name) for name in (one.split, one.speaker) if name))
+    folder = out.joinpath(STAGED, *(_file_name(name) for name in (one.split, one.speaker) if name))
     if one.contents is not None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / (_file_name(one.id) + _suffix(one.contents, one.audio))
@@ -180,6 +216,9 @@ def _recording(one: CorpusUtterance, out: Path, max_seconds: float) -> Recording
 def _file_name(name: str) -> str:
     """Return a file name for any name; different names get different file names."""
     quoted = quote(name, safe=" ")
+    if len(quoted) > MAX_NAME:  # one character of Chinese takes nine
+        digest = hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+        quoted = f"{quoted[: MAX_NAME - len(digest) - 1]}-{digest}"
     return f"%2E{quoted[1:]}" if quoted.startswith(".") else quoted
 
 
@@ -193,19 +232,68 @@ def _suffix(contents: bytes, audio: Path) -> str:
 def _check_audio(
     candidates: Iterable[Candidate | Exclusion], workers: int
 ) -> Iterator[tuple[Candidate, CheckResult] | Exclusion]:
-    """Decode the candidates in worker processes and yield them with the results, in their order."""
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """
+    Decode the candidates in worker processes and yield them with the results, in their order.
+
+    A recording with which a worker dies costs only itself.
+    """
+    candidates = iter(candidates)
+    while True:
         waiting: deque[tuple[Candidate, Future[CheckResult]] | Exclusion] = deque()
-        for one in candidates:
-            waiting.append(one if isinstance(one, Exclusion) else (one, pool.submit(check_recording, one.recording)))
-            if len(waiting) > QUEUED_PER_WORKER * workers:
-                yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
+        try:
+            with _pool(workers) as pool:
+                for one in candidates:
+                    if isinstance(one, Exclusion):
+                        waiting.append(one)
+                    else:
+                        waiting.append((one, pool.submit(check_recording, one.recording)))
+                    if len(waiting) > QUEUED_PER_WORKER * workers:
+                        yield _result(waiting[0])
+                        waiting.popleft()
+                while waiting:
+                    yield _result(waiting[0])
+                    waiting.popleft()
+            return
+        except BrokenProcessPool:
+            for left in waiting:
+                yield left if isinstance(left, Exclusion) else (left[0], _check_alone(left[0].recording))
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is killed, for it waits on a pipe that itself keeps open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _check_alone(recording: Recording) -> CheckResult:
+    """Check a recording in a process of its own."""
+    try:
+        with _pool(1) as pool:
+            return pool.submit(check_recording, recording).result()
+    except BrokenProcessPool:
+        return CheckResult(Problem("cannot be decoded", f"{recording.path}: the process that decoded it died"))
+    except (ValueError, MemoryError) as error:
+        return CheckResult(Problem("cannot be decoded", f"{recording.path}: {error}"))
 
 
 def _result(one: tuple[Candidate, Future[CheckResult]] | Exclusion) -> tuple[Candidate, CheckResult] | Exclusion:
-    return one if isinstance(one, Exclusion) else (one[0], one[1].result())
+    if isinstance(one, Exclusion):
+        return one
+    candidate, future = one
+    try:
+        return candidate, future.result()
+    except (ValueError, MemoryError) as error:
+        return candidate, CheckResult(Problem("cannot be decoded", f"{candidate.recording.path}: {error}"))
 
 
 def _select_kept(
@@ -215,6 +303,7 @@ def _select_kept(
 ) -> Iterator[Utterance]:
     """Yield the utterances of the manifest, write the others to `summary.left_out_file`, and count both."""
     ids: dict[bytes, str] = {}  # by the digest of the samples
+    staged: list[tuple[Path, Path]] = []
     # Readers keep bytes that are not UTF-8 as surrogates, which a JSON string has as \udc80 to \udcff.
     with (
         replacing(summary.left_out_file) as temporary,
@@ -229,6 +318,10 @@ def _select_kept(
                 if problem is None:
                     ids[result.digest] = candidate.utterance.id
                     utterance = _utterance(candidate, result)
+                    if _is_copy(candidate):
+                        final = _final(_audio(candidate), summary.manifest.parent)
+                        staged.append((_audio(candidate), final))
+                        utterance = replace(utterance, audio=final)
                     summary.add(utterance, tokenizer)
                     yield utterance
                     continue
@@ -242,17 +335,31 @@ def _select_kept(
     if not summary.kept:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.left_out.most_common())
         raise ValueError(f"nothing is left to write a manifest of: {reasons or 'no utterance was found'}.")
+    for written, final in staged:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(written, final)
 
 
 def _utterance(candidate: Candidate, result: CheckResult) -> Utterance:
-    stated, recording = candidate.utterance, candidate.recording
-    audio = recording.cut_to or recording.path
-    return Utterance(audio, recording.text, result.seconds, stated.speaker, stated.corpus, stated.split)
+    stated, audio = candidate.utterance, _audio(candidate)
+    return Utterance(audio, candidate.recording.text, result.seconds, stated.speaker, stated.corpus, stated.split)
+
+
+def _audio(candidate: Candidate) -> Path:
+    return candidate.recording.cut_to or candidate.recording.path
+
+
+def _is_copy(candidate: Candidate) -> bool:
+    """Return whether the audio was written by us, for the corpus has it in another form."""
+    return candidate.recording.cut_to is not None or candidate.utterance.contents is not None
+
+
+def _final(path: Path, out: Path) -> Path:
+    """Return where audio that was staged belongs."""
+    return out / AUDIO / path.relative_to(out / STAGED)
 
 
 def _remove_copy(candidate: Candidate) -> None:
     """Remove the file that was written for an utterance that is left out; the corpus still has the audio."""
-    if candidate.recording.cut_to is not None:
-        candidate.recording.cut_to.unlink(missing_ok=True)
-    if candidate.utterance.contents is not None:
-        candidate.recording.path.unlink(missing_ok=True)
+    if _is_copy(candidate):
+        _audio(candidate).unlink(missing_ok=True)

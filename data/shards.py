@@ -11,12 +11,10 @@ from typing import IO, Any, NamedTuple
 
 import soundfile
 
+from seam.audio_files import AUDIO_SUFFIXES
 from seam.data.bad_audio import SkippedAudio
 from seam.data.manifest import Utterance, parse_row, utterance_fields
 
-# Of the last four, whose headers soundfile does not read, the decoder says whether it reads them.
-AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()}
-AUDIO_SUFFIXES |= {".opus", ".m4a", ".mp4", ".webm", ".aac"}
 MAX_LINKS = 8  # that follow each other
 
 

@@ -7,11 +7,13 @@ from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from seam.data.bad_audio import SkippedAudio, read_batch
+from seam.data.corpora.utterances import is_elsewhere
 from seam.data.dataset import SpeechReader
 from seam.data.manifest import Utterance, check_text, iter_manifest
 from seam.data.samplers import LengthBatchSampler
@@ -87,7 +89,14 @@ def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterato
         if text is None:
             raise ValueError(f"{name} has no column of text; accepted: {', '.join(TEXT_COLUMNS)}.")
         label = audio["path"] or f"row {number} of process {rank}"
-        content = audio["bytes"] if audio["bytes"] is not None else Path(audio["path"]).read_bytes()
+        content = audio["bytes"]
+        if content is None:
+            if is_elsewhere(audio["path"], path):
+                raise ValueError(f"{name}: {audio['path']} is not in the dataset: it is not read.")
+            folder = Path(path) if Path(path).is_dir() else Path(path).parent
+            place = audio["path"] if "://" in audio["path"] else str(folder / audio["path"])
+            with fsspec.open(place, "rb") as file:
+                content = file.read()
         try:
             text = check_text("text", text, "a string, empty where nothing is said")
         except ValueError as error:

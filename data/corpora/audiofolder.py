@@ -24,6 +24,7 @@ from seam.data.corpora.utterances import (
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 AUDIO_NAMES = ("file_name", "audio")
+MAX_FIELD_LINES = 100  # of one field of CSV
 _SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
 
@@ -71,24 +72,60 @@ def read(source: str | Path, splits: Sequence[str] = ()) -> Iterator[CorpusUtter
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Exclusion]]:
     """Yield rows with their line numbers; an `Exclusion` without a name for a line that is no row."""
     if path.suffix == ".csv":
-        # Fields may contain line breaks, so the file is not split into lines first.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            for fields in reader:
-                row = dict(zip(header, fields, strict=False))
-                detail = f"{len(fields)} columns instead of {len(header)}"
-                yield reader.line_num, row if len(fields) == len(header) else Exclusion("", BAD_LINE, detail)
+        yield from _csv_rows(path)
     elif path.suffix in (".jsonl", ".json"):
         for number, line in numbered_lines(path):
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and nesting, as well
                 yield number, Exclusion("", BAD_LINE, f"not JSON: {error}")
                 continue
-            yield number, row if isinstance(row, dict) else Exclusion("", BAD_LINE, f"not an object: {row!r}")
+            yield number, row if isinstance(row, dict) else Exclusion("", BAD_LINE, f"not an object: {row!r:.200}")
     else:
         raise ValueError(f"{path}: metadata are read from .jsonl and .csv.")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Exclusion]]:
+    """
+    Yield the rows of a CSV file with the number of their last line.
+
+    A field in quotation marks may have several lines. A mark that is not closed would take all lines to the next one
+    into its field: a row is the fewest lines that have as many columns as the header, and where there are none such,
+    it is one bad line.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        lines = file.readlines()
+    header = _fields(lines[:1]) or []
+    number = 1
+    while number < len(lines):
+        first = _fields(lines[number : number + 1])
+        taken, fields = 1, first
+        while fields is None and taken < min(MAX_FIELD_LINES, len(lines) - number):
+            taken += 1
+            fields = _fields(lines[number : number + taken])
+            fields = fields if fields is None or len(fields) == len(header) else None
+        if fields is None:
+            yield (
+                number + 1,
+                Exclusion("", BAD_LINE, "a quotation mark that is not closed, or a field of 128 kB and more"),
+            )
+            number += 1
+            continue
+        number += taken
+        if not fields:
+            continue
+        row = dict(zip(header, fields, strict=False))
+        detail = f"{len(fields)} columns instead of {len(header)}"
+        yield number, row if len(fields) == len(header) else Exclusion("", BAD_LINE, detail)
+
+
+def _fields(lines: list[str]) -> list[str] | None:
+    """Return the fields of one row of CSV; `None` for lines that are not one row."""
+    try:
+        rows = list(csv.reader(lines, strict=True))
+    except csv.Error:
+        return None
+    return rows[0] if len(rows) == 1 else [] if not rows else None
 
 
 def _utterance(row: dict[str, Any], path: Path, root: Path) -> CorpusUtterance | Exclusion:

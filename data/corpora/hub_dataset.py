@@ -9,7 +9,16 @@ import datasets
 import fsspec
 from datasets.exceptions import DatasetsError
 
-from seam.data.corpora.utterances import BAD_LINE, SPEAKER_NAMES, TEXT_NAMES, CorpusUtterance, Exclusion, select_splits
+from seam.data.corpora.utterances import (
+    BAD_LINE,
+    OUTSIDE,
+    SPEAKER_NAMES,
+    TEXT_NAMES,
+    CorpusUtterance,
+    Exclusion,
+    is_elsewhere,
+    select_splits,
+)
 
 AUDIO_NAME = "audio"
 # Of the label after a row's number in an id. The label alone is not unique: in some corpora it belongs to a sentence.
@@ -24,6 +33,7 @@ def read(
     audio_column: str | None = None,
     text_column: str | None = None,
     streaming: bool = False,
+    allow_remote: bool = False,
 ) -> Iterator[CorpusUtterance | Exclusion]:
     """
     Yield the utterances of a dataset.
@@ -35,6 +45,7 @@ def read(
         audio_column: by default `audio`, or the only column of the feature type `Audio`.
         text_column: by default `text`, `transcription`, `transcript` or `sentence`.
         streaming: read it row by row, without a copy in the cache.
+        allow_remote: read audio that rows name outside the dataset, by path or URL.
 
     Yields:
         The utterance of each row, with the bytes of its audio file, or with its path where the row has no bytes.
@@ -46,7 +57,7 @@ def read(
     try:
         for split, rows in _load(str(source), splits, name, streaming):
             columns = _columns(rows, audio_column, text_column, source)
-            yield from _rows(rows, split, columns, Path(source))
+            yield from _rows(rows, split, columns, Path(source), allow_remote)
     except DatasetsError as error:
         raise ValueError(f"datasets cannot read {source}: {error} {error.__cause__ or ''}") from error
 
@@ -81,7 +92,9 @@ def _columns(rows: Any, audio: str | None, text: str | None, source: str | Path)
     return require("audio", audio), require("text", text)
 
 
-def _rows(rows: Any, split: str, columns: tuple[str, str], source: Path) -> Iterator[CorpusUtterance | Exclusion]:
+def _rows(
+    rows: Any, split: str, columns: tuple[str, str], source: Path, allow_remote: bool
+) -> Iterator[CorpusUtterance | Exclusion]:
     audio_column, text_column = columns
     available = rows.features or next(iter(rows))
     speaker_column = next((name for name in SPEAKER_NAMES if name in available), None)
@@ -95,11 +108,14 @@ def _rows(rows: Any, split: str, columns: tuple[str, str], source: Path) -> Iter
         label = re.sub(r"[^\w.-]+", "_", str(row.get("id") or Path(path).stem), flags=re.ASCII)[:MAX_LABEL_CHARACTERS]
         id = f"{split}-{number:06d}" + f"-{label}" * bool(label)
         contents = audio.get("bytes")
+        if contents is None and path and not allow_remote and is_elsewhere(path, source):
+            yield Exclusion(id, OUTSIDE, f"{path} is not in {source}; --allow-remote reads it")
+            continue
         if contents is None and "://" in path:
             try:
                 with fsspec.open(path, "rb") as file:
                     contents = file.read()
-            except OSError as error:
+            except (OSError, ValueError, ImportError) as error:  # of a protocol that is not known, or not installed
                 yield Exclusion(id, "cannot be read", f"{path}: {error}")
                 continue
         if contents is None and not path:

@@ -1,6 +1,5 @@
 """TED-LIUM 2 and 3: SPLIT/stm/TALK.stm has the transcripts of the segments of SPLIT/sph/TALK.sph."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ SAMPLING_RATE = 16000
 SPLITS = ("train", "dev", "test")
 IGNORED = "ignore_time_segment_in_scoring"
 GAP = "inter_segment_gap"
+MAX_SECONDS = 1e6  # 11 days; a talk has minutes
 # Segments follow each other without a gap, with times rounded to 10 ms: a larger overlap is an error of the corpus.
 OVERLAP_SECONDS = 0.1
 
@@ -140,7 +140,7 @@ def parse(line: str) -> Segment:
         start, end = map(float, times)
     except ValueError:
         raise ValueError("start or end is not a number") from None
-    if not 0 <= start < end < math.inf:
+    if not 0 <= start < end < MAX_SECONDS:
         raise ValueError("start and end are not an interval of time")
     words = fields[5:]
     return Segment(talk, speaker, start, end, words[1:] if words and LABEL.fullmatch(words[0]) else words)

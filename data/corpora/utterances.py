@@ -1,11 +1,13 @@
 """Utterances as the readers of corpora yield them, and what the readers share."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 NO_TRANSCRIPT = "no transcript"
 BAD_LINE = "bad line"
+OUTSIDE = "outside the corpus"
 # The reason for a segment that the corpus itself excludes from scoring: nothing is wrong with it.
 NOT_SCORED = "not scored"
 
@@ -83,3 +85,37 @@ def select_splits(available: Iterable[str], splits: Sequence[str], source: str |
         if split not in available:
             raise ValueError(f"{source} has no split {split!r}; it has {', '.join(available)}.")
     return [split for split in available if split in splits or not splits]
+
+
+def outside(path: Path, root: Path) -> bool:
+    """
+    Return whether a path leaves a folder by `..` or by being absolute.
+
+    Links are followed: whoever unpacked the corpus has put them there.
+    """
+    return not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
+
+
+def is_elsewhere(name: str, source: str | Path) -> bool:
+    """
+    Return whether a path in a row of `datasets` is of another place than its dataset.
+
+    Whoever wrote the rows may have named any file of the reader's machine, or of a service that it has access to. Of a
+    dataset in a folder, what is in the folder is its own; of one of the Hub, what is in its repository there or what
+    `datasets` and `huggingface_hub` have fetched.
+
+    Args:
+        name: a path or a URL, chained ones too (`zip://a.wav::/folder/b.zip`).
+        source: the folder or file that was loaded, or a Hub id.
+    """
+    name = name.rpartition("::")[2]
+    if Path(source).exists():
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        return "://" in name or outside(folder / name, folder)
+    import datasets
+    from huggingface_hub import constants
+
+    if name.startswith((f"hf://datasets/{source}@", f"hf://datasets/{source}/")) and ".." not in name.split("/"):
+        return False
+    caches = datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE
+    return not Path(name).is_absolute() or all(outside(Path(name), Path(cache)) for cache in caches)

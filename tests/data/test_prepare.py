@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +226,152 @@ def save_tokenizer(processor, folder):
 def test_no_tokenizer_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match="no tokenizer can be loaded from"):
         load_tokenizer(str(tmp_path))
+
+
+def audio_below(folder) -> dict:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in (folder / "audio").rglob("*.*")}
+
+
+def test_a_run_in_which_nothing_is_left_leaves_the_audio_of_the_run_before(tmp_path):
+    (path,) = recordings(tmp_path, 1)
+    contents = path.read_bytes()
+    utterances = [
+        stated(path, id="cut", segment=(0.0, 0.5)),
+        stated(path, id="bytes", contents=contents),
+    ]
+    before = prepare(utterances, tmp_path / "out").manifest.read_bytes()
+    audio = audio_below(tmp_path / "out")
+    assert len(audio) == 2
+    for other in (
+        [stated(path, "a" * 900, id="cut", segment=(0.0, 0.5)), stated(path, "b" * 900, id="bytes", contents=contents)],
+        [stated(path, id="bytes", contents=b"nothing"), stated(path, id="cut", segment=(3.0, 4.0))],
+    ):
+        with pytest.raises(ValueError, match="nothing is left"):
+            prepare(other, tmp_path / "out")
+        assert audio_below(tmp_path / "out") == audio and not (tmp_path / "out" / "audio.tmp").exists()
+        assert (tmp_path / "out" / "manifest.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_ended_by_an_error_leaves_the_run_before(tmp_path):
+    (path,) = recordings(tmp_path, 1)
+    prepare([stated(path, id="x", segment=(0.0, 0.5))], tmp_path / "out")
+    audio = audio_below(tmp_path / "out")
+
+    def corpus():
+        yield stated(path, id="x", segment=(0.5, 1.0))
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        prepare(corpus(), tmp_path / "out")
+    assert audio_below(tmp_path / "out") == audio and not (tmp_path / "out" / "audio.tmp").exists()
+
+
+def test_audio_that_the_new_manifest_does_not_name_goes_last(tmp_path):
+    paths = recordings(tmp_path, 2)
+    path = paths[0]
+    kept, gone = (stated(one, id=name, segment=(0, 0.5)) for one, name in zip(paths, ("kept", "gone"), strict=True))
+    (tmp_path / "out" / "audio").mkdir(parents=True)
+    (tmp_path / "out" / "audio" / "mine.txt").write_text("not of a run")
+    prepare([kept, gone], tmp_path / "out")
+    assert len(audio_below(tmp_path / "out")) == 3
+    prepare([kept], tmp_path / "out")
+    assert sorted(audio_below(tmp_path / "out")) == ["audio/mine.txt", "audio/train/anna/kept.flac"]
+    assert path.exists()  # what is the corpus' own stays in any case
+    prepare([stated(path)], tmp_path / "out")
+    assert path.exists() and sorted(audio_below(tmp_path / "out")) == ["audio/mine.txt"]
+
+
+def test_names_longer_than_file_names_may_be(tmp_path):
+    paths = recordings(tmp_path, 3)
+    names = ["\u8a9e" * 40 + end for end in "ab"] + ["long" * 60]
+    utterances = [
+        stated(paths[0], id=names[0], speaker=names[0], segment=(0.0, 0.5)),
+        stated(paths[1], id=names[1], speaker=names[1], segment=(0.5, 1.0)),
+        stated(paths[2], id=names[2], split=names[2], contents=paths[2].read_bytes()),
+    ]
+    kept = read_manifest(prepare(utterances, tmp_path / "out").manifest)
+    assert len({one.audio for one in kept}) == 3 and all(one.audio.is_file() for one in kept)
+    assert [one.speaker for one in kept] == [*names[:2], "anna"]
+
+
+def test_audio_outside_the_corpus_is_named(tmp_path):
+    inside, *_ = recordings(tmp_path, 1)
+    other = write(tmp_path / "elsewhere.wav", tone(1.0, 500))
+    root = tmp_path / "corpus"
+    utterances = [
+        stated(inside),
+        stated(other, id="absolute"),
+        stated(root / ".." / "elsewhere.wav", id="up"),
+        stated(root / "." / "0.wav", "again", id="again"),
+        stated(other, id="contents", contents=other.read_bytes()),
+    ]
+    summary = prepare(utterances, tmp_path / "out", root=root)
+    found = [("absolute", "outside the corpus"), ("up", "outside the corpus"), ("again", "duplicate audio")]
+    assert left_out(summary) == found and summary.kept == 2
+    assert prepare(utterances, tmp_path / "all").left_out == {"duplicate audio": 3}
+
+
+DYING = """
+import os, sys, time
+from pathlib import Path
+from seam.data import prepare as module
+from seam.data.checks import CheckResult, check_recording
+
+def check(recording):
+    if "dies" in recording.path.name:
+        os._exit(9)
+    if "waits" in recording.path.name and recording.path.exists():
+        Path(sys.argv[0]).with_suffix(".pid").write_text(str(os.getpid()))
+        time.sleep(100)
+    return check_recording(recording)
+
+module.check_recording = check
+
+if __name__ == "__main__":
+    from seam.data.corpora import audiofolder
+    print(dict(module.prepare(audiofolder.read(sys.argv[1]), sys.argv[2], workers=2).left_out))
+"""
+
+
+def corpus_and_script(tmp_path, *names):
+    folder = tmp_path / "folder"
+    rows = []
+    for number, name in enumerate(names):
+        write(folder / f"{name}.wav", tone(1.0, 200 + 10 * number))
+        rows.append(json.dumps({"file_name": f"{name}.wav", "text": f"words {number}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    (tmp_path / "script.py").write_text(DYING)
+    return [sys.executable, str(tmp_path / "script.py"), str(folder), str(tmp_path / "out")]
+
+
+@pytest.mark.medium
+def test_a_recording_with_which_a_worker_dies_costs_itself(tmp_path):
+    done = subprocess.run(
+        corpus_and_script(tmp_path, "a", "dies", "b", "dies-too", "c"), capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "{'cannot be decoded': 2}" in done.stdout, done.stderr
+    assert [one.text for one in read_manifest(tmp_path / "out" / "manifest.jsonl")] == ["words 0", "words 2", "words 4"]
+
+
+@pytest.mark.medium
+def test_a_run_that_is_killed_leaves_no_worker_and_can_be_repeated(tmp_path):
+    command = corpus_and_script(tmp_path, "a", "waits")
+    running = subprocess.Popen(command)
+    pid = tmp_path / "script.pid"
+    deadline = time.monotonic() + 100
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    worker = int(pid.read_text())
+    running.kill()
+    running.wait()
+
+    def is_running() -> bool:
+        status = Path(f"/proc/{worker}/status")  # a process that ended may not be waited for by anybody in a container
+        return status.exists() and "State:\tZ" not in status.read_text()
+
+    while is_running() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running()
+    (tmp_path / "folder" / "waits.wav").unlink()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "no audio file" in done.stdout, done.stderr

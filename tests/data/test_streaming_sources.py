@@ -1,6 +1,7 @@
 """What a stream reads: shards and manifests, one utterance after the other."""
 
 import gzip
+import json
 import tarfile
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import soundfile
 
 from seam.data.manifest import write_manifest
-from seam.data.streaming import expand_paths, iter_utterances
+from seam.data.streaming import expand_paths, iter_dataset, iter_utterances
 from seam.tests.helpers.tar_shards import add, flac, tone, write_shard
 
 TEXTS = {0: "one", 1: "two – zwei", 2: "three", 3: "four"}
@@ -89,3 +90,29 @@ def test_patterns(tmp_path, shard):
     assert expand_paths([str(manifest)]) == [manifest]
     with pytest.raises(FileNotFoundError, match=r"x\*.tar: no such manifest or shard"):
         expand_paths([str(tmp_path / "x*.tar")])
+
+
+CARD = """---
+dataset_info:
+  features:
+  - {name: audio, dtype: audio}
+  - {name: text, dtype: string}
+---
+"""
+
+
+def test_audio_outside_a_dataset_is_not_read(tmp_path, monkeypatch):
+    """Its rows may name any file of this machine."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    for path in (tmp_path / "secret.wav", folder / "a.wav"):
+        soundfile.write(path, tone(0), 16000)
+    for path in (tmp_path / "secret.wav", f"file://{tmp_path}/secret.wav", folder / ".." / "secret.wav"):
+        (folder / "rows.jsonl").write_text(json.dumps({"audio": str(path), "text": "one"}))
+        with pytest.raises(ValueError, match="secret.wav is not in the dataset: it is not read"):
+            list(iter_dataset(f"datasets:{folder}", "train", 0, 1))
+    (folder / "rows.jsonl").write_text(json.dumps({"audio": str(folder / "a.wav"), "text": "one"}))
+    (read,) = iter_dataset(f"datasets:{folder}", "train", 0, 1)
+    assert read.audio.read() == (folder / "a.wav").read_bytes() and read.text == "one"

@@ -79,6 +79,46 @@ def test_csv_rows_of_another_length_are_named(tmp_path):
     ]
 
 
+def test_a_bad_line_costs_that_line(tmp_path):
+    for number in range(5):
+        write(tmp_path / f"{number}.wav", tone(1.0, 200 + 10 * number))
+    lines = [
+        '{"file_name": "0.wav", "text": "good zero"}',
+        "[" * 100000,
+        '{"file_name": "1.wav", "text": "x", "n": ' + "9" * 5000 + "}",
+        '{"file_name": "a\\u0000.wav", "text": "odd path"}',
+        json.dumps({"file_name": "n" * 5000 + ".wav", "text": "long name"}),
+        '{"file_name": "", "text": "no name"}',
+        '{"file_name": "2.wav", "text": "good two", "n": 1e999}',
+        '{"file_name": "3.wav", "text": "good three"}',
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    summary = prepare(audiofolder.read(tmp_path), tmp_path / "out", root=tmp_path)
+    assert [one.text for one in read_manifest(summary.manifest)] == ["good zero", "good two", "good three"]
+    assert summary.left_out.total() == 7  # and the recordings that no line names
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        'b.wav,"not closed',
+        'b.wav,"closed" too early',
+        f"b.wav,{'x' * 200000}",
+        f'b.wav,"{"x" * 200000}"',
+        'b.wav,"not closed\nb.wav,"nor this',
+    ],
+)
+def test_a_bad_row_of_csv_costs_that_row(tmp_path, bad):
+    good = ["c.wav,three", 'd.wav,"four, ""quoted"""', 'e.wav,"five\nlines"', "f.wav,six"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", "a.wav,one", bad, *good]) + "\n")
+    rows = list(audiofolder.read(tmp_path))
+    texts = [one.text for one in rows if isinstance(one, CorpusUtterance)]
+    assert texts == ["one", "three", 'four, "quoted"', "five\nlines", "six"]
+    left_out = [one for one in rows if isinstance(one, Exclusion)]
+    assert [one.name for one in left_out] == [f"metadata.csv, line {3 + i}" for i in range(bad.count("\n") + 1)]
+    assert all(one.reason == "bad line" for one in left_out)
+
+
 def test_a_manifest_is_checked_again(tmp_path):
     paths = [write(tmp_path / "audio" / f"{name}.wav", tone(1.0, 200 + 9 * len(name))) for name in ("a", "bb")]
     utterances = [

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 
 from seam.data.corpora import hub_dataset
+from seam.data.corpora.utterances import is_elsewhere
 from seam.data.manifest import read_manifest
 from seam.data.prepare import prepare
 from seam.tests.helpers.sounds import tone, write
@@ -126,7 +127,7 @@ def test_columns_by_name_and_rows_that_lack_something(tmp_path, streaming):
         "duplicate audio": 1,
     }
     # What was left out leaves no file.
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*") if path.name != ".lock") == [
         "left_out.jsonl",
         "manifest.jsonl",
         "train-000000-s1.flac",
@@ -141,6 +142,53 @@ def test_paths_instead_of_bytes_are_used_where_they_are(tmp_path):
     (tmp_path / "data" / "rows.jsonl").write_text('{"audio": "clips/a.wav", "sentence": "hello"}\n')
     (one,) = hub_dataset.read(tmp_path / "data", streaming=True)
     assert one.audio == file and one.contents is None and one.text == "hello" and one.split == "train"
+
+
+def rows_with_paths(folder, *paths):
+    """Write rows as somebody else might: without bytes, with any path."""
+    folder.mkdir(exist_ok=True)
+    audio = [{"bytes": None, "path": str(path)} for path in paths]
+    features = datasets.Features(
+        {
+            "audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")},
+            "text": datasets.Value("string"),
+        }
+    )
+    texts = [f"text {number}" for number in range(len(paths))]
+    rows = datasets.Dataset.from_dict({"audio": audio, "text": texts}, features=features)
+    rows.to_parquet(folder / "rows.parquet")
+    return folder / "rows.parquet"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_paths_outside_the_dataset_are_read_on_request_only(tmp_path, streaming):
+    outside = write(tmp_path / "secret.wav", tone(1.0))
+    write(tmp_path / "data" / "a.wav", tone(1.0, 300))
+    paths = ["a.wav", outside, "../secret.wav", f"file://{outside}", "s3://bucket/a.wav", "nonsense://a.wav"]
+    file = rows_with_paths(tmp_path / "data", *paths)
+    first, *others = hub_dataset.read(file, streaming=streaming)
+    assert first.audio == tmp_path / "data" / "a.wav"
+    assert [one.reason for one in others] == ["outside the corpus"] * 5
+    assert "file:///" in others[2].detail and "--allow-remote" in others[2].detail
+    _, absolute, up, url, bucket, nonsense = hub_dataset.read(file, streaming=streaming, allow_remote=True)
+    assert absolute.audio == outside and up.audio.resolve() == outside
+    assert url.contents == outside.read_bytes() and bucket.reason == nonsense.reason == "cannot be read"
+
+
+def test_what_belongs_to_a_dataset_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", tmp_path / "home")
+    cached = tmp_path / "home" / "datasets" / "downloads" / "a.wav"
+    for path in ("hf://datasets/me/mine@main/a.wav", "zip://b.wav::hf://datasets/me/mine/a.zip", str(cached)):
+        assert not is_elsewhere(path, "me/mine")
+    for path in (
+        "hf://datasets/me/other@main/a.wav",
+        "hf://datasets/me/mine@main/../other/a.wav",
+        "https://host/a.wav",
+        f"{cached.parent}/../../../../a.wav",
+        "/etc/passwd",
+        "a.wav",
+    ):
+        assert is_elsewhere(path, "me/mine")
 
 
 def test_saved_datasets(tmp_path):
