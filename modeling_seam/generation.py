@@ -143,7 +143,7 @@ class SeamGenerationMixin(GenerationMixin):
             generation_config, kwargs: of `GenerationMixin.generate`; greedy search by default.
         """
         kwargs = without_whispers(kwargs)
-        check_arguments(generation_config, kwargs)
+        check_arguments(generation_config, kwargs, from_embeddings=False)
         start = start_ids(self.config, language, task)
         if self.config.bridge != "aligner":
             sequences, mask = self.bridge.decode(speech_states, speech_mask)
@@ -323,8 +323,8 @@ class SeamGenerationMixin(GenerationMixin):
             token, the transcript is empty: nothing is invented.
         """
         kwargs = without_whispers(kwargs)
-        check_arguments(generation_config, kwargs)
         use_llm = self.uses_llm(use_llm)
+        check_arguments(generation_config or self.generation_config, kwargs, from_embeddings=use_llm)
         start = start_ids(self.config, language, task)
         speech_states, speech_mask = self.speech(input_features, attention_mask, speech_states, speech_mask)
         settings = generation_config or self.generation_config

@@ -5,6 +5,8 @@ from numbers import Integral
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from transformers import GenerationConfig
 from transformers.utils import ModelOutput, logging
 
@@ -12,6 +14,8 @@ logger = logging.get_logger(__name__)
 
 # Drafts of another model, or of another part of the model: both loops begin with embeddings that these do not see.
 ASSISTANTS = ("assistant_model", "assistant_tokenizer", "assistant_early_exit", "use_mtp")
+# Drafts of what the tokens so far repeat: of 5.6 it is known that they lose the embeddings, of 5.23 that they do not.
+LOOKUP = ("prompt_lookup_num_tokens",) if Version(transformers.__version__) < Version("5.23") else ()
 # How Whisper decides whether to decode a piece of long audio again: here each piece is decoded once.
 WITHOUT_EFFECT = (
     "compression_ratio_threshold",
@@ -27,13 +31,14 @@ NOT_RETURNED = ("return_timestamps", "return_token_timestamps", "return_segments
 COUNTS = ("num_beams", "num_return_sequences", "num_beam_groups", "max_new_tokens", "max_length")
 
 
-def check_arguments(generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
+def check_arguments(generation_config: GenerationConfig | None, kwargs: dict[str, Any], from_embeddings: bool) -> None:
     """
     Check the arguments of `generate` before anything is computed.
 
     Args:
         generation_config: the given one, which `kwargs` change.
         kwargs: the given arguments.
+        from_embeddings: whether the loop begins with embeddings that no tokens stand for, as the language model's does.
 
     Raises:
         ValueError: for one with which the stock loops would write something else, or nothing, without a word.
@@ -47,7 +52,7 @@ def check_arguments(generation_config: GenerationConfig | None, kwargs: dict[str
     def given(name: str) -> Any:
         return kwargs[name] if name in kwargs else getattr(generation_config, name, None)
 
-    for name in ASSISTANTS:
+    for name in (*ASSISTANTS, *LOOKUP) if from_embeddings else ASSISTANTS:
         if given(name):
             raise ValueError(
                 f"{name}: an assistant does not see the embeddings that are decoded from, and would change the "

@@ -7,6 +7,8 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
+from seam.modeling_seam.generation_io import LOOKUP
+
 pytestmark = pytest.mark.oldest
 
 
@@ -65,7 +67,12 @@ def test_a_config_is_no_dictionary(model, batch):
 def test_drafts_by_repetition_write_the_same(model, batch, use_llm):
     alone = {name: value[:1] for name, value in batch.items()}
     plain = model.generate(**alone, use_llm=use_llm, max_new_tokens=8)
-    assert torch.equal(plain, model.generate(**alone, use_llm=use_llm, max_new_tokens=8, prompt_lookup_num_tokens=3))
+    lookup = {"max_new_tokens": 8, "prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
+    if use_llm and LOOKUP:
+        with pytest.raises(ValueError, match=r"prompt_lookup_num_tokens: .* leave it out"):
+            model.generate(**alone, **lookup)
+    else:
+        assert torch.equal(plain, model.generate(**alone, use_llm=use_llm, **lookup))
 
 
 @pytest.mark.parametrize("beams", [1, 2])

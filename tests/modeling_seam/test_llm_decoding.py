@@ -24,6 +24,7 @@ from transformers import (
 
 from seam.modeling_seam import SeamForSpeechRecognition, SeamProcessor
 from seam.modeling_seam.aligner import CACHE
+from seam.modeling_seam.generation_io import LOOKUP
 from seam.modeling_seam.llm_decoding import WEIGHTS_IN_POSITIONS, can_verify, keep_rows, verified_greedy
 from seam.modeling_seam.prompt import left_pad
 from seam.modeling_seam.speculative import Row
@@ -332,7 +333,7 @@ def configured(**fields):
         {"suppress_tokens": [5]},
         {"min_new_tokens": 3},
         {"no_repeat_ngram_size": 2},
-        {"prompt_lookup_num_tokens": 2},
+        *[{"prompt_lookup_num_tokens": 2}] * (not LOOKUP),
         {"use_cache": False},
         {"return_dict_in_generate": True, "output_scores": True},
         {"return_dict_in_generate": True, "output_logits": True},
