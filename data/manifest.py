@@ -190,7 +190,9 @@ def _audio_name(row: dict[str, Any]) -> str:
     if not audio.strip() or "\0" in audio:
         raise ValueError(f"{name} is {_shown(audio)}; accepted: the path of a recording")
     if name == NEMO_AUDIO and row.get("offset"):  # without it, the transcript of a part would be that of the whole file
-        raise ValueError(f"offset is {_shown(row['offset'])}; accepted: 0, for only whole recordings are read")
+        raise ValueError(
+            f"offset is {_shown(row['offset'])}; accepted: 0; seam data prepare audiofolder cuts the parts"
+        )
     return audio
 
 

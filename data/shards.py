@@ -132,7 +132,7 @@ def _members(
                 raise tarfile.HeaderError("a negative size")
         except tarfile.HeaderError as error:
             if not is_lost:
-                report(f"{path}, byte {offset},", f"is no header of a tar file: {error}.")
+                report(f"{path} at byte {offset}", f"is no header of a tar file: {error}.")
             is_lost, is_ended = True, False
             offset += tarfile.BLOCKSIZE
             continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -61,7 +62,9 @@ def iter_utterances(path: Path, split: str | None = None, skipped: SkippedAudio 
     return iter_tar(path, split, skipped) if path.suffix == ".tar" else iter_manifest(path, split)
 
 
-def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterator[Utterance]:
+def iter_dataset(
+    name: str, split: str | None, rank: int, ranks: int, skipped: SkippedAudio | None = None
+) -> Iterator[Utterance]:
     """
     Yield the shard of a process, in a loader's worker that of the worker, of a dataset that `datasets` streams.
 
@@ -70,6 +73,8 @@ def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterato
     Args:
         name: `datasets:PATH` or `datasets:PATH:CONFIGURATION`; a Hub id or a folder.
         split: of the dataset, by default `train`.
+        rank, ranks: this process, and the number of processes.
+        skipped: receives rows that cannot be read; `None` raises for the first.
 
     Raises:
         ValueError: no column of audio, or none of text.
@@ -84,25 +89,35 @@ def iter_dataset(name: str, split: str | None, rank: int, ranks: int) -> Iterato
         raise ValueError(f"{name} has no column of audio.")
     rows = rows.cast_column(columns[0], datasets.Audio(decode=False))  # the processor decodes all audio
     for number, row in enumerate(split_dataset_by_node(rows, rank, ranks)):
-        audio, text = row[columns[0]], next((row[one] for one in TEXT_COLUMNS if row.get(one) is not None), None)
-        text = text.get("text") if isinstance(text, dict) else text
-        if text is None:
-            raise ValueError(f"{name} has no column of text; accepted: {', '.join(TEXT_COLUMNS)}.")
-        label = audio["path"] or f"row {number} of process {rank}"
-        content = audio["bytes"]
-        if content is None:
-            if is_elsewhere(audio["path"], path):
-                raise ValueError(f"{name}: {audio['path']} is not in the dataset: it is not read.")
-            folder = Path(path) if Path(path).is_dir() else Path(path).parent
-            place = audio["path"] if "://" in audio["path"] else str(folder / audio["path"])
-            with fsspec.open(place, "rb") as file:
-                content = file.read()
+        label = f"{name}/{row[columns[0]]['path'] or f'row {number} of process {rank}'}"
         try:
-            text = check_text("text", text, "a string, empty where nothing is said")
-        except ValueError as error:
-            raise ValueError(f"{name}/{label}: {error}.") from error
-        speaker = next((row[one] for one in SPEAKER_COLUMNS if row.get(one) is not None), "")
-        yield Utterance(AudioInMemory(f"{name}/{label}", content), text, read_duration(BytesIO(content)), str(speaker))
+            yield _utterance(row, row[columns[0]], path, label)
+        except (OSError, ValueError) as error:
+            if skipped is None:
+                raise
+            skipped.add(label, error)
+
+
+def _utterance(row: dict[str, Any], audio: dict[str, Any], source: str, label: str) -> Utterance:
+    columns = [one for one in TEXT_COLUMNS if one in row]
+    if not columns:
+        raise ValueError(f"{label} has no column of text; accepted: {', '.join(TEXT_COLUMNS)}.")
+    text = next((row[one] for one in columns if row[one] is not None), None)
+    try:
+        text = text.get("text") if isinstance(text, dict) else text
+        text = check_text("text", text, "a string, empty where nothing is said")
+    except ValueError as error:
+        raise ValueError(f"{label}: {error}.") from error
+    content = audio["bytes"]
+    if content is None:
+        if is_elsewhere(audio["path"] or "", source):
+            raise ValueError(f"{label}: {audio['path']} is not in the dataset: it is not read.")
+        folder = Path(source) if Path(source).is_dir() else Path(source).parent
+        place = audio["path"] if "://" in audio["path"] else str(folder / audio["path"])
+        with fsspec.open(place, "rb") as file:
+            content = file.read()
+    speaker = next((row[one] for one in SPEAKER_COLUMNS if row.get(one) is not None), "")
+    return Utterance(AudioInMemory(label, content), text, read_duration(BytesIO(content)), str(speaker))
 
 
 Batch = list[dict[str, torch.Tensor]]
@@ -202,7 +217,7 @@ class SpeechStream(IterableDataset):
         sources = self.names if self.is_sharded else self.paths
         for index in np.random.default_rng([self.seed, epoch]).permutation(len(sources)):
             if self.is_sharded:
-                yield from iter_dataset(self.names[index], self.split, self.rank, self.ranks)
+                yield from iter_dataset(self.names[index], self.split, self.rank, self.ranks, self.skipped)
             else:
                 yield from iter_utterances(self.paths[index], self.split, self.skipped)
 

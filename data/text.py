@@ -30,9 +30,10 @@ def read_passages(path: str | Path) -> list[Utterance]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such text file.")
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}.") from error
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line} is not UTF-8: {error}.") from error
     passages = [
         Utterance(Path(f"{path}:{number}"), line.strip(), 0.0, split="text")
         for number, line in enumerate(lines, start=1)

@@ -21,9 +21,11 @@ from seam.data.corpora.utterances import (
     Exclusion,
     numbered_lines,
 )
+from seam.data.manifest import NEMO_AUDIO
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-AUDIO_NAMES = ("file_name", "audio")
+AUDIO_NAMES = ("file_name", "audio", NEMO_AUDIO)
+MAX_SECONDS = 1e6  # 11 days
 MAX_FIELD_LINES = 100  # of one field of CSV
 _SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
 
@@ -134,16 +136,36 @@ def _utterance(row: dict[str, Any], path: Path, root: Path) -> CorpusUtterance |
     if not isinstance(audio, str) or not isinstance(text, str):
         names = TEXT_NAMES if isinstance(audio, str) else AUDIO_NAMES
         return Exclusion("", BAD_LINE, f"no string in a field {' or '.join(names)}")
+    segment = _segment(row) if row.get(NEMO_AUDIO) == audio else None
+    if isinstance(segment, Exclusion):
+        return segment
     speaker = next((row[name] for name in SPEAKER_NAMES if row.get(name) not in (None, "")), "")
     file = Path(os.path.normpath(path.parent / audio))
     return CorpusUtterance(
-        id=audio if path.parent == root else str(path.parent.relative_to(root) / audio),
+        id=(audio if path.parent == root else str(path.parent.relative_to(root) / audio)) + _part(segment),
         audio=file,
         text=text,
         speaker=str(speaker),
         corpus=str(row.get("corpus") or root.name),
         split=str(row.get("split") or _split(file, root)),
+        segment=segment,
     )
+
+
+def _segment(row: dict[str, Any]) -> tuple[float, float] | Exclusion | None:
+    """Return start and end of the part of a recording that a row of NeMo means; `None` for the whole."""
+    if not row.get("offset"):
+        return None
+    start, seconds = row["offset"], row.get("duration")
+    for value in (start, seconds):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < MAX_SECONDS:
+            return Exclusion("", BAD_LINE, f"offset {start!r} and duration {seconds!r} are not seconds above 0")
+    return float(start), float(start) + float(seconds)  # type: ignore[arg-type] # they are numbers, see above
+
+
+def _part(segment: tuple[float, float] | None) -> str:
+    """Return what tells the parts of a recording apart in ids."""
+    return "" if segment is None else f"-{segment[0]:.2f}-{segment[1]:.2f}"
 
 
 def _split(file: Path, root: Path) -> str:

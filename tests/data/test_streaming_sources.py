@@ -3,11 +3,13 @@
 import gzip
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from seam.data.bad_audio import SkippedAudio
 from seam.data.manifest import write_manifest
 from seam.data.streaming import expand_paths, iter_dataset, iter_utterances
 from seam.tests.helpers.tar_shards import add, flac, tone, write_shard
@@ -116,3 +118,25 @@ def test_audio_outside_a_dataset_is_not_read(tmp_path, monkeypatch):
     (folder / "rows.jsonl").write_text(json.dumps({"audio": str(folder / "a.wav"), "text": "one"}))
     (read,) = iter_dataset(f"datasets:{folder}", "train", 0, 1)
     assert read.audio.read() == (folder / "a.wav").read_bytes() and read.text == "one"
+
+
+def test_a_row_of_a_dataset_that_cannot_be_read_is_named_or_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "README.md").write_text(CARD)
+    soundfile.write(folder / "a.wav", tone(0), 16000)
+    soundfile.write(tmp_path / "secret.wav", tone(0), 16000)
+    audio = str(folder / "a.wav")
+    rows = [
+        {"audio": audio, "text": None},
+        {"audio": str(tmp_path / "secret.wav"), "text": "two"},
+        {"audio": str(folder / "missing.wav"), "text": "three"},
+        {"audio": audio, "text": "four"},
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ValueError, match="a.wav: text is null; accepted: a string"):
+        list(iter_dataset(f"datasets:{folder}", "train", 0, 1))
+    skipped = SkippedAudio(tmp_path / "skipped.jsonl")
+    assert [one.text for one in iter_dataset(f"datasets:{folder}", "train", 0, 1, skipped)] == ["four"]
+    assert [Path(name).name for name in skipped.names()] == ["a.wav", "secret.wav", "missing.wav"]

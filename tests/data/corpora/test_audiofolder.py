@@ -3,6 +3,7 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 
 from seam.data.corpora import audiofolder
@@ -96,6 +97,19 @@ def test_a_bad_line_costs_that_line(tmp_path):
     summary = prepare(audiofolder.read(tmp_path), tmp_path / "out", root=tmp_path)
     assert [one.text for one in read_manifest(summary.manifest)] == ["good zero", "good two", "good three"]
     assert summary.left_out.total() == 7  # and the recordings that no line names
+
+
+def test_a_manifest_of_nemo_whose_rows_are_parts_is_cut(tmp_path):
+    write(tmp_path / "long.wav", np.concatenate([tone(1.0, 200), tone(1.0, 300), tone(1.0, 400)]))
+    row = {"audio_filepath": "long.wav", "duration": 1.0}
+    rows = [{**row, "offset": start, "text": f"part {start}"} for start in (0.5, 2.0)]
+    rows += [{**row, "offset": bad, "text": "bad"} for bad in (-1, "1", float("nan"), True)]
+    rows += [{**row, "offset": 2.5, "text": "after the end"}, {**row, "duration": 3, "text": "whole"}]
+    write_lines(tmp_path / "nemo.jsonl", *rows)
+    summary = prepare(audiofolder.read(tmp_path / "nemo.jsonl"), tmp_path / "out", root=tmp_path)
+    kept = read_manifest(summary.manifest)
+    assert [(one.text, one.duration) for one in kept] == [("part 0.5", 1.0), ("part 2.0", 1.0), ("whole", 3.0)]
+    assert summary.left_out == {"bad line": 4, "segment after the end": 1}
 
 
 @pytest.mark.parametrize(
