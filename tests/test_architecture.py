@@ -23,7 +23,7 @@ ALLOWED = {
     "train": BASE | {"data", "modeling_seam", "evaluation"},
     "publishing": BASE | {"data", "modeling_seam", "evaluation"},
     "experiments": BASE | {"data", "modeling_seam", "evaluation", "train", "publishing"},
-    "arguments": {"data"},  # of the command line
+    "arguments": {"audio_files", "data"},  # of the command line
     "__main__": BASE | {"arguments", "data", "modeling_seam", "evaluation", "train", "publishing", "experiments"},
 }
 REMOTE_CODE = ["audio_files.py", "configuration_seam.py", "processing_seam.py"]

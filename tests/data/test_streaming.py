@@ -1,5 +1,6 @@
 """Streams: every utterance once, in an order that the number of workers does not change."""
 
+import tarfile
 from collections import Counter
 from itertools import islice
 
@@ -148,6 +149,22 @@ def test_what_does_not_fit_is_named(processor, manifest):
     reader = SpeechReader(processor, max_tokens=2)
     with pytest.raises(ValueError, match=r"\.wav: a transcript of \d tokens, but the aligner has positions for 2"):
         list(SpeechStream([manifest], reader, lambda buffer: np.ones(len(buffer)), passes=1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_damaged_shard_has_lost_is_skipped_and_named(stream, processor, tmp_path, workers):
+    shard = write_shard(tmp_path / "a.tar", {number: TEXTS[number] for number in range(8)})
+    content = bytearray(shard.read_bytes())
+    with tarfile.open(shard) as tar:
+        content[tar.getmember("some/00003.flac").offset] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="a.tar at byte .* is no header"):
+        batches(stream([str(shard)]), workers)
+    skipped = SkippedAudio(tmp_path / "skipped.jsonl")
+    read = texts(batches(stream([str(shard)], skipped=skipped), workers), processor)
+    assert sorted(sum(read, [])) == sorted(TEXTS[number] for number in range(8) if number != 3)
+    names = skipped.names()
+    assert len(names) == 2 and "a.tar at byte" in names[0] and names[1].endswith("a.tar/some/00003")
 
 
 @pytest.mark.medium
