@@ -137,6 +137,7 @@ def transcribe_each(
 
 def _generate(model: SeamForSpeechRecognition, inputs, **kwargs) -> tuple[list[list[int]], list[list[int]], list[int]]:
     """Return the ids of Stage 1, if there is one, and of the transcripts, and the numbers of embeddings."""
+    kwargs = {"num_return_sequences": 1, **kwargs}  # whatever the checkpoint says: a transcript of each
     output = model.generate(**inputs, return_dict_in_generate=True, **kwargs)
     sequences, counts = output.sequences.tolist(), output.alignment_mask.sum(-1).tolist()
     if output.alignment_sequences is None:

@@ -323,6 +323,8 @@ class SeamGenerationMixin(GenerationMixin):
             token, the transcript is empty: nothing is invented.
         """
         kwargs = without_whispers(kwargs)
+        if input_features is None:
+            input_features = kwargs.pop("inputs", None)  # the name that `GenerationMixin.generate` has for all models
         use_llm = self.uses_llm(use_llm)
         check_arguments(generation_config or self.generation_config, kwargs, from_embeddings=use_llm)
         start = start_ids(self.config, language, task)

@@ -57,3 +57,14 @@ def test_pieces_of_like_length_are_decoded_together_and_results_stay_in_order(mo
     assert len({one.tokens for one in together}) == len({one.stage1_tokens for one in together}) == len(sources)
     first, second = (transcribe(model, processor, [piece])[0].tokens for piece in processor.split(long))
     assert together[1].tokens == first + second != second + first
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_checkpoint_that_asks_for_several_transcripts_gives_one_of_each(
+    build_model, processor, waveforms, batch_size
+):
+    model = build_model()
+    model.generation_config.num_beams = 3
+    expected = transcribe(model, processor, waveforms, batch_size)
+    model.generation_config.num_return_sequences = 3
+    assert [one.text for one in transcribe(model, processor, waveforms, batch_size)] == [one.text for one in expected]

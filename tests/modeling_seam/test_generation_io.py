@@ -160,6 +160,14 @@ def test_what_whisper_would_answer_otherwise_is_refused(model, batch, asked):
         model.generate(**batch, **asked)
 
 
+def test_audio_may_have_the_name_that_every_models_input_has(model, batch):
+    features, mask = batch["input_features"], batch["attention_mask"]
+    plain = model.generate(features, attention_mask=mask)
+    assert torch.equal(model.generate(inputs=features, attention_mask=mask), plain)
+    with pytest.raises(ValueError, match="inputs"):
+        model.generate(features, inputs=features, attention_mask=mask)
+
+
 @pytest.mark.parametrize("prompt", [None, "Stop! "])
 def test_cutting_off_the_prompt_and_not_cutting_give_the_transcript(model, processor, waveforms, prompt):
     """As scripts for other speech models do after `apply_transcription_request`, and as Whisper's do."""
