@@ -89,9 +89,14 @@ def copy_file(source: Path, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
+    """
+    Write a text file atomically.
+
+    Names of files that are not UTF-8, the only text that cannot be written as it is, are written with escapes, as in
+    JSON.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def _pending_batches(folder: Path, system: str, items: Sequence[Item], batch_siz
 def _append_rows(path: Path, batches: Iterable[list[dict[str, Any]]], bar: tqdm) -> None:
     """Append rows to a file batch by batch; name unreadable audio, and show the speed."""
     seconds = wall = 0.0
-    with writing(path), path.open("a", encoding="utf-8") as file:
+    with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         for rows in batches:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             file.flush()

@@ -122,6 +122,10 @@ def test_names_that_the_terminal_cannot_print(recordings, tmp_path, monkeypatch,
 
     printed, _ = transcribe(*files, "--json")
     assert [json.loads(line)["file"] for line in printed.splitlines()] == [str(file) for file in files]
+    no_utf8 = tmp_path / os.fsdecode(b"bad\xff.wav")
+    shutil.copy(recordings[0].audio, no_utf8)
+    printed, _ = transcribe(no_utf8, files[1], "--json")
+    assert [json.loads(line)["file"] for line in printed.splitlines()] == [str(no_utf8), str(files[1])]
     odd, plain = transcribe(*files)[0].splitlines()
     assert odd.split(": ", 1)[1] == plain.split(": ", 1)[1] != ""
     missing = tmp_path / "\u4e2d.wav"

@@ -217,7 +217,7 @@ def _open_to_append(path: Path, key: dict[str, Any]) -> Iterator[TextIO]:
     """Open a file to write rows after those that it has. Raises `OSError` while another process writes to it."""
     with locked(Path(f"{path}.lock"), str(path), "torchrun and `accelerate launch` give each its own RANK"):
         is_new = not repair_json_lines(path)
-        with writing(path), path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             if is_new:
                 file.write(json.dumps({"made_from": key}) + "\n")
                 file.flush()

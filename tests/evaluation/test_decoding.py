@@ -1,6 +1,7 @@
 """Raw hypotheses: every utterance once, whatever interrupts the run."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,19 @@ def test_a_recording_of_another_duration_than_stated_is_named_not_decoded(tmp_pa
     assert whole["text"] and "error" not in whole
     assert part["text"] == "" and "its duration is stated as 0.50 s" in part["error"]
     assert Path(audio).name in part["error"]
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    rows = [{"audio": str(read_manifest(MANIFEST)[0].audio), "text": "one"}]
+    rows += [{"audio": "missing.wav", "text": "two", "duration": 1}]
+    (folder / "some.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write(folder / "out", [folder / "some.jsonl"], systems=["stage1"])
+    whole, missing = read_hypotheses(folder / "out")[1]["stage1"]
+    assert whole["text"] and str(folder / "missing.wav") in missing["error"]
+    write_report(folder / "out")
+    assert "caf\\udce9/missing.wav" in (folder / "out" / "errors.md").read_text()
 
 
 def test_casing_is_that_of_the_references_ids(tmp_path):
