@@ -14,6 +14,7 @@ ENCODER_WINDOWS = ("full", "audio")
 BRIDGES = ("aligner", "linear", "qformer", "ctc")
 # Fields of transformers' quantization configs that name modules to be left in full precision.
 KEPT_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert")
+MOST_LAYERS = 10_000  # a part has
 WHISPER_LARGE_DECODER = {"d_model": 1280, "decoder_layers": 32, "decoder_attention_heads": 20, "decoder_ffn_dim": 5120}
 WHISPER_LARGE = {
     **WHISPER_LARGE_DECODER,
@@ -214,7 +215,12 @@ class SeamConfig(PreTrainedConfig):
         model_type = config_dict.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(f"this is a checkpoint of architecture {model_type!r}, not of {cls.model_type!r}.")
-        return super().from_dict(_with_new_names(config_dict), **kwargs)
+        _check_counts(config_dict)
+        try:
+            return super().from_dict(_with_new_names(config_dict), **kwargs)
+        except (AttributeError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"config.json describes no model that can be built: {reason}") from error
 
     def validate_architecture(self) -> None:
         """Raise `ValueError` that names the field and what is accepted when the parts do not fit together."""
@@ -310,6 +316,15 @@ class SeamConfig(PreTrainedConfig):
         """Return how many tokens of an utterance the aligner has positions for, `<EOA>` included."""
         aligner: Any = self.aligner_config
         return aligner.max_target_positions - 1 - len(self.aligner_prompt or ())
+
+
+def _check_counts(values: dict, names: str = "") -> None:
+    """Raise `ValueError` for a number of layers or labels beyond any model, of which a config would make long lists."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_counts(value, f"{names}{name}.")
+        elif ("layers" in name or name == "num_labels") and isinstance(value, int) and value > MOST_LAYERS:
+            raise ValueError(f"config.json: {names}{name} is {value}; accepted: up to {MOST_LAYERS}.")
 
 
 def _with_new_names(config_dict: dict) -> dict:

@@ -2,11 +2,15 @@
 
 import difflib
 import hashlib
+import importlib
 import json
 import logging
+import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import librosa
@@ -17,6 +21,11 @@ from transformers import AutoFeatureExtractor, AutoTokenizer, BatchFeature, PreT
 from transformers.utils import cached_file
 
 from .audio_files import checked_rate, content_of, decode, waveform_of
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]  # a module or none
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +41,21 @@ SPACES = ("\u2581", "\u0120")
 # window, never truncated, and has a mask.
 ALIASES = {"sr": "sampling_rate", "rate": "sampling_rate", "transcript": "text", "raw_speech": "audio"}
 IGNORED_KEYWORDS = ("padding", "truncation", "return_attention_mask", "pad_to_multiple_of", "device")
+
+# Of a chat template: usual ones take and write some hundred.
+MOST_STEPS, MOST_CHARACTERS = 300_000, 1_000_000
+MOST_MEMORY = 256 * 1024 * (1024 if sys.platform == "darwin" else 1)  # in the unit of `getrusage`
+# Where templates run, and what they call; not where they are compiled.
+RENDERING = ("<template>", *(os.path.join("jinja2", f"{name}.py") for name in ("filters", "runtime", "utils")))
+# Of the feature extractor: many times those of any Whisper.
+MOST_FEATURES = {
+    "feature_size": 4096,
+    "n_fft": 65536,
+    "hop_length": 65536,
+    "sampling_rate": 768_000,
+    "chunk_length": 3600,
+}
+_TEMPLATES_THAT_END: set[str] = set()
 
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 # Also in `modeling_seam/weights.py`: remote code at the root and in `modeling_seam/` cannot import each other.
@@ -70,6 +94,10 @@ class SeamProcessor(ProcessorMixin):
     ):
         tokenizer.add_special_tokens({"additional_special_tokens": [audio_token]}, replace_extra_special_tokens=False)
         vocabulary = tokenizer.get_vocab()
+        if not isinstance(instruction, str):
+            raise ValueError(f"instruction is {instruction!r}; accepted: a string.")
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise ValueError(f"the tokenizer's model_max_length is {tokenizer.model_max_length!r}; accepted: a number.")
         for name, token in (("boa_token", boa_token), ("eoa_token", eoa_token)):
             if token not in vocabulary:
                 raise ValueError(
@@ -89,12 +117,20 @@ class SeamProcessor(ProcessorMixin):
     ) -> "SeamProcessor":
         """Load a processor as transformers does, but raise a `ValueError` that names the file when one is damaged."""
         kwargs.pop("dtype", None)  # pipelines pass the model's; the tokenizer would save it
+        if __name__ == "seam.processing_seam":  # or transformers would ask on the terminal whether to run unknown code
+            importlib.import_module("seam.configuration_seam")
         hub = {key: kwargs[key] for key in HUB_ARGUMENTS if kwargs.get(key) is not None}
+        _check_features(pretrained_model_name_or_path, hub)
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except Exception as error:
             _raise_for_damage(pretrained_model_name_or_path, hub, error)
-            raise
+            if isinstance(error, ValueError | OSError | ImportError):
+                raise
+            raise ValueError(  # whatever transformers says of settings of another type
+                f"{pretrained_model_name_or_path}: processor_config.json or tokenizer_config.json describes no "
+                f"processor: {' '.join(str(error).split()) or type(error).__name__}."
+            ) from error
 
     @classmethod
     def from_backbones(cls, encoder: str, llm: str, **kwargs: Any) -> "SeamProcessor":
@@ -254,18 +290,22 @@ class SeamProcessor(ProcessorMixin):
                 audio follows it.
 
         Raises:
-            ValueError: the prompt has more than one audio token, or the chat template drops it.
+            ValueError: the prompt has more than one audio token, the chat template drops it, or does not end.
         """
         instruction = self.instruction if instruction is None else instruction
         if self.audio_token not in instruction:
             instruction = f"{instruction}{self.audio_token}"
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": instruction}],
-            chat_template=self.chat_template,
-            add_generation_prompt=True,
-            tokenize=False,
-            enable_thinking=False,  # so that hybrid models answer at once; other templates ignore it
-        )
+
+        def render() -> str:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": instruction}],
+                chat_template=self.chat_template,
+                add_generation_prompt=True,
+                tokenize=False,
+                enable_thinking=False,  # so that hybrid models answer at once; other templates ignore it
+            )
+
+        text = _rendered(self.chat_template, render)
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if ids.count(self.audio_token_id) != 1:
             raise ValueError(
@@ -386,6 +426,91 @@ class SeamProcessor(ProcessorMixin):
 
     def _without_leading_space(self, text: str) -> str:
         return text.removeprefix(" ") if self.leading_space else text
+
+
+def _check_features(name: str | Path, hub: dict[str, Any]) -> None:
+    """Raise `ValueError` for features of sizes beyond any model, for which tables would be computed at once."""
+    for file in ("processor_config.json", "preprocessor_config.json"):
+        path = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **hub,
+        )
+        if path is None:
+            continue
+        try:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # damaged, which has its own message
+        features = settings.get("feature_extractor", settings) if isinstance(settings, dict) else {}
+        for field, most in MOST_FEATURES.items():
+            value = features.get(field) if isinstance(features, dict) else None
+            if value is not None and not (type(value) in (int, float) and 0 < value <= most):
+                raise ValueError(f"{path}: {field} is {str(value)[:40]}; accepted: above 0, up to {most}.")
+
+
+def _rendered(template: str | None, render: Callable[[], str]) -> str:
+    """
+    Return what a chat template writes.
+
+    The first time its steps are counted: one of an unknown checkpoint might never end. A power of numbers, which no
+    prompt needs, cannot be interrupted: it is refused before anything is computed.
+
+    Raises:
+        ValueError: when it does not end, or writes far more than a prompt.
+    """
+    if template in _TEMPLATES_THAT_END or not isinstance(template, str):
+        return render()
+    from jinja2 import Environment  # comes with torch; what renders templates imports it, too
+
+    endless = ValueError(
+        "chat_template.jinja does not end, or writes more than a prompt; accepted: up to "
+        f"{MOST_STEPS:,} steps and {MOST_CHARACTERS:,} characters, and no powers of numbers."
+    )
+    tokens = [(kind, value) for _, kind, value in Environment().lex(template) if kind != "whitespace"]
+    for before, (kind, value), after in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if kind == "operator" and (value == "**" or value == "*" and "string" in (before[0], after[0])):
+            raise endless
+    left, most_memory = MOST_STEPS, _peak_memory() + MOST_MEMORY
+
+    def step(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal left
+        left -= event == "line"
+        if left < 0 or _peak_memory() > most_memory:
+            raise _Endless
+        return step
+
+    def enter(frame: FrameType, event: str, _: Any) -> Any:
+        return step if frame.f_code.co_filename.endswith(RENDERING) else None
+
+    tracing = sys.gettrace()
+    sys.settrace(enter)
+    try:
+        text = render()
+    except (_Endless, MemoryError, OverflowError, RecursionError) as error:
+        raise endless from error
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the template does wrong
+        raise ValueError(f"chat_template.jinja cannot be rendered: {' '.join(str(error).split())}.") from error
+    finally:
+        sys.settrace(tracing)
+    if len(text) > MOST_CHARACTERS:
+        raise endless
+    _TEMPLATES_THAT_END.add(template)
+    return text
+
+
+def _peak_memory() -> int:
+    """Return the most memory that this process has had, in KiB on Linux; 0 where the system does not say."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+class _Endless(BaseException):
+    """Too many steps; no template catches it."""
 
 
 def transcript_ids(tokenizer: PreTrainedTokenizerBase, text: str, leading_space: bool = False) -> list[int]:

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreT
 from .backbones import LLM, check_nothing_lost, llm_options, load_backbone, load_embedding_table, load_llm_of
 from .building import SeamBuildingMixin
 from .saving import complete_save
+from .size_check import check_sizes
 from .weights import (
     HUB_ARGUMENTS,
     OLD_NAMES,
@@ -105,6 +106,8 @@ class SeamLoadingMixin(SeamBuildingMixin):
         check_generation_config(name, **hub)
         stored = read_stored(weight_files(name, **hub))
         checkpoint = Checkpoint(name, hub, saved, stored)
+        if kwargs.get("key_mapping") is None and getattr(saved, "quantization_config", None) is None:
+            check_sizes(cls, checkpoint)
         info: dict[str, Any] = {}
         if saved.light_checkpoint:
             model = cls._load_light(checkpoint, {"encoder": encoder, "llm": llm}, llm_dtype, kwargs)

@@ -34,6 +34,7 @@ from .aligner_decoding import greedy_alignment as greedy_alignment
 from .fast_matmul import skinny_matmul as skinny_matmul
 from .generation_io import SeamGenerateOutput as SeamGenerateOutput
 from .pipeline import SeamPipeline as SeamPipeline
+from .size_check import check_sizes as check_sizes
 from .speculative import DraftedBatch as DraftedBatch
 from .weights import weight_files as weight_files
 

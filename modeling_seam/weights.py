@@ -20,6 +20,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file, logging
 
 logger = logging.get_logger(__name__)
@@ -84,6 +85,11 @@ def check_generation_config(name: str | Path, **hub) -> None:
         damaged = True
     if damaged:
         raise ValueError(f"{file} is damaged: it is not a JSON object.")
+    if file is not None:
+        try:
+            GenerationConfig.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+            raise ValueError(f"{file} is damaged: a setting is of another type ({error}).") from error
 
 
 def _find(name: str | Path, file: str, **hub) -> Path | None:
