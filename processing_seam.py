@@ -452,7 +452,7 @@ def _check_features(name: str | Path, hub: dict[str, Any]) -> None:
                 raise ValueError(f"{path}: {field} is {str(value)[:40]}; accepted: above 0, up to {most}.")
 
 
-def _rendered(template: str | None, render: Callable[[], str]) -> str:
+def _rendered(template: Any, render: Callable[[], str]) -> str:
     """
     Return what a chat template writes.
 
