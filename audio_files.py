@@ -181,7 +181,7 @@ def _decode_with_pyav(source: Path | bytes, name: str, reason: str, cut: str) ->
         ) from None
     blocks, rate = [], 0
     try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        with av.open(io.BytesIO(source) if isinstance(source, bytes) else str(source), mode="r") as container:
             track = next(iter(container.streams.audio), None)
             if track is None:
                 raise ValueError(f"{name} cannot be read as audio: {reason}; PyAV finds no audio track.")

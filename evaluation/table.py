@@ -51,7 +51,7 @@ def notes(wer: dict[str, dict[str, float]]) -> list[str]:
         return f"{what}: word error rate " + "; ".join(found) + "."
 
     return [
-        verdict("The LLM after Stage 3, against Stage 1", "stage1", "full-noftg"),
+        verdict("The LLM, given Stage 1's first token, against Stage 1", "stage1", "full"),
         verdict("First Token Guidance", "full-noftg", "full"),
     ]
 
