@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
+from huggingface_hub.utils import get_session
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ STATED_LENGTH = re.compile(
 )
 UNKNOWN_LENGTH = 0x7FFFF000
 COUNTED_HEADER = 64  # bytes
+DOWNLOAD_SECONDS = 30
 OGG_CUT = re.compile(r"end-of-stream|junk after the last page", re.IGNORECASE)
 AFTER_DATA = re.compile(r"^data : (\d+)\n\*\*\* Unknown chunk marker", re.MULTILINE)
 SPHERE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
@@ -207,6 +209,39 @@ def _magic(source: Path | bytes) -> bytes:
         return source[:4]
     with source.open("rb") as binary:
         return binary.read(4)
+
+
+def download(url: str) -> bytes:
+    """Return the content behind a URL; offline mode is kept."""
+    try:
+        response = get_session().get(url, timeout=DOWNLOAD_SECONDS)
+        response.raise_for_status()
+    except Exception as error:  # of requests or httpx, by the version of huggingface_hub
+        raise ValueError(f"{url} cannot be downloaded: {error}") from error
+    return response.content
+
+
+def is_mapping(source: Any) -> bool:
+    """Return whether a source has named parts: a dict, or the decoder that `datasets` gives for a recording."""
+    return isinstance(source, Mapping) or type(source).__name__ == "AudioDecoder"
+
+
+def named_content(source: Any, name: str) -> tuple[Any, Any]:
+    """Return the audio of a dict and its sampling rate, which is `None` for an audio file."""
+    if not isinstance(source, Mapping):
+        return source["array"], source["sampling_rate"]
+    for key in ("array", "raw"):
+        if source.get(key) is not None:
+            if source.get("sampling_rate") is None:
+                raise ValueError(f"{name} has {key!r}, but no 'sampling_rate'.")
+            return source[key], source["sampling_rate"]
+    for key in ("bytes", "path"):
+        if source.get(key) is not None:
+            return source[key], None
+    raise ValueError(
+        f"{name} has the keys {', '.join(map(repr, source)) or 'none'}; accepted: 'array' or 'raw' with "
+        "'sampling_rate', 'bytes', 'path'."
+    )
 
 
 def content_of(file: BinaryIO, name: str) -> bytes:

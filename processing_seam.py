@@ -16,11 +16,10 @@ from typing import Any
 import librosa
 import numpy as np
 import torch
-from huggingface_hub.utils import get_session
 from transformers import AutoFeatureExtractor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import cached_file
 
-from .audio_files import checked_rate, content_of, decode, waveform_of
+from .audio_files import checked_rate, content_of, decode, download, is_mapping, named_content, waveform_of
 
 try:
     import resource
@@ -33,7 +32,6 @@ DEFAULT_INSTRUCTION = "Transcribe the following audio:"  # Section 3.5
 # Long audio is cut in the last part of a window, in the middle of the quietest interval of this length.
 CUT_SEARCH_SHARE = 0.4
 CUT_INTERVAL_SECONDS = 0.1
-DOWNLOAD_SECONDS = 30
 # As vocabularies of SentencePiece and byte-level ones spell it.
 SPACES = ("\u2581", "\u0120")
 
@@ -235,10 +233,10 @@ class SeamProcessor(ProcessorMixin):
         if isinstance(getattr(source, "name", None), str) and hasattr(source, "read"):
             name = source.name
         if isinstance(source, str) and source.startswith(("http://", "https://")):
-            source = _download(source)
-        audio, is_dict = source, _is_mapping(source)
+            source = download(source)
+        audio, is_dict = source, is_mapping(source)
         if is_dict:
-            audio, sampling_rate = _content(source, name)
+            audio, sampling_rate = named_content(source, name)
         if hasattr(audio, "read"):
             audio = content_of(audio, name)
         if isinstance(audio, (str, Path, bytes)):
@@ -548,39 +546,6 @@ def _check_keywords(given: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(ALIASES.get(name, name), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(known)}."
             raise TypeError(f"SeamProcessor got an unexpected keyword {name!r}; {hint}")
-
-
-def _download(url: str) -> bytes:
-    """Return the content behind a URL; offline mode is kept."""
-    try:
-        response = get_session().get(url, timeout=DOWNLOAD_SECONDS)
-        response.raise_for_status()
-    except Exception as error:  # of requests or httpx, by the version of huggingface_hub
-        raise ValueError(f"{url} cannot be downloaded: {error}") from error
-    return response.content
-
-
-def _is_mapping(source: Any) -> bool:
-    """Return whether a source has named parts: a dict, or the decoder that `datasets` gives for a recording."""
-    return isinstance(source, Mapping) or type(source).__name__ == "AudioDecoder"
-
-
-def _content(source: Any, name: str) -> tuple[Any, Any]:
-    """Return the audio of a dict and its sampling rate, which is `None` for an audio file."""
-    if not isinstance(source, Mapping):
-        return source["array"], source["sampling_rate"]
-    for key in ("array", "raw"):
-        if source.get(key) is not None:
-            if source.get("sampling_rate") is None:
-                raise ValueError(f"{name} has {key!r}, but no 'sampling_rate'.")
-            return source[key], source["sampling_rate"]
-    for key in ("bytes", "path"):
-        if source.get(key) is not None:
-            return source[key], None
-    raise ValueError(
-        f"{name} has the keys {', '.join(map(repr, source)) or 'none'}; accepted: 'array' or 'raw' with "
-        "'sampling_rate', 'bytes', 'path'."
-    )
 
 
 def _listed(audio: Any) -> Sequence[AudioSource]:

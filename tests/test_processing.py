@@ -123,7 +123,7 @@ def test_a_source_without_what_it_needs_is_refused(processor, source, reason, mo
     def offline():
         raise ConnectionError("offline")
 
-    monkeypatch.setattr("seam.processing_seam.get_session", offline)
+    monkeypatch.setattr("seam.audio_files.get_session", offline)
     with pytest.raises(ValueError, match=re.escape(reason)):
         processor.load_audio(source)
 
