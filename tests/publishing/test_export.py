@@ -124,7 +124,7 @@ def test_peft_loads_the_adapter(checkpoint, backbones, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"light": True}, "backbones of the Hub"),
+        ({"light": True}, "name its backbones by --encoder ID and --llm ID"),
         ({"light": True, "merge": True}, "choose one"),
         ({"light": True, "encoder": "a/b"}, "name both"),
     ],
