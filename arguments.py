@@ -76,6 +76,7 @@ def recordings(names: list[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: for a folder or a pattern without audio, and where no file exists at all.
+        ValueError: for a single file that is not audio.
     """
     from seam.audio_files import AUDIO_SUFFIXES
 
@@ -96,6 +97,8 @@ def recordings(names: list[str]) -> list[str]:
             found.append(name)
     if not any(one == "-" or one.startswith(("http://", "https://")) or Path(one).exists() for one in found):
         raise FileNotFoundError(f"{found[0]}: no such audio file.")
+    if len(found) == 1 and Path(found[0]).is_file():
+        check_audio(Path(found[0]))
     return found
 
 

@@ -323,7 +323,7 @@ def _check_counts(values: dict, names: str = "") -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             _check_counts(value, f"{names}{name}.")
-        elif ("layers" in name or name == "num_labels") and isinstance(value, int) and value > MOST_LAYERS:
+        elif ("layers" in str(name) or name == "num_labels") and isinstance(value, int) and value > MOST_LAYERS:
             raise ValueError(f"config.json: {names}{name} is {value}; accepted: up to {MOST_LAYERS}.")
 
 

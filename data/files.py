@@ -29,11 +29,15 @@ def recipe_file(path: str | Path) -> Path:
     return shipped if not Path(path).is_file() and shipped.is_file() else Path(path)
 
 
-def check_path(name: str) -> None:
+def check_path(name: str, what: str = "the checkpoint") -> None:
     """
-    Check the name of a checkpoint or a backbone that is no folder: is it a mistyped path, or a Hub id?
+    Check a name that is no folder: is it a mistyped path, or a Hub id?
 
     A name that begins as a path does, or with a folder that is here, or has more than one slash is a path.
+
+    Args:
+        name: of a checkpoint or a backbone.
+        what: it names.
 
     Raises:
         FileNotFoundError: for a path, naming the nearest folder.
@@ -46,7 +50,8 @@ def check_path(name: str) -> None:
         return
     beside = [str(one) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(str(path), beside, n=1)
-    raise FileNotFoundError(f"{name}: no such folder" + (f"; did you mean {close[0]}?" if close else "."))
+    hint = f"; did you mean {close[0]}?" if close else "."
+    raise FileNotFoundError(f"cannot load {what} {name!r}: no such folder{hint}")
 
 
 @contextmanager

@@ -196,4 +196,5 @@ def complete_save(folder: Path) -> bool:
 
 def export_folder(target: Path, ending: str) -> Path:
     """Return where an export lays down what is to replace the target (`NEW`), and what it replaces (`OLD`)."""
+    target = Path(os.path.abspath(target))  # `.` has no name
     return target.with_name(f".{target.name}{ending}")

@@ -217,7 +217,7 @@ def lora_parameters(model: SeamForSpeechRecognition) -> list[torch.nn.Parameter]
 
 def _check_backbone(role: str, name: str) -> None:
     """Raise an error for a mistyped path, and for a SEAM checkpoint in the place of one of its backbones."""
-    check_path(name)
+    check_path(name, f"the {role}")
     file = Path(name, "config.json")
     if file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") == "seam":
         raise RecipeError(

@@ -95,7 +95,9 @@ def test_a_mistyped_path_is_no_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints" / "tiny").mkdir(parents=True)
     for name in ("checkpoints/tinny", "./checkpoints/tinny"):
-        with pytest.raises(FileNotFoundError, match=f"{name}: no such folder; did you mean checkpoints/tiny"):
+        with pytest.raises(
+            FileNotFoundError, match=f"the checkpoint '{name}': no such folder; did you mean checkpoints/tiny"
+        ):
             check_path(name)
     for name in ("/nowhere/tiny", "runs/a/b", "~/model"):
         with pytest.raises(FileNotFoundError, match="no such folder.$"):

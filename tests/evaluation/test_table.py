@@ -17,7 +17,7 @@ WER = {
 
 def test_notes_say_where_a_step_helps_and_where_not():
     llm, guidance = notes(WER)
-    assert "lower on other (-10.0)" in llm and "equal on seen" in llm
+    assert "lower on other (-10.0)" in llm and "higher on seen (+0.5)" in llm
     assert "higher on seen (+0.5)" in guidance and "equal on other" in guidance
 
 
