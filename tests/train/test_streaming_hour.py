@@ -1,4 +1,4 @@
-"""An hour of real recordings streams through Stage 1: memory stays constant, and damaged recordings are skipped."""
+"""Half an hour of recordings streams through Stage 1, four times: memory stays constant, damaged ones are skipped."""
 
 import json
 import math
@@ -47,8 +47,8 @@ class Memory(TrainerCallback):
 
 @pytest.mark.slow
 def test_memory_stays_flat(long_backbones, shared, tmp_path, monkeypatch):
-    recordings = read_manifest(shared / "speech")
-    assert sum(one.duration for one in recordings) > 3600
+    recordings = read_manifest(shared / "speech")[::2]
+    assert sum(one.duration for one in recordings) > 1700
     too_long = [one for one in recordings if one.duration > 30]
     (tmp_path / "broken.flac").write_bytes(recordings[0].audio.read_bytes()[:100])
     broken = Utterance(tmp_path / "broken.flac", "broken", 1.0)
