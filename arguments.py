@@ -60,9 +60,17 @@ def checked(check: Callable) -> Callable:
 
 
 def check_audio(path: Path) -> None:
-    """Raise an error unless `path` is an audio file."""
-    from seam.audio_files import decode
+    """Raise an error unless `path` is an audio file, by its header where libsndfile reads that; a pipe is read once."""
+    from seam.audio_files import UNREADABLE, decode, opened
 
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return
+    try:
+        if path.is_file():
+            with opened(path):
+                return
+    except UNREADABLE:
+        pass  # another decoder may read it, or say why not
     decode(path, str(path))
 
 

@@ -40,6 +40,8 @@ SPHERE_COUNT = re.compile(rb"^sample_count -i (\d+)", re.MULTILINE)
 AUDIO_SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {".opus", ".m4a", ".mp4", ".webm"}
 # Files that begin so are libsndfile's: what it does not read of them is damaged. Cut FLAC it does not read, PyAV does.
 MAGICS = {b"RIFF", b"RF64", b"riff", b"FORM", b".snd", b"NIST", b"caff", b"OggS"}
+# What libsndfile and its binding raise for what they cannot read.
+UNREADABLE = (soundfile.SoundFileError, TypeError, MemoryError, OverflowError)
 MP3_FRAME = 576  # samples of the shortest frame
 READABLE = "WAV, FLAC, MP3, OGG, Opus, AIFF, AU, CAF, W64 and NIST SPHERE"
 
@@ -84,7 +86,7 @@ def decode(source: str | Path | bytes, name: str) -> Decoded:
     try:
         with opened(source) as file:
             return _read(file, name)
-    except (soundfile.SoundFileError, TypeError, MemoryError, OverflowError) as error:
+    except UNREADABLE as error:
         reason = getattr(error, "error_string", str(error)).rstrip(".")
         magic = _magic(source)
         if magic in MAGICS:
